@@ -1,0 +1,1 @@
+"""The trace: extents of page-table entries, the ground that capture, teardown and report stand on."""

@@ -1,0 +1,327 @@
+"""A trace as a Parquet file: reading, writing, metadata.
+
+Metadata are the key-value pairs of the Parquet footer, so that any Parquet reader shows them; values
+that are not text are JSON. The Arrow schema is left out of the file on purpose: pairs that are known
+only when the last row is written would otherwise be invisible to `pyarrow.parquet.read_table()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replay.errors import ReplayError, TraceError
+from replay.trace.schema import FORMAT_VERSION, SCHEMA
+
+ROW_GROUP_ROWS: Final = 1 << 18
+
+DELTA_COLUMNS: Final = ("vpn", "pfn", "folio", "vma_start")
+"""Columns that grow along the file: stored as differences, the rest as dictionaries."""
+
+TEXT_COLUMNS: Final = tuple(name for name, dtype in SCHEMA.items() if dtype == pl.Categorical)
+
+
+@dataclasses.dataclass(frozen=True)
+class AddressSpace:
+    """What is known of one address space beside its extents; figures in pages.
+
+    `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture.
+    """
+
+    pid: int
+    comm: str
+    page_tables: int
+    rss_anon: int = 0
+    rss_file: int = 0
+    rss_shmem: int = 0
+    swap: int = 0
+    hugetlb: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """How and where a trace was taken.
+
+    `mode`: `live` or `exit`. `held`: how the process was kept still (`ptrace`, `cgroup`, `none`).
+    `pmd`: whether PMD mappings are `known` (PAGEMAP_SCAN, or smaps totals that leave one reading) or
+    `unknown`. `mapcounts`: `precise`, `average` (CONFIG_NO_PAGE_MAPCOUNT) or `unknown`. `dirty`:
+    `known` or `inferred` by the rule (not anonymous, VMA shared and writable, folio dirty).
+    `changed_entries`: pagemap entries that a second look found changed.
+    """
+
+    address_spaces: tuple[AddressSpace, ...]
+    kernel_release: str = ""
+    architecture: str = "x86_64"
+    page_size: int = 4096
+    captured_at: str = ""
+    mode: str = "live"
+    held: str = "none"
+    pmd: str = "known"
+    mapcounts: str = "precise"
+    dirty: str = "inferred"
+    changed_entries: int = 0
+    redacted: bool = False
+    thp: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tool_version: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Extents (`frame`, columns of `schema.SCHEMA`) and what is known beside them (`meta`)."""
+
+    frame: pl.DataFrame
+    meta: Metadata
+    name: str = ""
+
+    def write(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the trace to `path`, whole or not at all; an existing file only with `force`."""
+        with open_writer(path, force=force) as writer:
+            writer.append(self.frame)
+            writer.meta = self.meta
+        return Path(path)
+
+
+def encode_metadata(meta: Metadata) -> dict[str, str]:
+    """Key-value pairs of the Parquet footer."""
+    pairs = {}
+    for field in dataclasses.fields(meta):
+        value = getattr(meta, field.name)
+        if field.name == "address_spaces":
+            value = [dataclasses.asdict(space) for space in value]
+        pairs[field.name] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return pairs
+
+
+def decode_metadata(pairs: Mapping[str, str], path: Path) -> Metadata:
+    """Footer pairs -> `Metadata`; `TraceError` where one is missing or makes no sense."""
+    version = pairs.get("format_version")
+    if version is None:
+        raise TraceError(f"{path} is a Parquet file but not a trace: make one with 'replay capture PID'")
+    if version != str(FORMAT_VERSION):
+        raise TraceError(
+            f"{path} is a trace of format version {version}, this replay reads version {FORMAT_VERSION}: "
+            "capture it again, or use the replay that wrote it"
+        )
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Metadata):
+        if field.name not in pairs:
+            raise TraceError(
+                f"{path}: metadata '{field.name}' is missing: the trace is damaged, capture it again"
+            )
+        text = pairs[field.name]
+        try:
+            values[field.name] = text if field.type == "str" else json.loads(text)
+            if field.name == "address_spaces":
+                values[field.name] = tuple(_address_space(item) for item in values[field.name])
+            elif not isinstance(values[field.name], _JSON_TYPES.get(str(field.type), object)):
+                raise TypeError(f"expected {field.type}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise TraceError(
+                f"{path}: metadata '{field.name}' is not valid ({error}): the trace is damaged, capture it again"
+            ) from None
+    return Metadata(**values)
+
+
+_JSON_TYPES: Final[dict[str, type]] = {"int": int, "bool": bool, "str": str, "Mapping[str, str]": dict}
+
+
+def _address_space(item: dict[str, Any]) -> AddressSpace:
+    space = AddressSpace(**item)
+    for field in dataclasses.fields(space):
+        value = getattr(space, field.name)
+        if field.name == "comm":
+            if not isinstance(value, str):
+                raise TypeError("comm is not text")
+        elif not isinstance(value, int) or not 0 <= value < 1 << 52:
+            raise ValueError(f"{field.name} = {value!r} of pid {item.get('pid')}")
+    return space
+
+
+class TraceWriter:
+    """Appends row groups to a trace under way; `meta` must be set before it is closed."""
+
+    def __init__(self, file: Any) -> None:
+        self.meta: Metadata | None = None
+        self._parquet = pq.ParquetWriter(
+            file,
+            ARROW_SCHEMA,
+            store_schema=False,
+            compression="zstd",
+            use_dictionary=[
+                name for name in SCHEMA if name not in DELTA_COLUMNS and SCHEMA[name] != pl.Boolean
+            ],
+            column_encoding={name: "DELTA_BINARY_PACKED" for name in DELTA_COLUMNS},
+            write_statistics=["mm", "vpn"],
+        )
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Write extents (columns of `SCHEMA`); at most `ROW_GROUP_ROWS` of them to a row group."""
+        table = frame.select(SCHEMA).to_arrow().cast(ARROW_SCHEMA)
+        self._parquet.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+    def close(self) -> None:
+        """Write the footer."""
+        if self.meta is None:
+            raise ValueError("metadata were not set")
+        self._parquet.add_key_value_metadata(encode_metadata(self.meta))
+        self._parquet.close()
+
+
+def _arrow_type(dtype: pl.DataType) -> pa.DataType:
+    if dtype == pl.Categorical:
+        return pa.dictionary(pa.uint32(), pa.large_string())
+    return pl.Series([], dtype=dtype).to_arrow().type
+
+
+ARROW_SCHEMA: Final = pa.schema([(name, _arrow_type(dtype)) for name, dtype in SCHEMA.items()])
+
+
+@contextlib.contextmanager
+def open_writer(path: str | Path, *, force: bool = False) -> Iterator[TraceWriter]:
+    """Write a trace to `path` in pieces: the file appears, whole, when the block ends without an error."""
+    with whole_file(path, force=force) as file:
+        writer = TraceWriter(file)
+        yield writer
+        writer.close()
+
+
+class whole_file:  # noqa: N801 - used like a function
+    """Context manager: a binary file, readable by its owner only, that appears at `path` whole or not at all."""
+
+    def __init__(self, path: str | Path, *, force: bool = False) -> None:
+        self.path = Path(path)
+        self.force = force
+        if self.path.is_dir():
+            raise ReplayError(f"cannot write {path}: it is a folder: name a file in it")
+        if self.path.exists() and not force:
+            raise ReplayError(f"{path} exists: choose another name with -o, or overwrite it with --force")
+
+    def __enter__(self) -> Any:
+        self.partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            self.file = os.fdopen(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b")
+        except OSError as error:
+            raise ReplayError(f"cannot write {self.path}: {error.strerror}") from None
+        return self.file
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+                if not self.force and self.path.exists():
+                    raise ReplayError(
+                        f"{self.path} was made by someone else meanwhile: choose another name with -o"
+                    )
+                self.partial.rename(self.path)
+        except OSError as failure:
+            raise ReplayError(f"cannot write {self.path}: {failure.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                self.file.close()
+            self.partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ReplayError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
+
+
+def read(path: str | Path) -> Trace:
+    """Read and check a trace.
+
+    Raises `TraceError` for what is not a trace, is cut, has another version, lacks a column, has one of
+    a wrong type, or says something impossible (see `check.check_frame`).
+    """
+    from replay.trace.check import check_frame
+
+    path = Path(path)
+    parquet = _open(path)
+    meta = read_metadata(path, parquet)
+    _check_columns(parquet.schema_arrow, path)
+    try:
+        table = parquet.read(columns=list(SCHEMA))
+    except (pa.ArrowException, OSError) as error:
+        raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
+    nulls = [name for name in SCHEMA if table.column(name).null_count]
+    if nulls:
+        raise TraceError(
+            f"{path}: column '{nulls[0]}' has empty values: the trace is damaged, capture it again"
+        )
+    frame = pl.DataFrame(pl.from_arrow(table)).cast(SCHEMA)  # type: ignore[arg-type]
+    check_frame(frame, meta, str(path))
+    return Trace(frame, meta, path.stem)
+
+
+def read_metadata(path: Path, parquet: Any = None) -> Metadata:
+    """The metadata of a trace, without its rows."""
+    parquet = _open(path) if parquet is None else parquet
+    pairs = {key.decode(): value.decode() for key, value in (parquet.metadata.metadata or {}).items()}
+    return decode_metadata(pairs, path)
+
+
+def _open(path: Path) -> Any:
+    if path.is_dir():
+        raise TraceError(f"{path} is a folder: name a trace file in it")
+    try:
+        return pq.ParquetFile(path, read_dictionary=list(TEXT_COLUMNS))
+    except FileNotFoundError:
+        raise TraceError(f"no such file: {path}") from None
+    except PermissionError:
+        raise TraceError(f"no right to read {path}: traces are readable by their owner only") from None
+    except (pa.ArrowException, OSError) as error:
+        if path.stat().st_size == 0:
+            raise TraceError(f"{path} is empty: capture it again") from None
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic == b"PAR1":
+            raise TraceError(f"{path} is a cut or damaged Parquet file: capture or copy it again") from None
+        raise TraceError(
+            f"{path} is not a Parquet file ({_first_line(error)}): give a trace made by 'replay capture'"
+        ) from None
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    for name, dtype in SCHEMA.items():
+        if name not in schema.names:
+            raise TraceError(f"{path}: column '{name}' is missing: the trace is damaged, capture it again")
+        found = schema.field(name).type
+        value = found.value_type if pa.types.is_dictionary(found) else found
+        if dtype == pl.Categorical:
+            right = (
+                pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+            )
+        else:
+            right = value == ARROW_SCHEMA.field(name).type
+        if not right:
+            wanted = "text" if dtype == pl.Categorical else ARROW_SCHEMA.field(name).type
+            raise TraceError(
+                f"{path}: column '{name}' is {found}, expected {wanted}: the trace is damaged, capture it again"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def concat(traces: Sequence[Trace]) -> Trace:
+    """Several traces as one: address spaces numbered on, metadata of the first."""
+    frames: list[pl.DataFrame] = []
+    spaces: list[AddressSpace] = []
+    for trace in traces:
+        frames.append(trace.frame.with_columns((pl.col("mm") + len(spaces)).cast(pl.UInt32)))
+        spaces.extend(trace.meta.address_spaces)
+    meta = dataclasses.replace(traces[0].meta, address_spaces=tuple(spaces))
+    return Trace(pl.concat(frames), meta, traces[0].name)
