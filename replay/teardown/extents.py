@@ -1,0 +1,96 @@
+"""Extents of one address space as plain arrays: the kernel's words decoded, once, at the edge of the teardown."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from replay.trace.file import AddressSpace, Metadata
+from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPCACHE, bit
+from replay.trace.schema import KINDS, PMD, SPECIAL, ptes_per_table
+
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+class Extents(NamedTuple):
+    """Extents of one address space in address order; all arrays of shape (n,), int64 or bool.
+
+    `table_end` is the page number behind the part of the VMA under the extent's PMD entry: with
+    `vma`, it tells the page-table pages apart. The other names are those of the trace.
+    """
+
+    vma: I64
+    table_end: I64
+    vpn: I64
+    pages: I64
+    kind: I64
+    pfn: I64
+    mapcount: I64
+    own: I64
+    folio: I64
+    order: I64
+    folio_mapped: I64
+    folio_mapcount: I64
+    anon: Bool
+    swapcache: Bool
+    hugetlb: Bool
+    uffd_wp: Bool
+    dirty: Bool
+
+
+def decode(frame: pl.DataFrame, page_size: int) -> Extents:
+    """Rows of a trace that belong to one address space -> `Extents`."""
+
+    def integers(expression: pl.Expr | str) -> I64:
+        return np.array(
+            frame.select(pl.col(expression) if isinstance(expression, str) else expression), np.int64
+        )[:, 0].copy()
+
+    def flag(number: int) -> Bool:
+        return np.array((frame["kpageflags"].to_numpy() & np.uint64(bit(number))) != 0)
+
+    def bools(name: str) -> Bool:
+        return np.array(frame[name].to_numpy(), np.bool_)
+
+    entries = ptes_per_table(page_size)
+    vpn = integers("vpn")
+    vma_end = integers(pl.col("vma_start") + pl.col("vma_pages"))
+    kinds = frame["kind"].cast(pl.String)
+    return Extents(
+        vma=integers("vma"),
+        table_end=np.minimum((vpn // entries + 1) * entries, vma_end),
+        vpn=vpn,
+        pages=integers("pages"),
+        kind=np.array(kinds.replace_strict(list(KINDS), range(len(KINDS)), return_dtype=pl.Int64).to_numpy()),
+        pfn=integers("pfn"),
+        mapcount=integers("mapcount"),
+        own=integers("own"),
+        folio=integers("folio"),
+        order=integers("order"),
+        folio_mapped=integers("folio_mapped"),
+        folio_mapcount=integers("folio_mapcount"),
+        anon=flag(KPF_ANON),
+        swapcache=flag(KPF_SWAPCACHE) & flag(KPF_ANON),
+        hugetlb=flag(KPF_HUGE) | np.array((kinds == "hugetlb").to_numpy()),
+        uffd_wp=bools("uffd_wp"),
+        dirty=bools("dirty") & ~flag(KPF_ANON),
+    )
+
+
+def page_tables(extents: Extents, space: AddressSpace, meta: Metadata) -> int:
+    """Page-table pages that free_pgtables() finds: VmPTE less the tables deposited under anonymous PMD entries.
+
+    A deposited table is freed with its PMD entry (zap_deposited_table()); the huge zero page has one too.
+    """
+    entries = ptes_per_table(meta.page_size)
+    deposited = huge_zero(extents, entries) | ((extents.kind == PMD) & extents.anon)
+    return max(space.page_tables - int(np.count_nonzero(deposited & (extents.vpn % entries == 0))), 0)
+
+
+def huge_zero(extents: Extents, entries: int) -> Bool:
+    """Extents that map the huge zero page: one PMD entry each."""
+    return (extents.kind == SPECIAL) & (extents.order > 0) & (extents.pages == entries)
