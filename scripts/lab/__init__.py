@@ -1,0 +1,1 @@
+"""The kernel lab: kernels booted in QEMU to check the replay's counts against what real kernels do."""

@@ -1,0 +1,49 @@
+/* Parts of the guest's init: the output stream, the page-table reader, the tracer, the collector. */
+#ifndef LAB_H
+#define LAB_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#define PAGE 4096UL
+#define TRACING "/sys/kernel/tracing/"
+
+/* A growing memory buffer. */
+struct blob {
+    char *data;
+    size_t size, room;
+};
+
+void blob_add(struct blob *blob, const void *data, size_t size);
+void blob_read(struct blob *blob, const char *path); /* appends a whole file; nothing if it cannot be read */
+void blob_free(struct blob *blob);
+
+/* The output disk, written as one ustar archive. */
+void stream_open(const char *device);
+void stream_member(const char *folder, const char *name, const void *data, size_t size);
+void stream_file(const char *folder, const char *name, const char *path);
+void stream_close(void);
+
+/* Small helpers. */
+void die(const char *what) __attribute__((noreturn));
+int write_text(const char *path, const char *text); /* 0, or an errno */
+
+/* kprobe events and tracepoints. */
+void trace_setup(const char *probes, struct blob *log);
+void trace_start(void);
+void trace_stop(struct blob *raw, struct blob *stats);
+uint64_t trace_mm_of(pid_t pid); /* kernel address of the mm_struct, 0 if it cannot be known */
+
+/* Leaf entries of the page tables of one process, read from /proc/kcore. */
+struct leaf {
+    uint64_t where; /* virtual page number; bits 60.. hold the level: 1 PTE, 2 PMD, 3 PUD */
+    uint64_t entry; /* the raw entry */
+};
+void leaves_read(uint64_t mm, const struct blob *pagemap, struct blob *leaves);
+
+/* One case: run it, catch it at its exit, dump it, let it go under the tracer. */
+void collect(const char *name, const char *spec);
+
+#endif

@@ -1,0 +1,144 @@
+/*
+ * The page tables of a stopped process, read through /proc/kcore: procfs shows neither the dirty bit of an
+ * entry nor, before Linux 6.7, which entries are PMD entries.
+ *
+ * Four-level x86-64 page tables without KASLR are assumed (the lab boots with la57=off and nokaslr). The offset
+ * of mm->pgd differs between kernels, so it is not assumed: the word of the mm_struct is taken whose page
+ * tables give the same page frames as /proc/PID/pagemap.
+ */
+#define _GNU_SOURCE
+#include "lab.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DIRECT_MAP 0xffff888000000000UL
+#define ENTRIES 512
+#define PRESENT 1UL
+#define PSE (1UL << 7)
+#define PROT_NONE_BIT (1UL << 8) /* a PROT_NONE entry has this bit instead of PRESENT */
+#define FRAME 0x000ffffffffff000UL
+#define MM_WORDS 256
+
+static int kcore = -1;
+static Elf64_Phdr *segments;
+static int segment_count;
+
+static void kcore_open(void)
+{
+    Elf64_Ehdr header;
+
+    kcore = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
+    if (kcore < 0 || pread(kcore, &header, sizeof(header), 0) != sizeof(header))
+        die("/proc/kcore");
+    segment_count = header.e_phnum;
+    segments = calloc(segment_count, sizeof(*segments));
+    if (pread(kcore, segments, segment_count * sizeof(*segments), header.e_phoff) < 0)
+        die("/proc/kcore headers");
+}
+
+static int kernel_read(uint64_t address, void *to, size_t size)
+{
+    if (kcore < 0)
+        kcore_open();
+    for (int i = 0; i < segment_count; i++) {
+        const Elf64_Phdr *s = &segments[i];
+
+        if (s->p_type == PT_LOAD && address >= s->p_vaddr && address + size <= s->p_vaddr + s->p_memsz)
+            return pread(kcore, to, size, s->p_offset + (address - s->p_vaddr)) == (ssize_t)size;
+    }
+    return 0;
+}
+
+static int table_read(uint64_t entry, uint64_t *table)
+{
+    return kernel_read(DIRECT_MAP + (entry & FRAME), table, PAGE);
+}
+
+static int is_leaf(uint64_t entry, int level)
+{
+    return level == 1 || (level < 4 && (!(entry & PRESENT) || (entry & PSE)));
+}
+
+/* Appends the leaves of one table (level 4 = PGD) that lie in pages [from, to). */
+static void walk(uint64_t entry, int level, uint64_t base, uint64_t from, uint64_t to, struct blob *leaves)
+{
+    uint64_t table[ENTRIES], span = 1UL << (9 * (level - 1));
+
+    if (!table_read(entry, table))
+        return;
+    for (int i = 0; i < ENTRIES; i++) {
+        uint64_t vpn = base + i * span;
+
+        if (vpn + span <= from || vpn >= to || !table[i])
+            continue;
+        if (is_leaf(table[i], level)) {
+            struct leaf leaf = {vpn | (uint64_t)level << 60, table[i]};
+
+            blob_add(leaves, &leaf, sizeof(leaf));
+        } else if (table[i] & PRESENT) {
+            walk(table[i], level - 1, vpn, from, to, leaves);
+        }
+    }
+}
+
+/* The page frame that page tables give for vpn, 0 for none. */
+static uint64_t frame_of(uint64_t pgd, uint64_t vpn)
+{
+    uint64_t entry = pgd, table[ENTRIES];
+
+    for (int level = 4; level >= 1; level--) {
+        if (!table_read(entry, table))
+            return 0;
+        entry = table[(vpn >> (9 * (level - 1))) & (ENTRIES - 1)];
+        if (is_leaf(entry, level)) {
+            if (!(entry & (PRESENT | PROT_NONE_BIT)))
+                return 0;
+            if (!(entry & PRESENT)) /* the kernel inverts the frame of PROT_NONE entries (L1TF) */
+                entry = ~entry;
+            return ((entry & FRAME) >> 12) + (vpn & ((1UL << (9 * (level - 1))) - 1));
+        }
+        if (!(entry & PRESENT))
+            return 0;
+    }
+    return 0;
+}
+
+static int same_frames(uint64_t pgd, const struct blob *pagemap)
+{
+    const uint64_t *words = (const uint64_t *)pagemap->data;
+    size_t total = pagemap->size / 8, checked = 0;
+
+    for (size_t at = 0; at + 2 <= total && checked < 64; at += 2 + words[at + 1])
+        for (size_t i = 0; i < words[at + 1] && checked < 64; i++) {
+            uint64_t word = words[at + 2 + i];
+
+            if (!(word >> 63))
+                continue;
+            if (frame_of(pgd, (words[at] >> 12) + i) != (word & ((1UL << 55) - 1)))
+                return 0;
+            checked++;
+        }
+    return checked > 0;
+}
+
+void leaves_read(uint64_t mm, const struct blob *pagemap, struct blob *leaves)
+{
+    const uint64_t *words = (const uint64_t *)pagemap->data;
+    uint64_t fields[MM_WORDS];
+
+    if (!mm || !kernel_read(mm, fields, sizeof(fields)))
+        return;
+    for (int i = 0; i < MM_WORDS; i++) {
+        uint64_t pgd = fields[i] - DIRECT_MAP;
+
+        if (fields[i] < DIRECT_MAP || (pgd & (PAGE - 1)) || pgd >> 40 || !same_frames(pgd, pagemap))
+            continue;
+        for (size_t at = 0; at + 2 <= pagemap->size / 8; at += 2 + words[at + 1])
+            walk(pgd, 4, 0, words[at] >> 12, (words[at] >> 12) + words[at + 1], leaves);
+        return;
+    }
+}

@@ -1,0 +1,145 @@
+"""The guest's files: the initramfs (cpio "newc"), kernel modules, the ext4 disk with real programs."""
+
+import lzma
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from lab.errors import LabError, Unavailable
+
+SOURCES = Path(__file__).parent / "guest"
+INIT_SOURCES = ("init.c", "collect.c", "trace.c", "pagetable.c", "stream.c")
+STATIC = ("-O2", "-static", "-Wall", "-Wextra")
+FREESTANDING = ("-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-stack-protector")
+# In the order of need; a module that the kernel has built in is simply not found.
+MODULES = ("virtio_pci", "virtio_blk", "xfs")
+# Modules that only soft dependencies name: XFS asks the crypto layer for crc32c.
+SOFT_DEPENDS = {"libcrc32c": ["crc32c_generic"]}
+PROGRAMS = ("bash", "python3", "perl")
+DISK_MIB = 192
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise Unavailable(f"{command[0]} is missing: install it and run the lab again") from None
+    if done.returncode:
+        raise LabError(f"{' '.join(command[:3])} ... failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def compile_guest(folder: Path) -> None:
+    """Build `init`, `workload` and `tiny` into the folder."""
+    _run("gcc", *STATIC, "-o", str(folder / "init"), *(str(SOURCES / name) for name in INIT_SOURCES))
+    _run("gcc", *STATIC, "-o", str(folder / "workload"), str(SOURCES / "workload.c"))
+    _run("gcc", *STATIC, *FREESTANDING, "-o", str(folder / "tiny"), str(SOURCES / "tiny.c"))
+
+
+def _module_name(path: Path) -> str:
+    return path.name.split(".ko")[0].replace("-", "_")
+
+
+def _module_image(path: Path) -> bytes:
+    data = path.read_bytes()
+    return lzma.decompress(data) if path.suffix == ".xz" else data
+
+
+def _module_depends(image: bytes) -> list[str]:
+    start = image.find(b"depends=")
+    names = image[start + 8 : image.index(b"\0", start)].decode() if start >= 0 else ""
+    return [name.replace("-", "_") for name in names.split(",") if name]
+
+
+def modules(tree: Path, wanted: Iterable[str] = MODULES) -> list[tuple[str, bytes]]:
+    """(name, image) of the wanted modules below the tree and of what they need, in an order that loads."""
+    paths = {_module_name(path): path for path in tree.rglob("*.ko*")}
+    images: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        if name in images or name not in paths:
+            return
+        image = _module_image(paths[name])
+        for other in _module_depends(image) + SOFT_DEPENDS.get(name, []):
+            add(other)
+        images[name] = image
+
+    for name in wanted:
+        add(name)
+    return list(images.items())
+
+
+def cpio(files: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """A "newc" archive of (path, mode, data); folders have no data. Paths in an order that creates parents first."""
+    out = bytearray()
+
+    def entry(number: int, path: str, mode: int, data: bytes) -> None:
+        name = path.encode() + b"\0"
+        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name), 0)
+        out.extend(b"070701" + b"".join(b"%08X" % field for field in fields) + name)
+        out.extend(bytes(-len(out) % 4))
+        out.extend(data)
+        out.extend(bytes(-len(out) % 4))
+
+    for number, (path, mode, data) in enumerate(files, 1):
+        entry(number, path, mode, data)
+    entry(0, "TRAILER!!!", 0, b"")
+    return bytes(out)
+
+
+def initramfs(built: Path, loaded: list[tuple[str, bytes]], probes: str, cases: dict[str, str]) -> bytes:
+    """The archive the guest boots from: init, workload, modules, probes and case specifications."""
+    folders = ("dev", "proc", "sys", "disk", "xfs", "tmp", "huge", "hugetlb", "modules", "cases")
+    files = [(name, 0o40755, b"") for name in folders]
+    files += [(name, 0o100755, (built / name).read_bytes()) for name in ("init", "workload")]
+    files += [(f"modules/{i:02}-{name}", 0o100644, image) for i, (name, image) in enumerate(loaded)]
+    files += [("probes", 0o100644, probes.encode())]
+    files += [(f"cases/{name}", 0o100644, spec.encode()) for name, spec in cases.items()]
+    return cpio(files)
+
+
+def _libraries(program: Path) -> list[Path]:
+    out = _run("ldd", str(program))
+    words = [word for line in out.splitlines() for word in line.split() if word.startswith("/")]
+    return [Path(word) for word in words]
+
+
+def _copy(path: Path, root: Path) -> None:
+    target = root / str(path).lstrip("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        shutil.copy(path, target)
+
+
+def _copy_python(root: Path) -> None:
+    """The standard library of the system's Python: what a small program of it imports."""
+    version = _run("/usr/bin/python3", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])").strip()
+    library = Path("/usr/lib") / version
+    skip = shutil.ignore_patterns("test", "tests", "__pycache__", "dist-packages", "config-*", "idlelib", "*.a")
+    shutil.copytree(library, root / str(library).lstrip("/"), ignore=skip, dirs_exist_ok=True)
+    for shared in (library / "lib-dynload").glob("*.so"):
+        for path in _libraries(shared):
+            _copy(path, root)
+
+
+def root_disk(built: Path, image: Path) -> list[str]:
+    """An ext4 image with `tiny` and the real programs of this machine. Returns the programs that are there."""
+    root = image.parent / "root"
+    for name in ("bin", "dev", "proc", "tmp"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(built / "tiny", root / "bin" / "tiny")
+    present = []
+    for name in PROGRAMS:
+        path = Path("/usr/bin") / name
+        if not path.exists():
+            continue
+        present.append(name)
+        _copy(path, root)
+        for library in _libraries(path):
+            _copy(library, root)
+        if name == "python3":
+            _copy_python(root)
+    _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(root), str(image), f"{DISK_MIB}M")
+    shutil.rmtree(root)
+    return present
