@@ -1,4 +1,4 @@
-"""The teardown algorithms as data: what one gather entry is, how the rmap is removed, how entries are released.
+"""The teardown algorithms as data: what a gather entry is, how the rmap goes, how entries are released.
 
 An algorithm is nothing but three choices; `reference.py` and `machine.py` each have one loop that follows
 them. Message ids are those of the linux-mm archives.
@@ -124,8 +124,8 @@ ALGORITHMS: Final = {
             Rmap.RANGE,
             Release.FOLIOS_PUT_REFS,
             delayed_rmap=False,
-            note="A page-table page that begins with page 1 of a folio just unmapped by its PMD entry joins that "
-            "entry's range, whose rmap counts as done: those pages are rmap_missed (v1 too).",
+            note="A page-table page that begins with page 1 of a folio just unmapped by its PMD entry joins "
+            "that entry's range, whose rmap counts as done: those pages are rmap_missed (v1 too).",
         ),
         Algorithm(
             "folio-batch",
@@ -152,8 +152,8 @@ NOT_MODELLED: Final = (
     "Preemption: need_resched() breaks zap_pte_range() off and flushes what was gathered.",
     "References that procfs does not show (pins, pipes, buffers): folios with one are freed later.",
     "LRU-add batches of other CPUs: they hold a reference to an anonymous page that is not yet on the LRU.",
-    "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes and "
-    "with them release calls, never rmap counts.",
+    "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
+    "and with them release calls, never rmap counts.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
     "Several lruvecs (memory cgroups, NUMA nodes): one is assumed for lruvec_locks.",
     "Zone-device folios: procfs shows neither their size nor their counts.",

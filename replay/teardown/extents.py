@@ -1,4 +1,4 @@
-"""Extents of one address space as plain arrays: the kernel's words decoded, once, at the edge of the teardown."""
+"""Extents as plain arrays: the kernel's words decoded, once, at the edge of the teardown."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def decode(frame: pl.DataFrame, page_size: int) -> Extents:
 
 
 def page_tables(extents: Extents, space: AddressSpace, meta: Metadata) -> int:
-    """Page-table pages that free_pgtables() finds: VmPTE less the tables deposited under anonymous PMD entries.
+    """Page-table pages that free_pgtables() finds: VmPTE less the tables deposited under anonymous PMDs.
 
     A deposited table is freed with its PMD entry (zap_deposited_table()); the huge zero page has one too.
     """

@@ -1,0 +1,191 @@
+"""A trace -> a table of counters: one row for each address space and algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import polars as pl
+
+from replay.teardown import machine, state
+from replay.teardown.algorithms import (
+    RELEASE_BATCH,
+    Algorithm,
+    Release,
+    batch_slots,
+    max_batches,
+    select,
+    tables_in_gather,
+)
+from replay.teardown.counters import COUNTED, COUNTERS, complete
+from replay.teardown.extents import I64, Bool, Extents, decode, huge_zero, page_tables
+from replay.trace.file import AddressSpace, Trace
+from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
+
+CHECKS = {
+    "freed_while_mapped": "pages freed though their rmap was never removed",
+    "references_left": "references of the process that were never dropped",
+    "references_dropped_twice": "references dropped below zero",
+}
+"""What must be 0 beside `rmap_missed`: check -> meaning."""
+
+
+def run(
+    trace: Trace, algorithms: Sequence[str] | None = None, *, page_tables_in_gather: bool | None = None
+) -> pl.DataFrame:
+    """Replay a trace: columns `trace mm pid comm algorithm`, then the counters, as unsigned integers.
+
+    algorithms: names, all if None. page_tables_in_gather: whether page-table pages go through the gather;
+    if None, by the architecture of the trace. Raises `UsageError` for an unknown algorithm.
+    """
+    checked = run_checked(trace, algorithms, page_tables_in_gather=page_tables_in_gather)
+    return checked.drop(list(CHECKS))
+
+
+def run_checked(
+    trace: Trace, algorithms: Sequence[str] | None = None, *, page_tables_in_gather: bool | None = None
+) -> pl.DataFrame:
+    """As `run`, with the columns of `CHECKS` behind the counters (signed)."""
+    chosen = select(None if algorithms is None else list(algorithms))
+    if page_tables_in_gather is None:
+        page_tables_in_gather = tables_in_gather(trace.meta.architecture)
+    rows = []
+    for mm, space, extents in address_spaces(trace):
+        tables = page_tables(extents, space, trace.meta) if page_tables_in_gather else 0
+        table, folios = lay_out(extents, ptes_per_table(trace.meta.page_size))
+        for algorithm in chosen:
+            counts = replay_tables(table, folios, tables, rules(algorithm, trace.meta.page_size))
+            rows.append((trace.name, mm, space.pid, space.comm, algorithm.name, *counts.values()))
+    schema = {
+        "trace": pl.String,
+        "mm": pl.UInt32,
+        "pid": pl.UInt32,
+        "comm": pl.String,
+        "algorithm": pl.String,
+    }
+    schema |= dict.fromkeys(COUNTERS, pl.UInt64) | dict.fromkeys(CHECKS, pl.Int64)
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def address_spaces(trace: Trace) -> Iterator[tuple[int, AddressSpace, Extents]]:
+    """Each address space of a trace: its number, what is known of it, its extents (none for an empty one)."""
+    everything = decode(trace.frame, trace.meta.page_size)
+    mm = trace.frame["mm"].to_numpy()
+    numbers = np.arange(len(trace.meta.address_spaces))
+    begins = np.searchsorted(mm, numbers, side="left")
+    ends = np.searchsorted(mm, numbers, side="right")
+    for number, space in enumerate(trace.meta.address_spaces):
+        rows = slice(int(begins[number]), int(ends[number]))
+        yield number, space, Extents._make(column[rows] for column in everything)
+
+
+def replay(extents: Extents, tables: int, page_size: int, algorithm: Algorithm) -> dict[str, int]:
+    """One address space through the machine: counters, then `CHECKS`.
+
+    tables: page-table pages that go through the gather.
+    """
+    table, folios = lay_out(extents, ptes_per_table(page_size))
+    return replay_tables(table, folios, tables, rules(algorithm, page_size))
+
+
+def replay_tables(table: I64, folios: I64, tables: int, chosen: state.Rules) -> dict[str, int]:
+    """The tables of `lay_out` through the machine; folios is left as it was."""
+    counts = machine.exit_mmap(table, folios.copy(), chosen, tables)
+    found = dict(zip(state.COUNTS, counts.tolist(), strict=True))
+    held = found["ptes"] + found["pmd_mappings"] + found["hugetlb_pages"] + tables
+    found["references_left"] = held - found["references_dropped"]
+    return complete({name: found[name] for name in COUNTED}) | {name: found[name] for name in CHECKS}
+
+
+def rules(algorithm: Algorithm, page_size: int) -> state.Rules:
+    """An algorithm as the machine's numbers."""
+    return state.Rules(
+        entry=int(algorithm.entry),
+        rmap=int(algorithm.rmap),
+        delayed_rmap=algorithm.delayed_rmap,
+        relock=algorithm.release in (Release.RELEASE_PAGES, Release.FOLIOS_PUT_REFS),
+        release_batch=RELEASE_BATCH.get(algorithm.release, 0),
+        slots=batch_slots(algorithm.entry, page_size),
+        batches=max_batches(algorithm.entry, page_size),
+    )
+
+
+def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
+    """Extents -> the machine's extents table and folios table (see `state.py`).
+
+    entries: PTEs of a page-table page. References at capture: one per PTE mapping by anyone, one per PMD or
+    huge page mapping, one per page in the page cache or swap cache. Partially mapped anonymous folios are on
+    the deferred split queue already.
+    """
+    mapped = (e.kind != SPECIAL) & (e.kind != SWAP)
+    large = mapped & (e.order > 0)
+    begins = ((e.kind == PMD) & (e.vpn % entries == 0)) | ((e.kind == HUGETLB) & (e.pfn == e.folio))
+    zero = huge_zero(e, entries)
+
+    _, first_large, folio_of_large = np.unique(e.folio[large], return_index=True, return_inverse=True)
+    first_large = np.flatnonzero(large)[first_large]
+    small = mapped & (e.order == 0) & (e.own > 1)
+    small_pfns, first_small = _pages(e, small)
+    repeated = large & (e.own > 1)
+    repeated_pfns, first_repeated = _pages(e, repeated)
+
+    folio = np.full(len(e.vpn), state.NO_FOLIO, np.int64)
+    folio[large] = folio_of_large
+    folio[small] = len(first_large) + np.searchsorted(small_pfns, e.pfn[small])
+    page_row = np.full(len(e.vpn), state.NO_FOLIO, np.int64)
+    page_row[repeated] = len(first_large) + len(first_small) + np.searchsorted(repeated_pfns, e.pfn[repeated])
+
+    first = np.concatenate([first_large, first_small])
+    size = np.int64(1) << e.order[first]
+    folios = np.zeros((len(first) + len(first_repeated), state.FOLIO_COLUMNS), np.int64)
+    states = folios[: len(first)]
+    states[:, state.F_ORDER] = e.order[first]
+    states[:, state.F_ANON] = e.anon[first]
+    states[:, state.F_HUGETLB] = e.hugetlb[first]
+    states[:, state.F_MAPPED] = e.folio_mapped[first]
+    states[:, state.F_MAPCOUNT] = e.folio_mapcount[first]
+    states[:, state.F_SWAPCACHE] = e.swapcache[first]
+    states[:, state.F_REFS] = e.folio_mapcount[first] + np.where(e.swapcache[first] | ~e.anon[first], size, 0)
+    np.subtract.at(states[:, state.F_REFS], folio[begins], size[folio[begins]] - 1)
+    partial = e.anon[first] & ~e.hugetlb[first] & (e.order[first] >= 2) & (e.folio_mapped[first] < size)
+    states[:, state.F_MARKED] = partial
+    states[:, state.F_QUEUED] = partial
+    folios[len(first) :, state.F_MAPCOUNT] = e.mapcount[first_repeated]
+
+    table = np.empty((len(e.vpn), state.EXTENT_COLUMNS), np.int64)
+    table[:, state.KIND] = np.where(zero, state.HUGE_ZERO, e.kind)
+    table[:, state.TABLE] = _numbered_tables(e, begins | zero)
+    table[:, state.TABLE_END] = e.table_end
+    table[:, state.VPN] = e.vpn
+    table[:, state.PAGES] = e.pages
+    table[:, state.PFN] = e.pfn
+    table[:, state.FOLIO_END] = e.folio + (np.int64(1) << e.order)
+    table[:, state.ORDER] = e.order
+    table[:, state.MAPCOUNT] = e.mapcount
+    table[:, state.FLAGS] = (
+        state.ANON * e.anon
+        + state.SWAPCACHE * e.swapcache
+        + state.UFFD_WP * e.uffd_wp
+        + state.DIRTY * e.dirty
+        + state.BEGINS * begins
+    )
+    table[:, state.FOLIO] = folio
+    table[:, state.PAGE_ROW] = page_row
+    return table, folios
+
+
+def _numbered_tables(e: Extents, begins: Bool) -> I64:
+    """For each extent the number of its page-table page, or of its huge mapping."""
+    huge = (e.kind == PMD) | (e.kind == HUGETLB) | begins
+    new = np.ones(len(e.vpn), np.bool_)
+    new[1:] = (e.vma[1:] != e.vma[:-1]) | (e.table_end[1:] != e.table_end[:-1]) | (huge[1:] != huge[:-1])
+    return np.cumsum(new | begins)
+
+
+def _pages(e: Extents, chosen: Bool) -> tuple[I64, I64]:
+    """The pages of some extents -> (their pfns in order, once each; the first extent that maps each)."""
+    rows = np.flatnonzero(chosen)
+    pages = e.pages[rows]
+    within = np.arange(int(pages.sum())) - np.repeat(np.cumsum(pages) - pages, pages)
+    pfns, first = np.unique(np.repeat(e.pfn[rows], pages) + within, return_index=True)
+    return pfns, np.repeat(rows, pages)[first]

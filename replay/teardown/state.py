@@ -1,0 +1,167 @@
+"""What the machine sees: the columns of its tables, the algorithm as numbers, the counts.
+
+All tables are int64 arrays with one row per thing, so that a function takes a handful of arguments and the
+fields of a thing lie side by side in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+# -- the extents table, one row per extent, read only --------------------------------------------------------
+(
+    KIND,  # see below
+    TABLE,  # number of the page-table page, or of the huge mapping
+    TABLE_END,  # page number behind the part of the VMA under its PMD entry
+    VPN,
+    PAGES,
+    PFN,
+    FOLIO_END,  # pfn behind its folio
+    ORDER,
+    MAPCOUNT,
+    FLAGS,  # bits below
+    FOLIO,  # row of its folio in the folios table (order-0 pages: of its first page), or NO_FOLIO
+    PAGE_ROW,  # row of its first page there, for pages of large folios mapped more than once, or NO_FOLIO
+    EXTENT_COLUMNS,
+) = range(13)
+
+PAGE, PMD, HUGETLB, SPECIAL, SWAP, HUGE_ZERO = range(6)
+"""Kinds: those of a trace, and the huge zero page, which is special but has one entry."""
+
+ANON, SWAPCACHE, UFFD_WP, DIRTY, BEGINS = 1, 2, 4, 8, 16
+"""Bits of FLAGS; BEGINS: the first extent of a huge mapping (its pages may differ in a column)."""
+
+NO_FOLIO: Final = -1
+"""No state is needed: order-0 pages that the address space maps once."""
+
+# -- the folios table, changed by the replay -----------------------------------------------------------------
+(
+    F_ORDER,
+    F_ANON,
+    F_HUGETLB,
+    F_MAPPED,  # pages with a mapcount above zero
+    F_MAPCOUNT,  # sum of the mapcounts; of a PAGE_ROW: of the page
+    F_REFS,
+    F_SWAPCACHE,
+    F_MARKED,  # folio_test_partially_mapped()
+    F_QUEUED,  # on the deferred split queue
+    FOLIO_COLUMNS,
+) = range(10)
+
+# -- the gather: one row per segment -------------------------------------------------------------------------
+(
+    S_EXTENT,  # row in the extents table, or PAGE_TABLE
+    S_OFFSET,  # first page in the extent
+    S_PAGES,
+    S_ENTRIES,  # as many as pages, 1, or 0 for pages that join the entry before
+    S_PIECE,  # pieces of batches, numbered since the last flush
+    S_PENDING,  # its rmap waits for the end of the page-table page
+    SEGMENT_COLUMNS,
+) = range(7)
+
+PAGE_TABLE: Final = -1
+"""Extent of a segment of page-table pages."""
+
+SEGMENT_RESERVE: Final = 256
+"""Segments of a flush beside one per extent: one for each batch and piece boundary."""
+
+# -- the counts ----------------------------------------------------------------------------------------------
+COUNTS: Final = (
+    "ptes",
+    "swap_entries",
+    "special_ptes",
+    "pmd_mappings",
+    "hugetlb_pages",
+    "page_tables",
+    "rmap_calls",
+    "rmap_pages",
+    "mapcount_atomics",
+    "nr_mapped_atomics",
+    "large_mapcount_atomics",
+    "deferred_split_calls",
+    "deferred_split_queued",
+    "deferred_split_dequeued",
+    "gather_slots",
+    "gather_pages_peak",
+    "gather_flushes",
+    "tlb_flushes",
+    "rmap_flushes",
+    "swapcache_checks",
+    "swapcache_frees",
+    "free_calls",
+    "release_calls",
+    "release_entries",
+    "refcount_atomics",
+    "lruvec_locks",
+    "folios_freed",
+    "pages_freed",
+    "freed_while_mapped",
+    "references_dropped",
+    "references_dropped_twice",
+)
+"""Names of the counts, in the order of the machine's result: counters, then checks of the algorithm."""
+(
+    PTES,
+    SWAP_ENTRIES,
+    SPECIAL_PTES,
+    PMD_MAPPINGS,
+    HUGETLB_PAGES,
+    PAGE_TABLES,
+    RMAP_CALLS,
+    RMAP_PAGES,
+    MAPCOUNT_ATOMICS,
+    NR_MAPPED_ATOMICS,
+    LARGE_MAPCOUNT_ATOMICS,
+    DEFERRED_SPLIT_CALLS,
+    DEFERRED_SPLIT_QUEUED,
+    DEFERRED_SPLIT_DEQUEUED,
+    GATHER_SLOTS,
+    GATHER_PAGES_PEAK,
+    GATHER_FLUSHES,
+    TLB_FLUSHES,
+    RMAP_FLUSHES,
+    SWAPCACHE_CHECKS,
+    SWAPCACHE_FREES,
+    FREE_CALLS,
+    RELEASE_CALLS,
+    RELEASE_ENTRIES,
+    REFCOUNT_ATOMICS,
+    LRUVEC_LOCKS,
+    FOLIOS_FREED,
+    PAGES_FREED,
+    FREED_WHILE_MAPPED,
+    REFERENCES_DROPPED,
+    REFERENCES_DROPPED_TWICE,
+    # behind the counts: the registers of struct mmu_gather
+    SEGMENTS,  # in use
+    ACTIVE,  # batch in use, 0 is the bundle
+    USED,  # its slots used
+    PIECE,  # piece under way
+    PIECE_USED,  # its slots used
+    DELAYED,  # whether a delayed rmap waits
+    MARK,  # first segment of the pass
+    RANGE_NEXT,  # pfn that would extend the open range, or -1
+    # and of the lruvec lock in a release call
+    HELD,
+    LOCK_AGE,  # entries since it was taken
+    POSITION,  # entries of the piece released so far
+    LOCKED_CALL,  # last release call of the piece that took it
+    REGISTERS,
+) = range(44)
+
+
+class Rules(NamedTuple):
+    """An algorithm as numbers: all that the machine knows of it.
+
+    entry, rmap: `algorithms.Entry`, `algorithms.Rmap`. delayed_rmap: the rmap of dirty file pages waits.
+    relock: the lruvec lock is handled as in release_pages(). release_batch: entries of a release call, 0 for
+    the whole piece. slots, batches: of the gather.
+    """
+
+    entry: int
+    rmap: int
+    delayed_rmap: bool
+    relock: bool
+    release_batch: int
+    slots: int
+    batches: int
