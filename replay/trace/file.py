@@ -168,7 +168,10 @@ class TraceWriter:
 
     def append(self, frame: pl.DataFrame) -> None:
         """Write extents (columns of `SCHEMA`); at most `ROW_GROUP_ROWS` of them to a row group."""
-        table = frame.select(SCHEMA).to_arrow().cast(ARROW_SCHEMA)
+        self.append_table(frame.select(list(SCHEMA)).to_arrow().cast(ARROW_SCHEMA))
+
+    def append_table(self, table: pa.Table) -> None:
+        """Write extents given as an Arrow table of `ARROW_SCHEMA`."""
         self._parquet.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
     def close(self) -> None:

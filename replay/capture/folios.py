@@ -1,0 +1,211 @@
+"""kpageflags and kpagecount of whole folios: also of their pages that the process does not map.
+
+The order of a folio is known only from the run of pages COMPOUND_HEAD..last COMPOUND_TAIL, so reading goes
+on to both ends of every folio touched (fs/proc/page.c, stable_page_flags()).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.capture.procfs import U64, read_words
+from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_IDLE, KPF_NOPAGE, bit
+
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+HEAD: Final = np.uint64(bit(KPF_COMPOUND_HEAD))
+TAIL: Final = np.uint64(bit(KPF_COMPOUND_TAIL))
+NOPAGE: Final = np.uint64(bit(KPF_NOPAGE))
+STABLE: Final = np.uint64(~bit(KPF_IDLE) & (1 << 64) - 1)
+"""Without IDLE, which comes and goes by itself (page_idle)."""
+
+BRIDGE_FRAMES: Final = 7
+"""Gaps between frames up to this size are read through: a word costs a seventh of a system call."""
+
+
+class Pages(NamedTuple):
+    """Words of the frames read: sorted pieces [start, end), laid out one after the other.
+
+    start, end, offset: int64, shape (pieces,): offset is the index of frame `start`.
+    flags: uint64, counts: int64, shape (frames,).
+    """
+
+    start: I64
+    end: I64
+    offset: I64
+    flags: U64
+    counts: I64
+
+    def places(self, frames: I64) -> I64:
+        """Index of each frame, all of which were read."""
+        piece = np.searchsorted(self.start, frames, side="right") - 1
+        return self.offset[piece] + frames - self.start[piece]
+
+
+class Folios(NamedTuple):
+    """Folios of `Pages`: `number` (shape (frames,)) is the folio of each frame; the others are per folio."""
+
+    number: I64
+    head: I64
+    order: npt.NDArray[np.uint8]
+    flags: U64
+    mapped: I64
+    mapcount: I64
+    torn: Bools
+    """Whether head and tails did not fit together: the folio changed, or was read in part."""
+
+
+def pieces_of(frames: I64, counts: I64, bridge: int) -> tuple[I64, I64]:
+    """Sorted ranges [frame, frame + count) -> disjoint pieces, joined over gaps of up to `bridge` frames."""
+    if not len(frames):
+        return frames, frames
+    reach = np.maximum.accumulate(frames + counts)
+    apart = np.flatnonzero(frames[1:] - reach[:-1] > bridge) + 1
+    return frames[np.r_[0, apart]], reach[np.r_[apart - 1, len(reach) - 1]]
+
+
+def read(flags_fd: int, counts_fd: int, frames: I64, counts: I64, pool: Executor) -> Pages:
+    """Flags and counts of all frames of all folios that hold a frame of the ranges [frame, frame + count).
+
+    frames: int64, sorted. Frames past the end of memory read as NOPAGE, not mapped.
+    """
+    wanted_start, wanted_end = pieces_of(frames, counts, BRIDGE_FRAMES)
+    # one frame more shows whether a folio ends with the piece; not worth it after a lone page
+    more = (wanted_end - wanted_start > 1).astype(np.int64)
+    start, end = pieces_of(wanted_start, wanted_end - wanted_start + more, 0)
+    pages = _read_pieces(flags_fd, counts_fd, start, end, pool)
+    while True:
+        start, end = _missing(pages, wanted_start, wanted_end)
+        if not len(start):
+            return pages
+        pages = _joined(pages, _read_pieces(flags_fd, counts_fd, start, end, pool))
+
+
+def _read_pieces(flags_fd: int, counts_fd: int, start: I64, end: I64, pool: Executor) -> Pages:
+    sizes = end - start
+    offset = np.cumsum(sizes) - sizes
+    total = int(sizes.sum())
+    flags = np.full(total, NOPAGE, np.uint64)
+    counts = np.zeros(total, np.uint64)
+    places = list(zip(start.tolist(), offset.tolist(), sizes.tolist(), strict=True))
+    other = pool.submit(_read_all, counts_fd, places, counts)
+    _read_all(flags_fd, places, flags)
+    other.result()
+    flags &= STABLE
+    return Pages(start, end, offset, flags, counts.view(np.int64))
+
+
+def _read_all(fd: int, places: list[tuple[int, int, int]], out: U64) -> None:
+    for frame, offset, count in places:
+        read_words(fd, frame, out[offset : offset + count])
+
+
+def _missing(pages: Pages, wanted_start: I64, wanted_end: I64) -> tuple[I64, I64]:
+    """Pieces to read next: towards the heads of folios cut at the front, the tails of others."""
+    first, last = pages.flags[pages.offset], pages.flags[pages.offset + (pages.end - pages.start) - 1]
+    # head not reached: an aligned folio begins at the latest where the lowest set bit is cleared
+    back = np.flatnonzero((first & TAIL != 0) & (pages.start > 0))
+    back_end = pages.start[back]
+    back_start = back_end & (back_end - 1)
+    ahead = np.flatnonzero(last & (HEAD | TAIL) != 0)
+    head = _last_heads(pages, ahead)
+    # only folios that hold a wanted frame matter; those are never cut by a lookahead
+    last_wanted = wanted_end[np.searchsorted(wanted_start, pages.end[ahead], side="left") - 1] - 1
+    known = (head >= 0) & (head <= last_wanted)
+    ahead, head = ahead[known], head[known]
+    ahead_start = pages.end[ahead]
+    size = ahead_start - head
+    power = 1 << (np.frexp(size.astype(np.float64) - 0.5)[1].astype(np.int64))
+    whole = (power == size) & (head & (2 * size - 1) != 0)  # could not be larger and aligned
+    ahead_end = np.where(power == size, ahead_start + 1, head + power + 1)
+    start = np.concatenate([back_start, ahead_start[~whole]])
+    end = np.concatenate([back_end, ahead_end[~whole]])
+    by_start = np.argsort(start, kind="stable")
+    start, end = pieces_of(start[by_start], end[by_start] - start[by_start], 0)
+    return _without(start, end, pages)
+
+
+def _last_heads(pages: Pages, pieces: I64) -> I64:
+    """Frame of the last page that is not a tail, of each piece; -1 if there is none."""
+    if not len(pieces):
+        return pieces
+    heads = np.flatnonzero(pages.flags & TAIL == 0)
+    end = pages.offset[pieces] + pages.end[pieces] - pages.start[pieces]
+    place = np.searchsorted(heads, end, side="left") - 1
+    index = np.where(place >= 0, heads[place], -1) if len(heads) else np.full(len(pieces), -1)
+    inside = index >= pages.offset[pieces]
+    return np.where(inside, pages.start[pieces] + index - pages.offset[pieces], -1)
+
+
+def _without(start: I64, end: I64, pages: Pages) -> tuple[I64, I64]:
+    """The ranges [start, end) less the frames that were read already."""
+    if not len(start):
+        return start, end
+    points = np.concatenate([start, end, pages.start, pages.end])
+    change = np.repeat(np.array([1, -1, -2, 2]), [len(start)] * 2 + [len(pages.start)] * 2)
+    by_point = np.argsort(points, kind="stable")
+    points, depth = points[by_point], np.cumsum(change[by_point])
+    free = np.flatnonzero((depth[:-1] == 1) & (points[1:] > points[:-1]))
+    return points[free], points[free + 1]
+
+
+def _joined(old: Pages, new: Pages) -> Pages:
+    """Two disjoint sets of pieces as one; pieces that touch become one."""
+    start = np.concatenate([old.start, new.start])
+    size = np.concatenate([old.end - old.start, new.end - new.start])
+    source = np.concatenate([old.offset, new.offset + len(old.flags)])
+    by_start = np.argsort(start)
+    start, size, source = start[by_start], size[by_start], source[by_start]
+    offset = np.cumsum(size) - size
+    order = np.arange(int(size.sum())) + np.repeat(source - offset, size)
+    joined_start, joined_end = pieces_of(start, size, 0)
+    sizes = joined_end - joined_start
+    return Pages(
+        joined_start,
+        joined_end,
+        np.cumsum(sizes) - sizes,
+        np.concatenate([old.flags, new.flags])[order],
+        np.concatenate([old.counts, new.counts])[order],
+    )
+
+
+def folios_of(pages: Pages) -> Folios:
+    """Find the folios and add up their counts (which must be those of the mappings already)."""
+    is_head = pages.flags & TAIL == 0
+    is_head[pages.offset] = True
+    heads = np.flatnonzero(is_head)
+    size = np.diff(heads, append=len(is_head))
+    frame = _frames(pages, heads)
+    compound = pages.flags[heads] & HEAD != 0
+    orphan = pages.flags[heads] & TAIL != 0
+    right = ~orphan & np.where(
+        compound, (size > 1) & (size & (size - 1) == 0) & (frame & (size - 1) == 0), size == 1
+    )
+    torn = ~right
+    if torn.any():
+        # each page of what does not fit together stands for itself
+        inside = np.repeat(torn, size)
+        is_head |= inside
+        heads = np.flatnonzero(is_head)
+        size = np.diff(heads, append=len(is_head))
+        frame, torn = _frames(pages, heads), inside[heads]
+    order = np.frexp(size.astype(np.float64))[1].astype(np.uint8) - np.uint8(1)
+    return Folios(
+        number=np.cumsum(is_head) - 1,
+        head=frame,
+        order=order,
+        flags=pages.flags[heads],
+        mapped=np.add.reduceat((pages.counts > 0).astype(np.int64), heads) if len(heads) else heads,
+        mapcount=np.add.reduceat(pages.counts, heads) if len(heads) else heads,
+        torn=torn,
+    )
+
+
+def _frames(pages: Pages, index: I64) -> I64:
+    piece = np.searchsorted(pages.offset, index, side="right") - 1
+    return pages.start[piece] + index - pages.offset[piece]

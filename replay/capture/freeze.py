@@ -1,0 +1,173 @@
+"""Processes held still while they are read, and always released.
+
+One process is held by ptrace: PTRACE_SEIZE and PTRACE_INTERRUPT of every thread, which neither the process
+nor its parent notices. The tracer is a thread of its own: when it ends, however it ends, the kernel lets
+all its tracees go (kernel/ptrace.c, exit_ptrace()). A cgroup is held by its freezer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from replay.capture import procfs
+from replay.errors import ProcessGoneError, ReplayError
+
+PTRACE_DETACH: Final = 17
+PTRACE_SEIZE: Final = 0x4206
+PTRACE_INTERRUPT: Final = 0x4207
+PTRACE_EVENT_STOP: Final = 128
+WALL: Final = 0x40000000
+"""include/uapi/linux/ptrace.h, include/uapi/linux/wait.h."""
+
+PATIENCE_SECONDS: Final = 5.0
+"""How long threads and cgroups get to stop: only uninterruptible sleep takes long."""
+
+
+@contextlib.contextmanager
+def held(root: Path, pid: int) -> Iterator[None]:
+    """Hold all threads of a process still while the block runs.
+
+    A process that was stopped before stays stopped, and signals that arrive meanwhile are delivered after.
+    Raises `ProcessGoneError` if it ends, `ReplayError` if it is traced already, is the caller itself, or
+    does not stop.
+    """
+    _check(root, pid)
+    release, stopped = threading.Event(), threading.Event()
+    failure: list[BaseException] = []
+
+    def tracer() -> None:
+        signals: dict[int, int] = {}
+        try:
+            _stop_all(root, pid, signals)
+            stopped.set()
+            release.wait()
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            for tid, number in signals.items():
+                with contextlib.suppress(OSError):
+                    _ptrace(PTRACE_DETACH, tid, number)
+            stopped.set()
+
+    thread = threading.Thread(target=tracer, name="replay-tracer", daemon=True)
+    thread.start()
+    try:
+        stopped.wait()
+        if failure:
+            raise failure[0]
+        yield
+    finally:
+        release.set()
+        thread.join()
+
+
+def _check(root: Path, pid: int) -> None:
+    if pid == procfs.own_pid(root):
+        raise ReplayError(
+            f"process {pid} is replay itself, which cannot hold itself still: capture another process"
+        )
+    status = procfs.read_status(root, pid, os.sysconf("SC_PAGE_SIZE"))
+    if status.tracer:
+        raise ReplayError(
+            f"process {pid} is traced by process {status.tracer} (a debugger or strace): detach that, "
+            "or capture it running with --no-freeze"
+        )
+
+
+def _stop_all(root: Path, pid: int, signals: dict[int, int]) -> None:
+    """Seize and stop threads until no new one appears.
+
+    signals: filled with the signal that each thread's stop held back (0: none).
+    """
+    seized: set[int] = set()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while new := [tid for tid in procfs.threads(root, pid) if tid not in seized]:
+        for tid in new:
+            seized.add(tid)
+            try:
+                _ptrace(PTRACE_SEIZE, tid)
+                _ptrace(PTRACE_INTERRUPT, tid)
+            except ProcessLookupError:
+                continue
+            except PermissionError:
+                if not _lives(root, pid, tid):
+                    continue
+                raise ReplayError(
+                    f"no right to hold process {pid} still: run replay as root with CAP_SYS_PTRACE, "
+                    "or capture it running with --no-freeze"
+                ) from None
+            held_back = _wait_stop(pid, tid, deadline)
+            if held_back is not None:
+                signals[tid] = held_back
+    if not signals:
+        raise ProcessGoneError(f"process {pid} ended before it could be read")
+
+
+def _lives(root: Path, pid: int, tid: int) -> bool:
+    """Whether a thread is there and not a zombie."""
+    try:
+        text = (root / str(pid) / "task" / str(tid) / "stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def _wait_stop(pid: int, tid: int, deadline: float) -> int | None:
+    """Wait until a seized thread stops: the signal to deliver to it later (0: none), None if it ended."""
+    pause = 0.0001
+    while True:
+        try:
+            found, status = os.waitpid(tid, os.WNOHANG | WALL)
+        except ChildProcessError:
+            return None
+        if found and os.WIFSTOPPED(status):
+            return 0 if status >> 16 else os.WSTOPSIG(status)
+        if found:
+            return None
+        if time.monotonic() > deadline:
+            raise ReplayError(
+                f"process {pid} does not stop: thread {tid} sleeps in the kernel: try again, "
+                "or capture it running with --no-freeze"
+            )
+        time.sleep(pause)
+        pause = min(pause * 2, 0.01)
+
+
+def _ptrace(request: int, tid: int, data: int = 0) -> None:
+    """One ptrace(2) call; raises `OSError`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    libc.ptrace.restype = ctypes.c_long
+    if libc.ptrace(request, tid, None, data) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception while the block runs, so that everything is released.
+
+    SIGINT is one already. Does nothing outside the main thread, where no handler can be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

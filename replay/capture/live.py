@@ -1,0 +1,197 @@
+"""Capture of one running process, or of one in a saved procfs tree."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+import replay
+from replay.capture import freeze, procfs, settings, space
+from replay.capture.extents import Extents
+from replay.capture.procfs import Status, Vma
+from replay.capture.reconcile import Figure
+from replay.capture.space import Options, Progress, Space, Tree
+from replay.capture.table import frame_of, table
+from replay.errors import ReplayError
+from replay.trace.file import ARROW_SCHEMA, AddressSpace, Metadata, Trace, open_writer
+from replay.trace.schema import ptes_per_table
+
+ATTEMPTS: Final = 3
+
+MUCH: Final = 0.001
+"""Share of entries changed while they were read from which a capture is made again."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A finished capture.
+
+    trace: the rows, if they were not written to `path`. figures: per address space, the kernel's figures
+    beside what was captured (`reconcile.text` makes lines of them). vanished: processes that ended before
+    they could be read.
+    """
+
+    meta: Metadata
+    figures: tuple[tuple[Figure, ...], ...]
+    extents: int
+    path: Path | None = None
+    trace: Trace | None = None
+    vanished: int = 0
+
+
+class _Sink:
+    """Takes the rows of address spaces in turn: into a trace file, or together in memory."""
+
+    def __init__(self, writer: Any | None) -> None:
+        self.writer = writer
+        self.tables: list[pa.Table] = []
+        self.extents = 0
+
+    def take(self, rows: pa.Table) -> None:
+        self.extents += len(rows)
+        if self.writer:
+            self.writer.append_table(rows)
+        else:
+            self.tables.append(rows)
+
+
+def capture_process(
+    pid: int,
+    out: str | Path | None = None,
+    *,
+    procfs_root: str | Path = procfs.PROC,
+    hold: bool = True,
+    use_scan: bool = True,
+    force: bool = False,
+    known_pmd: Sequence[int] | None = None,
+    known_dirty: Sequence[tuple[int, int]] | None = None,
+    progress: Progress | None = None,
+) -> Capture:
+    """Capture a process, held still while it is read, into the trace file `out`, or into memory.
+
+    procfs_root: the procfs tree, also a saved one. hold: False reads the process while it runs. use_scan:
+    False does without PAGEMAP_SCAN. force: overwrite `out`. known_pmd: first pages of all PMD mappings,
+    known_dirty: (first page, pages) dirty in the PTE, where a saved tree cannot tell. progress: called with
+    pages done and in all.
+
+    Raises `ReplayError` with cause and remedy; then `out` does not appear.
+    """
+    root = Path(procfs_root)
+    with freeze.interruptible(), space.opened(root, pid) as tree:
+        size = ptes_per_table(tree.page_size)
+        options = Options(
+            use_scan=use_scan,
+            held=hold or not tree.live,
+            known_pmd=None if known_pmd is None else tuple((vpn, vpn + size) for vpn in known_pmd),
+            known_dirty=None if known_dirty is None else tuple((vpn, vpn + n) for vpn, n in known_dirty),
+        )
+        for attempt in range(ATTEMPTS):
+            with contextlib.suppress(_AgainError):
+                return _attempt(tree, pid, out, force, options, progress, last=attempt == ATTEMPTS - 1)
+    raise AssertionError("the last attempt returns or raises")
+
+
+class _AgainError(Exception):
+    """Much changed while it was read: discard what was written and capture again."""
+
+
+def _attempt(
+    tree: Tree,
+    pid: int,
+    out: str | Path | None,
+    force: bool,
+    options: Options,
+    progress: Progress | None,
+    last: bool,
+) -> Capture:
+    with open_writer(out, force=force) if out is not None else contextlib.nullcontext() as writer:
+        sink = _Sink(writer)
+        with _held(tree, pid, options.held) as how:
+            captured = capture_into(tree, pid, 0, sink.take, options, progress)
+        if not last and captured.changed > MUCH * captured.entries:
+            raise _AgainError
+        meta = metadata(tree, [(pid, captured)], options, held=how)
+        if writer:
+            writer.meta = meta
+    return _capture(
+        meta, [captured], sink, None if out is None else Path(out), f"{captured.status.name}-{pid}"
+    )
+
+
+def capture_into(
+    tree: Tree, pid: int, mm: int, take: Any, options: Options, progress: Progress | None = None
+) -> Space:
+    """Capture one address space that the caller holds still; `take` gets its rows as Arrow tables.
+
+    mm: its number in the trace. Raises as `space.capture_space` does.
+    """
+
+    def emit(rows: Extents, vmas: Sequence[Vma], status: Status) -> None:
+        take(table(rows, vmas, mm, pid, status.name))
+
+    return space.capture_space(tree, pid, emit, options, progress)
+
+
+@contextlib.contextmanager
+def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
+    """Hold a live process; yields how: `ptrace` or `none`."""
+    if not (hold and tree.live):
+        yield "none"
+        return
+    if procfs.own_pid(tree.root) != procfs.own_pid(procfs.PROC):
+        raise ReplayError(
+            f"{tree.root} numbers processes of another PID namespace, which ptrace cannot reach: "
+            "capture with --no-freeze, or run replay in that namespace"
+        )
+    with freeze.held(tree.root, pid):
+        yield "ptrace"
+
+
+def address_space(pid: int, captured: Space) -> AddressSpace:
+    """The trace's record of an address space."""
+    status = captured.status
+    return AddressSpace(
+        pid=pid,
+        comm=status.name,
+        page_tables=status.page_tables,
+        rss_anon=status.rss_anon,
+        rss_file=status.rss_file,
+        rss_shmem=status.rss_shmem,
+        swap=status.swap,
+        hugetlb=status.hugetlb,
+    )
+
+
+def metadata(
+    tree: Tree, spaces: Sequence[tuple[int, Space]], options: Options, *, held: str, mode: str = "live"
+) -> Metadata:
+    """Metadata of a trace of these (pid, address space)."""
+    return Metadata(
+        address_spaces=tuple(address_space(pid, captured) for pid, captured in spaces),
+        kernel_release=procfs.kernel_release(tree.root),
+        architecture=settings.architecture(tree.live),
+        page_size=tree.page_size,
+        captured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        mode=mode,
+        held=held,
+        pmd="known" if all(captured.pmd_known for _, captured in spaces) else "unknown",
+        mapcounts=tree.mapcounts,
+        dirty="inferred" if options.known_dirty is None else "known",
+        changed_entries=sum(captured.changed for _, captured in spaces),
+        thp=settings.thp(tree.live),
+        tool_version=replay.__version__,
+    )
+
+
+def _capture(meta: Metadata, spaces: list[Space], sink: _Sink, path: Path | None, name: str) -> Capture:
+    trace = None
+    if path is None:
+        rows = pa.concat_tables(sink.tables) if sink.tables else ARROW_SCHEMA.empty_table()
+        trace = Trace(frame_of(rows), meta, name)
+    return Capture(meta, tuple(captured.figures for captured in spaces), sink.extents, path, trace)

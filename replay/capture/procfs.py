@@ -1,0 +1,330 @@
+"""procfs as arrays: maps, smaps, status, pagemap, kpageflags, kpagecount. Nothing else reads /proc.
+
+Every function takes the root of the tree: `/proc`, another machine's or container's proc, or a saved copy.
+Units: addresses are page numbers (`vpn`), sizes are pages, unless a name says otherwise.
+
+Formats: Documentation/filesystems/proc.rst, Documentation/admin-guide/mm/pagemap.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import gzip
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.errors import ProcessGoneError, ReplayError
+
+U64 = npt.NDArray[np.uint64]
+
+PROC: Final = Path("/proc")
+
+PM_PRESENT: Final = np.uint64(1 << 63)
+PM_SWAP: Final = np.uint64(1 << 62)
+PM_FILE: Final = np.uint64(1 << 61)
+PM_UFFD_WP: Final = np.uint64(1 << 57)
+PM_EXCLUSIVE: Final = np.uint64(1 << 56)
+PM_SOFT_DIRTY: Final = np.uint64(1 << 55)
+PM_PFRAME: Final = np.uint64((1 << 55) - 1)
+SWAP_TYPE_BITS: Final = 5
+"""Bits of a pagemap word (fs/proc/task_mmu.c); the frame field of a swap entry is type, then offset."""
+
+BLOCK_BYTES: Final = 1 << 20
+"""Bytes of one read: smaller ones pay the system call, larger ones leave the processor's cache."""
+
+_PROC_SUPER_MAGIC: Final = 0x9FA0
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One VMA of smaps. `page_size`: KernelPageSize in bytes; `rss` to `hugetlb`: pages of the base size."""
+
+    start: int
+    pages: int
+    perms: str
+    flags: str
+    name: str
+    inode: int
+    page_size: int
+    rss: int
+    anonymous: int
+    swap: int
+    pmd_mapped: int
+    hugetlb: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.pages
+
+    def has(self, flag: str) -> bool:
+        """Whether VmFlags names `flag`, two letters as in show_smap_vma_flags()."""
+        return flag in self.flags.split()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Fields of /proc/PID/status; `page_tables` (VmPTE) to `hugetlb` are pages."""
+
+    name: str
+    state: str
+    tgid: int
+    tracer: int
+    page_tables: int
+    rss_anon: int
+    rss_file: int
+    rss_shmem: int
+    swap: int
+    hugetlb: int
+
+
+def is_live(root: Path) -> bool:
+    """Whether `root` is a mounted procfs, as opposed to a saved copy of one."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs: f_type is its first word
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(root), buffer) != 0:
+        raise ReplayError(f"cannot read {root}: {os.strerror(ctypes.get_errno())}: name a procfs tree")
+    return ctypes.c_long.from_buffer(buffer).value == _PROC_SUPER_MAGIC
+
+
+def pids(root: Path) -> list[int]:
+    """All processes of the tree, in order."""
+    return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit())
+
+
+def threads(root: Path, pid: int) -> list[int]:
+    """Thread ids of a process; empty if it is gone."""
+    try:
+        return sorted(int(name) for name in os.listdir(root / str(pid) / "task"))  # noqa: PTH208 - fast
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def own_pid(root: Path) -> int | None:
+    """The caller's PID as this procfs numbers it; None in a saved tree or a foreign PID namespace."""
+    try:
+        return int((root / "self").readlink().name)
+    except (OSError, ValueError):
+        return None
+
+
+def read_text(root: Path, pid: int, name: str) -> str:
+    """A text file of /proc/PID, whole; `ReplayError` if it cannot be read or was cut."""
+    path = root / str(pid) / name
+    try:
+        text = path.read_text(errors="surrogateescape")
+    except OSError as error:
+        _refuse(error, root, pid, path)
+    # procfs ends every line; a file that does not was copied in part
+    if text and not text.endswith("\n"):
+        raise ReplayError(f"{path} is cut: save the tree again")
+    return text
+
+
+def read_status(root: Path, pid: int, page_size: int) -> Status:
+    """The fields that replay needs.
+
+    Raises `ProcessGoneError` for no such process and for one without memory because it ended, `ReplayError`
+    for a kernel thread, a thread that is not the group's leader, and a file that lacks fields.
+    """
+    path = root / str(pid) / "status"
+    lines = (line.partition(":") for line in read_text(root, pid, "status").splitlines())
+    fields = {key: value.strip() for key, colon, value in lines if colon}
+    state = fields.get("State", "")[:1]
+    if "VmPTE" not in fields:
+        if "Threads" not in fields or "VmSize" in fields or not state:
+            raise ReplayError(f"{path} is cut: VmPTE is missing: save the tree again")
+        if state in "ZX":
+            raise ProcessGoneError(f"process {pid} has ended (it is a zombie): its memory is gone already")
+        raise ReplayError(
+            f"process {pid} ({fields.get('Name', '?')}) is a kernel thread: it has no memory of its own"
+        )
+
+    def pages(key: str, default: str | None = None) -> int:
+        number, _, unit = fields.get(key, default or "").partition(" ")
+        if not number.isdigit() or unit != "kB":
+            raise ReplayError(f"{path} is cut: {key} is missing: save the tree again")
+        return int(number) * 1024 // page_size
+
+    tgid = int(fields.get("Tgid", pid))
+    if tgid != pid:
+        raise ReplayError(f"{pid} is a thread of process {tgid}: capture {tgid}")
+    return Status(
+        name=fields.get("Name", ""),
+        state=state,
+        tgid=tgid,
+        tracer=int(fields.get("TracerPid", 0)),
+        page_tables=pages("VmPTE"),
+        rss_anon=pages("RssAnon"),
+        rss_file=pages("RssFile"),
+        rss_shmem=pages("RssShmem"),
+        swap=pages("VmSwap", "0 kB"),
+        hugetlb=pages("HugetlbPages", "0 kB"),
+    )
+
+
+def read_vmas(root: Path, pid: int, page_size: int) -> list[Vma]:
+    """The VMAs of a process with VmFlags and totals, in address order, without vsyscall.
+
+    maps and smaps must name the same VMAs; if they do not, the file that is shorter was cut, or the
+    process ran on between the two.
+    """
+    places = [line.split(" ", 1)[0] for line in read_text(root, pid, "maps").splitlines()]
+    vmas = _parse_smaps(read_text(root, pid, "smaps"), page_size, str(root / str(pid) / "smaps"))
+    if [place for place, _ in vmas] != places:
+        if is_live(root):
+            raise ProcessGoneError(
+                f"the address space of process {pid} changes while it is read: hold it still"
+            )
+        raise ReplayError(
+            f"maps and smaps of {root / str(pid)} name different VMAs: one is cut, save the tree again"
+        )
+    return [vma for place, vma in vmas if int(place.split("-")[0], 16) < 1 << 63]
+
+
+def _parse_smaps(text: str, page_size: int, path: str) -> list[tuple[str, Vma]]:
+    vmas = []
+    header, values = "", dict[str, str]()
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if not colon or " " in key:
+            if header:
+                raise ReplayError(f"{path} is cut: VmFlags is missing: save the tree again")
+            header, values = line, {}
+            continue
+        values[key] = value.strip()
+        if key == "VmFlags":
+            try:
+                vmas.append((header.split(" ", 1)[0], _vma(header, values, page_size)))
+            except (KeyError, ValueError, IndexError) as error:
+                raise ReplayError(
+                    f"{path} is damaged near {header!r} ({error}): save the tree again"
+                ) from None
+            header = ""
+    if header:
+        raise ReplayError(f"{path} is cut: VmFlags is missing: save the tree again")
+    return vmas
+
+
+def _vma(header: str, values: dict[str, str], page_size: int) -> Vma:
+    # at most 5 splits: names may hold spaces
+    place, perms, _offset, _device, inode, *name = header.split(None, 5)
+    first, last = (int(address, 16) // page_size for address in place.split("-"))
+
+    def kib(*keys: str) -> int:
+        return sum(int(values[key].split()[0]) for key in keys if key in values)
+
+    return Vma(
+        start=first,
+        pages=last - first,
+        perms=perms,
+        flags=values["VmFlags"],
+        name=name[0] if name else "",
+        inode=int(inode),
+        page_size=int(values["KernelPageSize"].split()[0]) * 1024,
+        rss=int(values["Rss"].split()[0]) * 1024 // page_size,
+        anonymous=kib("Anonymous") * 1024 // page_size,
+        swap=kib("Swap") * 1024 // page_size,
+        pmd_mapped=kib("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped") * 1024 // page_size,
+        hugetlb=kib("Shared_Hugetlb", "Private_Hugetlb") * 1024 // page_size,
+    )
+
+
+def base_page_size(root: Path, pid: int) -> int:
+    """Bytes of a page: this machine's for its own procfs, for a saved tree what its smaps says."""
+    if is_live(root):
+        return os.sysconf("SC_PAGE_SIZE")
+    sizes = [
+        int(line.split()[1]) * 1024
+        for line in read_text(root, pid, "smaps").splitlines()
+        if line.startswith("KernelPageSize:")
+    ]
+    return min(sizes, default=4096)
+
+
+def kernel_release(root: Path) -> str:
+    """The kernel that the tree belongs to, as `uname -r`; empty if a saved tree does not say."""
+    for name, word in (("sys/kernel/osrelease", 0), ("version", 2)):
+        try:
+            return (root / name).read_text().split()[word]
+        except (OSError, IndexError):
+            continue
+    return os.uname().release if is_live(root) else ""
+
+
+def open_pagemap(root: Path, pid: int) -> int:
+    """/proc/PID/pagemap as a file descriptor."""
+    path = root / str(pid) / "pagemap"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        _refuse(error, root, pid, path)
+
+
+def open_kpage(root: Path, name: str) -> int:
+    """/proc/kpageflags or /proc/kpagecount (`name`) as a file descriptor."""
+    path = root / name
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if is_live(root):
+            raise ReplayError(
+                f"no {path}: the kernel lacks CONFIG_PROC_PAGE_MONITOR, or the container hides it: "
+                "name the host's procfs with --procfs"
+            ) from None
+        raise ReplayError(f"no {path}: the saved tree is incomplete, save it again") from None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise ReplayError(f"no right to read {path}: run replay as root of the host") from None
+        raise ReplayError(f"cannot read {path}: {error.strerror}") from None
+
+
+def saved_words(fd: int) -> int | None:
+    """64-bit words in a saved file; None for a procfs file, whose size reads as 0."""
+    size = os.fstat(fd).st_size
+    return size // 8 if size else None
+
+
+def read_words(fd: int, first: int, out: U64) -> int:
+    """Read 64-bit words `first`.. into `out`; returns how many there were (fewer at the file's end).
+
+    out: uint64, shape (n,), contiguous. Interrupted and short reads are continued.
+    """
+    buffer = out.view(np.uint8).data
+    done, size, offset = 0, len(buffer), first * 8
+    while done < size:
+        count = os.preadv(fd, [buffer[done : done + BLOCK_BYTES]], offset + done)
+        if not count:
+            break
+        done += count
+    return done // 8
+
+
+def kernel_config(root: Path) -> str:
+    """The kernel's configuration: config.gz of the tree, else /boot/config-*; empty if neither is there."""
+    with contextlib.suppress(OSError, EOFError):
+        return gzip.decompress((root / "config.gz").read_bytes()).decode(errors="replace")
+    with contextlib.suppress(OSError):
+        return (
+            Path(f"/boot/config-{kernel_release(root)}").read_text(errors="replace") if is_live(root) else ""
+        )
+    return ""
+
+
+def _refuse(error: OSError, root: Path, pid: int, path: Path) -> NoReturn:
+    """Turn a failure to open or read a file of /proc/PID into one line."""
+    if error.errno == errno.ESRCH or not path.parent.exists():
+        if is_live(root):
+            raise ProcessGoneError(f"no process {pid}: it has ended, or never was") from None
+        raise ReplayError(f"no process {pid} in {root}: the tree has no folder {path.parent}") from None
+    if isinstance(error, FileNotFoundError):
+        raise ReplayError(f"no {path}: the tree is incomplete, save it again") from None
+    if error.errno in (errno.EACCES, errno.EPERM):
+        raise ReplayError(f"no right to read {path}: run replay as root of the host") from None
+    raise ReplayError(f"cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,149 @@
+"""What was captured against RssAnon, RssFile, RssShmem, VmSwap and HugetlbPages of /proc/PID/status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from replay.capture.extents import ANON, Extents
+from replay.capture.procfs import Status, Vma
+from replay.capture.runs import Runs
+from replay.trace.kpageflags import KPF_SWAPBACKED, bit
+from replay.trace.schema import HUGETLB, SPECIAL, SWAP
+
+SWAPBACKED: Final = np.uint64(bit(KPF_SWAPBACKED))
+
+FIRST_OTHER_SWAP_TYPE: Final = 23
+"""Swap types from here on are never swap devices.
+
+Of 32 types (include/linux/swap.h, MAX_SWAPFILES) at most 9 are set aside for migration, hwpoison, device
+and marker entries.
+"""
+
+
+@dataclass
+class Totals:
+    """Pages captured, summed up; `other_entries` of `swap` do not stand for swapped pages."""
+
+    anon: int = 0
+    file: int = 0
+    shmem: int = 0
+    swap: int = 0
+    hugetlb: int = 0
+    special: int = 0
+    other_entries: int = 0
+    by_vma: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of /proc/PID/status, in pages, with the cause if it differs from what was captured."""
+
+    name: str
+    captured: int
+    reported: int
+    cause: str = ""
+
+
+def add_extents(totals: Totals, rows: Extents) -> None:
+    """Add some rows. RssShmem is what mm_counter_file() says: not anonymous, but backed by swap."""
+    mapped = (rows.kind != SWAP) & (rows.kind != SPECIAL) & (rows.kind != HUGETLB)
+    anon = mapped & (rows.kpageflags & ANON != 0)
+    shmem = mapped & ~anon & (rows.kpageflags & SWAPBACKED != 0)
+
+    def pages(which: np.ndarray) -> int:
+        return int(rows.pages[which].sum())
+
+    totals.anon += pages(anon)
+    totals.shmem += pages(shmem)
+    totals.file += pages(mapped & ~anon & ~shmem)
+    totals.swap += pages(rows.kind == SWAP)
+    totals.hugetlb += pages(rows.kind == HUGETLB)
+    totals.special += pages(rows.kind == SPECIAL)
+    counted = np.bincount(rows.vma, np.where(rows.kind == SPECIAL, 0, rows.pages), minlength=0)
+    for vma in np.flatnonzero(counted).tolist():
+        totals.by_vma[vma] = totals.by_vma.get(vma, 0) + int(counted[vma])
+
+
+def other_entries(found: Runs) -> int:
+    """Entries in swap format that stand for migration, poison, devices or markers."""
+    swap = ~found.present
+    kinds = found.frame[swap] & 31
+    return int(found.pages[swap][kinds >= FIRST_OTHER_SWAP_TYPE].sum())
+
+
+def reconcile(totals: Totals, status: Status, vmas: Sequence[Vma], changed: int) -> tuple[Figure, ...]:
+    """Compare with the figures of the kernel; every difference has a cause."""
+    anonymous = sum(vma.anonymous for vma in vmas)
+    resident = sum(vma.rss for vma in vmas)
+    # v6.1 leaves PMD mappings of a PROT_NONE VMA out of smaps
+    hidden = sum(
+        totals.by_vma.get(number, 0) - vma.rss
+        for number, vma in enumerate(vmas)
+        if vma.perms.startswith("---") and totals.by_vma.get(number, 0) > vma.rss and not vma.has("ht")
+    )
+    anon_agrees = totals.anon in (anonymous, anonymous + hidden)
+    file_agrees = totals.anon + totals.file + totals.shmem in (resident, resident + hidden)
+    rss = [
+        ("RssAnon", totals.anon, status.rss_anon, anon_agrees),
+        ("RssFile", totals.file, status.rss_file, file_agrees),
+        ("RssShmem", totals.shmem, status.rss_shmem, file_agrees),
+    ]
+    return (
+        *(
+            Figure(name, ours, theirs, _rss_cause(ours, theirs, agrees, changed))
+            for name, ours, theirs, agrees in rss
+        ),
+        Figure("VmSwap", totals.swap, status.swap, _swap_cause(totals, status.swap, changed)),
+        Figure(
+            "HugetlbPages", totals.hugetlb, status.hugetlb, _hugetlb_cause(totals, status.hugetlb, changed)
+        ),
+    )
+
+
+def _rss_cause(captured: int, reported: int, smaps_agrees: bool, changed: int) -> str:
+    if captured == reported:
+        return ""
+    if smaps_agrees:
+        return "the kernel's figure is approximate, counted per CPU or thread; smaps agrees with the capture"
+    return _changed(changed) or "smaps differs too: the kernel counts pages that pagemap does not show"
+
+
+def _swap_cause(totals: Totals, reported: int, changed: int) -> str:
+    if totals.swap == reported:
+        return ""
+    if totals.swap - totals.other_entries == reported:
+        return f"{totals.other_entries} entries are migration entries or markers, not swapped pages"
+    return _changed(changed) or "the kernel's figure is approximate, counted per CPU or thread"
+
+
+def _hugetlb_cause(totals: Totals, reported: int, changed: int) -> str:
+    if totals.hugetlb == reported:
+        return ""
+    return _changed(changed) or "page tables of hugetlb that processes share are counted once"
+
+
+def _changed(changed: int) -> str:
+    return f"{changed} entries changed while they were read" if changed else ""
+
+
+def text(figures: Sequence[Figure], page_size: int) -> list[str]:
+    """The line that shows all figures, and one more for each cause of a difference."""
+    kib = page_size // 1024
+    parts = [
+        f"{figure.name} {figure.captured * kib} kB"
+        + (f" (status: {figure.reported * kib} kB)" if figure.captured != figure.reported else "")
+        for figure in figures
+    ]
+    causes: dict[str, list[str]] = {}
+    for figure in figures:
+        if figure.cause:
+            causes.setdefault(figure.cause, []).append(figure.name)
+    same = "as /proc/PID/status says" if not causes else "differs from /proc/PID/status"
+    return [
+        f"captured {', '.join(parts)}: {same}",
+        *(f"{', '.join(names)}: {cause}" for cause, names in causes.items()),
+    ]

@@ -1,0 +1,140 @@
+"""Pagemap words -> runs: the compact form in which the page tables of a process are held.
+
+A *run* is a longest sequence of pagemap words of one VMA at adjacent addresses in which every word is the
+one before it plus one frame, and equal in all flags. A 2 MiB folio is one run, not 512 words.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.capture.procfs import (
+    PM_EXCLUSIVE,
+    PM_PFRAME,
+    PM_PRESENT,
+    PM_SOFT_DIRTY,
+    PM_SWAP,
+    SWAP_TYPE_BITS,
+    U64,
+)
+
+I64 = npt.NDArray[np.int64]
+
+
+class Runs(NamedTuple):
+    """vpn: int64, word: uint64 (of the first page), pages: int64, vma: int64 (index); each of shape (n,)."""
+
+    vpn: I64
+    word: U64
+    pages: I64
+    vma: I64
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Whether the runs are of present PTEs; the others are swap entries."""
+        return self.word & PM_PRESENT != 0
+
+    @property
+    def frame(self) -> I64:
+        """First page frame, or swap type and offset."""
+        return (self.word & PM_PFRAME).astype(np.int64)
+
+    def select(self, which: npt.NDArray[np.bool_] | I64 | slice) -> Runs:
+        """Some of the runs, by mask, indices or slice."""
+        return Runs(self.vpn[which], self.word[which], self.pages[which], self.vma[which])
+
+
+def concat(parts: list[Runs]) -> Runs:
+    """Runs one after the other."""
+    none = Runs(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    vpn, word, pages, vma = zip(*(parts or [none]), strict=True)
+    return Runs(np.concatenate(vpn), np.concatenate(word), np.concatenate(pages), np.concatenate(vma))
+
+
+def runs_of(first: int, words: U64, vma_starts: I64) -> Runs:
+    """Runs of the pagemap words of pages `first`.., which lie in VMAs that start at `vma_starts` (sorted)."""
+    taken = np.flatnonzero(words & (PM_PRESENT | PM_SWAP))
+    if len(taken) != len(words):
+        words = words[taken]
+    if not len(words):
+        return concat([])
+    step = np.where(words[1:] & PM_PRESENT != 0, np.uint64(1), np.uint64(1 << SWAP_TYPE_BITS))
+    start = np.ones(len(words), bool)
+    start[1:] = (words[1:] - words[:-1] != step) | (np.diff(taken) != 1)
+    low, high = np.searchsorted(vma_starts, (first + taken[0], first + taken[-1]), side="right")
+    start[np.searchsorted(taken, vma_starts[low:high] - first)] = True
+    begin = np.flatnonzero(start)
+    vpn = first + taken[begin]
+    return Runs(
+        vpn=vpn,
+        word=words[begin],
+        pages=np.diff(begin, append=len(words)),
+        vma=np.searchsorted(vma_starts, vpn, side="right") - 1,
+    )
+
+
+def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
+    """Where at least `least` of the ranges [start, end) overlap: (start, end, how many), sorted, disjoint."""
+    starts, ends = np.sort(starts), np.sort(ends)
+    if least > 1 and not (starts[1:] < ends[:-1]).any():
+        none = np.zeros(0, np.int64)
+        return none, none, none
+    points = np.unique(np.concatenate([starts, ends]))
+    depth = np.searchsorted(starts, points, side="right") - np.searchsorted(ends, points, side="right")
+    inside = np.flatnonzero(depth >= least)
+    return points[inside], points[inside + 1], depth[inside]
+
+
+def cuts_inside(starts: I64, pages: I64, cuts: I64) -> tuple[I64, I64]:
+    """Which sorted `cuts` fall inside ranges that start at `starts` with `pages` each.
+
+    Returns (index of the range, offset in it) of each cut that is not at a range's start.
+    """
+    low = np.searchsorted(cuts, starts, side="right")
+    counts = np.searchsorted(cuts, starts + pages, side="left") - low
+    counts = np.maximum(counts, 0)
+    index = np.repeat(np.arange(len(starts)), counts)
+    place = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts) + low[index]
+    return index, cuts[place] - starts[index]
+
+
+def difference(before: Runs, after: Runs) -> int:
+    """Pages whose entry differs between two readings of the same place.
+
+    Changes of PM_EXCLUSIVE and PM_SOFT_DIRTY do not count: other processes and their exits make the first.
+    """
+    if all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+        return 0
+    (old_vpn, old_word), (new_vpn, new_word) = _expanded(before), _expanded(after)
+    common, old_place, new_place = np.intersect1d(old_vpn, new_vpn, assume_unique=True, return_indices=True)
+    same = int((old_word[old_place] == new_word[new_place]).sum())
+    return len(old_vpn) + len(new_vpn) - len(common) - same
+
+
+def _expanded(some: Runs) -> tuple[I64, U64]:
+    """Page number and word of every page, without the bits that change by themselves."""
+    offset = np.arange(int(some.pages.sum())) - np.repeat(np.cumsum(some.pages) - some.pages, some.pages)
+    step = np.where(some.present, 1, 1 << SWAP_TYPE_BITS)
+    word = np.repeat(some.word & ~(PM_EXCLUSIVE | PM_SOFT_DIRTY), some.pages)
+    return np.repeat(some.vpn, some.pages) + offset, word + (offset * np.repeat(step, some.pages)).astype(
+        np.uint64
+    )
+
+
+def contiguous(some: Runs) -> Runs:
+    """Present runs joined where only PM_EXCLUSIVE or PM_SOFT_DIRTY parts them, as inside a PMD mapping."""
+    some = some.select(some.present)
+    if not len(some.vpn):
+        return some
+    next_word = (some.word + some.pages.astype(np.uint64)) & ~(PM_EXCLUSIVE | PM_SOFT_DIRTY)
+    apart = np.ones(len(some.vpn), bool)
+    apart[1:] = (
+        (some.vpn[1:] != some.vpn[:-1] + some.pages[:-1])
+        | (some.word[1:] & ~(PM_EXCLUSIVE | PM_SOFT_DIRTY) != next_word[:-1])
+        | (some.vma[1:] != some.vma[:-1])
+    )
+    begin = np.flatnonzero(apart)
+    return Runs(some.vpn[begin], some.word[begin], np.add.reduceat(some.pages, begin), some.vma[begin])

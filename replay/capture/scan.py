@@ -1,0 +1,177 @@
+"""Which parts of an address space are populated, and which of them are mapped by a PMD.
+
+`PAGEMAP_SCAN` (Linux kernel commit 52526ca7fdb9 "fs/proc/task_mmu: implement IOCTL to get and optionally
+clear info about PTEs" (in v6.7)) answers both without a look at empty reservations. Where it is missing,
+VMAs are read whole, but for huge ones of which smaps says that nothing is resident; a saved tree is read
+where its sparse file has data.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.capture import procfs
+from replay.capture.procfs import Vma
+from replay.errors import ProcessGoneError, ReplayError
+
+I64 = npt.NDArray[np.int64]
+
+PAGE_IS_PRESENT: Final = 1 << 3
+PAGE_IS_SWAPPED: Final = 1 << 4
+PAGE_IS_HUGE: Final = 1 << 6
+"""Categories of include/uapi/linux/fs.h; PAGE_IS_HUGE: mapped by a PMD, or hugetlb."""
+
+REGION: Final = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
+"""struct page_region: addresses in bytes."""
+
+REGIONS_PER_CALL: Final = 1 << 15
+
+EMPTY_VMA_PAGES: Final = 4 << 20
+"""Without PAGEMAP_SCAN, VMAs above this size are skipped if smaps says that nothing is resident.
+
+Smaller ones take milliseconds to read, and zero pages, which smaps does not count, are found in them.
+"""
+
+BRIDGE_PAGES: Final = 256
+"""Holes up to this size are read through: cheaper than another system call."""
+
+
+_PM_SCAN_ARG: Final = (
+    *("size", "flags", "start", "end", "walk_end", "vec", "vec_len", "max_pages"),
+    *("category_inverted", "category_mask", "category_anyof_mask", "return_mask"),
+)
+
+
+class _PmScanArg(ctypes.Structure):
+    """struct pm_scan_arg."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in _PM_SCAN_ARG)
+
+
+_PAGEMAP_SCAN: Final = 3 << 30 | ctypes.sizeof(_PmScanArg) << 16 | ord("f") << 8 | 16
+"""_IOWR('f', 16, struct pm_scan_arg)."""
+
+
+def _scan(fd: int, start: int, end: int) -> tuple[npt.NDArray[np.void], int]:
+    """One call: populated regions of addresses [start, end), and the address to go on from."""
+    regions = np.zeros(REGIONS_PER_CALL, REGION)
+    arg = _PmScanArg(
+        size=ctypes.sizeof(_PmScanArg),
+        start=start,
+        end=end,
+        vec=regions.ctypes.data,
+        vec_len=len(regions),
+        category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask=PAGE_IS_HUGE,
+    )
+    count = fcntl.ioctl(fd, _PAGEMAP_SCAN, arg)
+    return regions[:count], arg.walk_end
+
+
+@functools.cache
+def supported() -> bool:
+    """Whether this kernel has PAGEMAP_SCAN with the categories used here; tried on the caller itself."""
+    try:
+        fd = os.open(procfs.PROC / "self" / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        _scan(fd, 0, 1 << 20)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def scanned(
+    fd: int, vmas: Sequence[Vma], page_size: int, pid: int
+) -> Iterator[tuple[I64, I64, npt.NDArray[np.bool_]]]:
+    """Populated regions by PAGEMAP_SCAN: (first page, end page, mapped by a PMD), in address order.
+
+    VM_PFNMAP mappings, which the ioctl leaves out, are regions as a whole.
+    """
+    maps = [vma for vma in vmas if vma.has("pf")]
+    position, end = (vmas[0].start, vmas[-1].end) if vmas else (0, 0)
+    for vma in [*maps, None]:
+        limit = vma.start if vma else end
+        while position < limit:
+            try:
+                regions, walked = _scan(fd, position * page_size, limit * page_size)
+            except OSError as error:
+                if error.errno == errno.ESRCH:
+                    raise ProcessGoneError(f"process {pid} ended while it was read") from None
+                raise ReplayError(
+                    f"PAGEMAP_SCAN of process {pid} failed ({error.strerror}): use --no-pagemap-scan"
+                ) from None
+            yield (
+                (regions["start"] // page_size).astype(np.int64),
+                (regions["end"] // page_size).astype(np.int64),
+                regions["categories"] & np.uint64(PAGE_IS_HUGE) != 0,
+            )
+            position = walked // page_size
+        if vma:
+            yield np.array([vma.start]), np.array([vma.end]), np.zeros(1, bool)
+            position = vma.end
+
+
+def unscanned(vmas: Sequence[Vma]) -> tuple[I64, I64]:
+    """VMAs to read without PAGEMAP_SCAN: (first page, end page) of all but huge empty ones."""
+    kept = [v for v in vmas if v.pages <= EMPTY_VMA_PAGES or v.rss + v.swap + v.hugetlb]
+    return np.array([v.start for v in kept], np.int64), np.array([v.end for v in kept], np.int64)
+
+
+def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Parts of words [start, end) of a saved, sparse file that hold data."""
+    position = start * 8
+    while position < end * 8:
+        try:
+            data = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data up to the end
+                return
+            raise
+        if data >= end * 8:
+            return
+        hole = min(os.lseek(fd, data, os.SEEK_HOLE), end * 8)
+        yield max(data // 8, start), -(-hole // 8)
+        position = hole
+
+
+def spans(starts: I64, ends: I64, block_pages: int) -> tuple[I64, I64]:
+    """Join regions over small holes, then cut at multiples of `block_pages`.
+
+    starts, ends: int64, shape (n,), sorted, in pages. Returns the same, each within one block.
+    """
+    if not len(starts):
+        return starts, ends
+    apart = np.flatnonzero(starts[1:] - ends[:-1] > BRIDGE_PAGES) + 1
+    starts, ends = starts[np.r_[0, apart]], ends[np.r_[apart - 1, len(ends) - 1]]
+    pieces = (ends - 1) // block_pages - starts // block_pages + 1
+    index = np.repeat(np.arange(len(starts)), pieces)
+    number = np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    cut = (starts[index] // block_pages + number) * block_pages
+    return np.maximum(cut, starts[index]), np.minimum(cut + block_pages, ends[index])
+
+
+def saved_huge(text: str, page_size: int) -> tuple[I64, I64]:
+    """(first page, end page) of the `huge` ranges of a saved `pagemap_scan` file.
+
+    One range a line: `start-end category ...`, addresses in hexadecimal.
+    """
+    ranges = [
+        [int(address, 16) // page_size for address in words[0].split("-")]
+        for words in map(str.split, text.splitlines())
+        if "huge" in words[1:]
+    ]
+    table = np.array(ranges, np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]

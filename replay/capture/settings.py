@@ -1,0 +1,43 @@
+"""What of the machine belongs to a trace: how its kernel counts mappings, what folios it makes."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Final
+
+from replay.capture import procfs
+
+THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
+
+
+def mapcounts(root: Path) -> str:
+    """What kpagecount says of pages of large folios: `precise` counts or an `average` of the folio.
+
+    Linux kernel commit 749492229e3b "mm: stop maintaining the per-page mapcount of large folios
+    (CONFIG_NO_PAGE_MAPCOUNT)" (in v6.15). `precise` too where no configuration can be read.
+    """
+    return "average" if "CONFIG_NO_PAGE_MAPCOUNT=y" in procfs.kernel_config(root).splitlines() else "precise"
+
+
+def architecture(live: bool) -> str:
+    """As `uname -m`; a saved tree does not say and counts as x86_64."""
+    return platform.machine() if live else "x86_64"
+
+
+def thp(live: bool) -> dict[str, str]:
+    """THP and mTHP settings by the names of their files: what is selected, such as `madvise`.
+
+    Empty for a saved tree, which does not hold them.
+    """
+    if not live:
+        return {}
+    names = ["enabled", "defrag", "shmem_enabled"]
+    files = [THP / name for name in names] + sorted(THP.glob("hugepages-*kB/*enabled"))
+    return {str(path.relative_to(THP)): _selected(path.read_text()) for path in files if path.is_file()}
+
+
+def _selected(text: str) -> str:
+    """`always [madvise] never` -> `madvise`."""
+    _, bracket, rest = text.partition("[")
+    return rest.partition("]")[0] if bracket else text.strip()

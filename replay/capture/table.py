@@ -1,0 +1,54 @@
+"""Extents -> Arrow tables with the columns of a trace. The only module of capture that needs pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from replay.capture.extents import Extents
+from replay.capture.procfs import Vma
+from replay.trace.file import ARROW_SCHEMA
+from replay.trace.schema import KINDS, SCHEMA
+
+
+def table(extents: Extents, vmas: Sequence[Vma], mm: int, pid: int, comm: str) -> pa.Table:
+    """Rows of one address space as a table of `ARROW_SCHEMA`."""
+    rows = len(extents.vpn)
+    of_vma = extents.vma
+    values: dict[str, object] = {
+        "mm": np.full(rows, mm, np.uint32),
+        "pid": np.full(rows, pid, np.uint32),
+        "comm": _text([comm], np.zeros(rows, np.int64)),
+        "vma_start": np.array([vma.start for vma in vmas], np.uint64)[of_vma],
+        "vma_pages": np.array([vma.pages for vma in vmas], np.uint64)[of_vma],
+        "vma_perms": _text([vma.perms for vma in vmas], of_vma),
+        "vma_flags": _text([vma.flags for vma in vmas], of_vma),
+        "vma_name": _text([vma.name for vma in vmas], of_vma),
+        "kind": _text(KINDS, extents.kind),
+    }
+    columns = extents._asdict()
+    arrays = []
+    for field in ARROW_SCHEMA:
+        value = values.get(field.name, columns.get(field.name))
+        if isinstance(value, np.ndarray):
+            value = pa.array(value).cast(field.type)
+        arrays.append(value)
+    return pa.Table.from_arrays(arrays, schema=ARROW_SCHEMA)
+
+
+def _text(values: Sequence[str], index: npt.NDArray[np.generic]) -> pa.DictionaryArray:
+    """values[index] as a dictionary column of distinct values."""
+    # names of files are bytes that need not be UTF-8
+    clean = [value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for value in values]
+    codes = {value: code for code, value in enumerate(dict.fromkeys(clean))}
+    code_of = np.array([codes[value] for value in clean], np.uint32)
+    return pa.DictionaryArray.from_arrays(pa.array(code_of[index]), pa.array(list(codes), pa.large_string()))
+
+
+def frame_of(rows: pa.Table) -> pl.DataFrame:
+    """Rows as the DataFrame of a `Trace`."""
+    return pl.DataFrame(pl.from_arrow(rows)).cast(SCHEMA)  # type: ignore[arg-type]
