@@ -12,13 +12,10 @@ the registers of the gather and of the lruvec lock behind them (all in `state.py
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
-import numpy.typing as npt
 
 from replay.teardown.algorithms import BUNDLE_SLOTS, MAX_FOLIOS_PER_FREE, Entry, Rmap
+from replay.teardown.jit import Counts, Table, compile_all, jit
 from replay.teardown.state import (
     ACTIVE,
     ANON,
@@ -104,11 +101,8 @@ from replay.teardown.state import (
     UFFD_WP,
     USED,
     VPN,
+    Rules,
 )
-
-I64 = npt.NDArray[np.int64]
-
-jit = numba.njit(nogil=True, cache=True)
 
 ENTRY_PAGE_RUN, ENTRY_RANGE = int(Entry.PAGE_RUN), int(Entry.RANGE)
 RMAP_ANON_RUN, RMAP_RUN, RMAP_RANGE = int(Rmap.ANON_RUN), int(Rmap.RUN), int(Rmap.RANGE)
@@ -118,7 +112,7 @@ LOCK_BATCH = 32
 
 
 @jit
-def exit_mmap(e: I64, f: I64, r: Any, page_tables: int) -> I64:
+def exit_mmap(e: Table, f: Table, r: Rules, page_tables: int) -> Counts:
     """Tear down one address space -> int64, shape (len(COUNTS),).
 
     e: extents, int64, shape (extents, EXTENT_COLUMNS). f: folios, int64, shape (folios, FOLIO_COLUMNS),
@@ -143,7 +137,7 @@ def exit_mmap(e: I64, f: I64, r: Any, page_tables: int) -> I64:
 
 
 @jit
-def zap_huge(e: I64, f: I64, g: I64, r: Any, c: I64, first: int) -> int:
+def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
     """One PMD mapping or huge page -> the extent behind it: one rmap removal, one entry, one reference."""
     folio = e[first, FOLIO]
     unmapped = 0
@@ -172,7 +166,7 @@ def zap_huge(e: I64, f: I64, g: I64, r: Any, c: I64, first: int) -> int:
 
 
 @jit
-def zap_table(e: I64, f: I64, g: I64, r: Any, c: I64, first: int) -> int:
+def zap_table(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
     """zap_pte_range() for one page-table page, restarted behind the entry that filled the gather."""
     end = first
     while end < len(e) and e[end, TABLE] == e[first, TABLE]:
@@ -192,7 +186,7 @@ def zap_table(e: I64, f: I64, g: I64, r: Any, c: I64, first: int) -> int:
 
 
 @jit
-def next_vpn(e: I64, i: int, offset: int) -> int:
+def next_vpn(e: Table, i: int, offset: int) -> int:
     """The page behind the last one that was zapped."""
     if offset > 0:
         return e[i, VPN] + offset
@@ -201,7 +195,7 @@ def next_vpn(e: I64, i: int, offset: int) -> int:
 
 @jit
 def zap_pass(
-    e: I64, f: I64, g: I64, r: Any, c: I64, i: int, offset: int, end: int
+    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
 ) -> tuple[int, int, bool, bool]:
     """Entries from page `offset` of extent i on, until the gather is full -> (extent, page, flush, full)."""
     flush = False
@@ -234,7 +228,7 @@ def zap_pass(
 
 
 @jit
-def zap_pages(e: I64, f: I64, g: I64, r: Any, c: I64, i: int, offset: int) -> tuple[int, bool]:
+def zap_pages(e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> tuple[int, bool]:
     """The rest of an extent, page by page -> (pages done, full)."""
     waits = r.rmap == RMAP_RANGE or (r.delayed_rmap and e[i, FLAGS] & DIRTY != 0)
     if waits and r.rmap != RMAP_RANGE:
@@ -247,7 +241,9 @@ def zap_pages(e: I64, f: I64, g: I64, r: Any, c: I64, i: int, offset: int) -> tu
 
 
 @jit
-def zap_run(e: I64, f: I64, g: I64, r: Any, c: I64, i: int, offset: int, end: int) -> tuple[int, bool, bool]:
+def zap_run(
+    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
+) -> tuple[int, bool, bool]:
     """A run of one large folio, over several extents maybe -> (pages done, full, dirty)."""
     first = c[SEGMENTS]
     last = i + 1
@@ -283,7 +279,7 @@ def zap_run(e: I64, f: I64, g: I64, r: Any, c: I64, i: int, offset: int, end: in
 
 
 @jit
-def continues_run(e: I64, r: Any, i: int) -> bool:
+def continues_run(e: Table, r: Rules, i: int) -> bool:
     """Whether extent i goes on with the run that the extent before it is in."""
     return (
         e[i, KIND] == PAGE
@@ -295,7 +291,7 @@ def continues_run(e: I64, r: Any, i: int) -> bool:
 
 
 @jit
-def zap_range(e: I64, g: I64, r: Any, c: I64, i: int, offset: int) -> tuple[int, bool]:
+def zap_range(e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> tuple[int, bool]:
     """The rest of an extent of a large folio, in the open range or in new ones -> (pages done, full)."""
     total = e[i, PAGES] - offset
     done = 0
@@ -315,7 +311,7 @@ def zap_range(e: I64, g: I64, r: Any, c: I64, i: int, offset: int) -> tuple[int,
 
 
 @jit
-def open_range(e: I64, c: I64, i: int, offset: int) -> None:
+def open_range(e: Table, c: Counts, i: int, offset: int) -> None:
     """The last range ends before page `offset` of extent i: it stays open unless that is its folio's end."""
     following = e[i, PFN] + offset
     c[RANGE_NEXT] = following if following < e[i, FOLIO_END] else -1
@@ -325,8 +321,27 @@ def open_range(e: I64, c: I64, i: int, offset: int) -> None:
 
 
 @jit
+def gather_pages(
+    g: Table, r: Rules, c: Counts, extent: int, offset: int, pages: int, pending: bool
+) -> tuple[int, bool]:
+    """Add pages as one entry each, over as many batches as it takes -> (pages added, full)."""
+    added = 0
+    while added < pages:
+        if c[PIECE_USED] >= MAX_FOLIOS_PER_FREE:
+            c[PIECE] += 1
+            c[PIECE_USED] = 0
+        room = min(batch_limit(r, c) - c[USED], MAX_FOLIOS_PER_FREE - c[PIECE_USED])
+        step = min(pages - added, room)
+        push(g, c, extent, offset + added, step, step, step, pending)
+        added += step
+        if batch_filled(r, c) and not next_batch(r, c):
+            return added, True
+    return added, False
+
+
+@jit
 def push(
-    g: I64, c: I64, extent: int, offset: int, pages: int, entries: int, slots: int, pending: bool
+    g: Table, c: Counts, extent: int, offset: int, pages: int, entries: int, slots: int, pending: bool
 ) -> None:
     """Add a segment that takes so many slots of the batch in use."""
     if entries > 0 and c[PIECE_USED] >= MAX_FOLIOS_PER_FREE:
@@ -346,39 +361,20 @@ def push(
 
 
 @jit
-def gather_pages(
-    g: I64, r: Any, c: I64, extent: int, offset: int, pages: int, pending: bool
-) -> tuple[int, bool]:
-    """Add pages as one entry each, over as many batches as it takes -> (pages added, full)."""
-    added = 0
-    while added < pages:
-        if c[PIECE_USED] >= MAX_FOLIOS_PER_FREE:
-            c[PIECE] += 1
-            c[PIECE_USED] = 0
-        room = min(batch_limit(r, c) - c[USED], MAX_FOLIOS_PER_FREE - c[PIECE_USED])
-        step = min(pages - added, room)
-        push(g, c, extent, offset + added, step, step, step, pending)
-        added += step
-        if batch_filled(r, c) and not next_batch(r, c):
-            return added, True
-    return added, False
-
-
-@jit
-def batch_limit(r: Any, c: I64) -> int:
+def batch_limit(r: Rules, c: Counts) -> int:
     """Slots at which the batch in use counts as filled: a page and its count must always fit."""
     slots = BUNDLE_SLOTS if c[ACTIVE] == 0 else r.slots
     return slots - 1 if r.entry == ENTRY_PAGE_RUN else slots
 
 
 @jit
-def batch_filled(r: Any, c: I64) -> bool:
+def batch_filled(r: Rules, c: Counts) -> bool:
     """Whether no further entry fits into the batch in use."""
     return c[USED] >= batch_limit(r, c)
 
 
 @jit
-def next_batch(r: Any, c: I64) -> bool:
+def next_batch(r: Rules, c: Counts) -> bool:
     """tlb_next_batch(): move on if a batch is left; a waiting rmap forbids it, but from the bundle."""
     if c[DELAYED] and c[ACTIVE] != 0:
         return False
@@ -394,7 +390,7 @@ def next_batch(r: Any, c: I64) -> bool:
 
 
 @jit
-def free_page_tables(e: I64, f: I64, g: I64, r: Any, c: I64, page_tables: int) -> None:
+def free_page_tables(e: Table, f: Table, g: Table, r: Rules, c: Counts, page_tables: int) -> None:
     """free_pgtables(): every page-table page is an entry of the same gather."""
     c[PAGE_TABLES] += page_tables
     left = page_tables
@@ -406,14 +402,14 @@ def free_page_tables(e: I64, f: I64, g: I64, r: Any, c: I64, page_tables: int) -
 
 
 @jit
-def force_flush(e: I64, f: I64, g: I64, r: Any, c: I64) -> None:
+def force_flush(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
     """tlb_flush_mmu()."""
     c[TLB_FLUSHES] += 1
     flush_gather(e, f, g, r, c)
 
 
 @jit
-def flush_gather(e: I64, f: I64, g: I64, r: Any, c: I64) -> None:
+def flush_gather(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
     """tlb_flush_mmu_free(): hand every piece over and begin anew with the bundle."""
     c[GATHER_FLUSHES] += 1
     segments = c[SEGMENTS]
@@ -433,7 +429,7 @@ def flush_gather(e: I64, f: I64, g: I64, r: Any, c: I64) -> None:
 
 
 @jit
-def flush_rmaps(e: I64, f: I64, g: I64, r: Any, c: I64) -> None:
+def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
     """tlb_flush_rmaps(): the rmaps that wait for the end of the page-table page."""
     segments = c[SEGMENTS]
     first = 0
@@ -459,7 +455,7 @@ def flush_rmaps(e: I64, f: I64, g: I64, r: Any, c: I64) -> None:
 
 
 @jit
-def remove_pending(e: I64, f: I64, g: I64, r: Any, c: I64, first: int, last: int) -> None:
+def remove_pending(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
     """The rmap of one entry (segments first to last), or of a segment of single pages."""
     i = g[first, S_EXTENT]
     batched = e[i, ORDER] > 0 and (r.rmap == RMAP_RUN or r.rmap == RMAP_RANGE)
@@ -470,7 +466,7 @@ def remove_pending(e: I64, f: I64, g: I64, r: Any, c: I64, first: int, last: int
 
 
 @jit
-def remove_rmap_each(e: I64, f: I64, c: I64, i: int, offset: int, pages: int) -> None:
+def remove_rmap_each(e: Table, f: Table, c: Counts, i: int, offset: int, pages: int) -> None:
     """page_remove_rmap() for each page."""
     c[RMAP_CALLS] += pages
     c[RMAP_PAGES] += pages
@@ -483,7 +479,7 @@ def remove_rmap_each(e: I64, f: I64, c: I64, i: int, offset: int, pages: int) ->
 
 
 @jit
-def remove_rmap_batch(e: I64, f: I64, g: I64, r: Any, c: I64, first: int, last: int) -> None:
+def remove_rmap_batch(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
     """One call of folio_remove_rmap_range() or folio_remove_rmap_ptes() for segments first to last."""
     folio = e[g[first, S_EXTENT], FOLIO]
     pages = 0
@@ -505,7 +501,7 @@ def remove_rmap_batch(e: I64, f: I64, g: I64, r: Any, c: I64, first: int, last: 
 
 
 @jit
-def drop_mapcounts(e: I64, f: I64, i: int, offset: int, pages: int) -> int:
+def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> int:
     """Lower the mapcounts of pages of one extent -> how many reached zero."""
     folio = e[i, FOLIO]
     if folio < 0:
@@ -529,7 +525,7 @@ def drop_mapcounts(e: I64, f: I64, i: int, offset: int, pages: int) -> int:
 
 
 @jit
-def deferred_split(f: I64, c: I64, folio: int, calls: int) -> None:
+def deferred_split(f: Table, c: Counts, folio: int, calls: int) -> None:
     """deferred_split_folio(), called so often in a row."""
     c[DEFERRED_SPLIT_CALLS] += calls
     if f[folio, F_ORDER] < 2 or f[folio, F_SWAPCACHE]:
@@ -544,7 +540,7 @@ def deferred_split(f: I64, c: I64, folio: int, calls: int) -> None:
 
 
 @jit
-def free_piece(e: I64, f: I64, g: I64, r: Any, c: I64, first: int, last: int) -> None:
+def free_piece(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
     """free_pages_and_swap_cache() for segments first to last: the swap cache first, then the references."""
     c[FREE_CALLS] += 1
     entries = 0
@@ -574,7 +570,7 @@ def free_piece(e: I64, f: I64, g: I64, r: Any, c: I64, first: int, last: int) ->
 
 
 @jit
-def free_swap_cache(e: I64, f: I64, c: I64, i: int, offset: int, pages: int) -> None:
+def free_swap_cache(e: Table, f: Table, c: Counts, i: int, offset: int, pages: int) -> None:
     """free_swap_cache() for pages of one extent: folios that are no longer mapped leave the swap cache."""
     if not e[i, FLAGS] & SWAPCACHE:
         return
@@ -594,7 +590,7 @@ def free_swap_cache(e: I64, f: I64, c: I64, i: int, offset: int, pages: int) -> 
 
 
 @jit
-def release_pages(e: I64, r: Any, c: I64, i: int, pages: int) -> None:
+def release_pages(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
     """References of order-0 pages that this address space maps once: all are freed or none."""
     if not (e[i, FLAGS] & ANON and e[i, MAPCOUNT] == 1):
         pass_entries(r, c, pages)
@@ -615,7 +611,7 @@ def release_pages(e: I64, r: Any, c: I64, i: int, pages: int) -> None:
 
 
 @jit
-def release_folio(f: I64, r: Any, c: I64, folio: int, entries: int, pages: int) -> None:
+def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages: int) -> None:
     """So many entries of one folio, `pages` references; the last of them may free it."""
     pass_entries(r, c, entries)
     f[folio, F_REFS] -= pages
@@ -644,7 +640,7 @@ def release_folio(f: I64, r: Any, c: I64, folio: int, entries: int, pages: int) 
 
 
 @jit
-def pass_entries(r: Any, c: I64, entries: int) -> None:
+def pass_entries(r: Rules, c: Counts, entries: int) -> None:
     """Entries that free nothing: release_pages() drops a lock that it has held for LOCK_BATCH of them."""
     c[POSITION] += entries
     if r.relock and c[HELD]:
@@ -654,9 +650,12 @@ def pass_entries(r: Any, c: I64, entries: int) -> None:
 
 
 @jit
-def lock_calls(r: Any, c: I64, position: int, entries: int) -> None:
+def lock_calls(r: Rules, c: Counts, position: int, entries: int) -> None:
     """Entries from `position` on free LRU folios: each release call that has one takes the lock once."""
     first = max(position // r.release_batch, c[LOCKED_CALL] + 1)
     last = (position + entries - 1) // r.release_batch
     c[LRUVEC_LOCKS] += max(last - first + 1, 0)
     c[LOCKED_CALL] = max(last, c[LOCKED_CALL])
+
+
+compile_all(__name__)
