@@ -1,0 +1,327 @@
+"""The commands: parse, call, print. Data go to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from replay.errors import ReplayError, UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from replay.capture.live import Capture
+    from replay.trace.file import Trace
+
+app = typer.Typer(
+    help="How Linux tears down a process's memory, replayed over page tables of real processes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+class Per(StrEnum):
+    """What one block of the comparison stands for."""
+
+    TOTAL = "total"
+    TRACE = "trace"
+    MM = "mm"
+
+
+def main() -> None:
+    """Run the command line; the only place that turns errors into messages and exit statuses."""
+    _keep_compiled_code()
+    try:
+        app()
+    except ReplayError as error:
+        _exit(f"replay: {error}", error.status)
+    except KeyboardInterrupt:
+        _exit("replay: interrupted", 130)
+    except BrokenPipeError:
+        # whoever read our output has what it wanted; nothing may be flushed to the closed pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        name = f" {error.filename}" if error.filename else ""
+        _exit(f"replay: cannot go on:{name} {error.strerror or error}", 1)
+
+
+def _exit(message: str, status: int) -> None:
+    note(message)
+    sys.exit(status)
+
+
+def note(text: str) -> None:
+    """A line for people, on standard error."""
+    typer.echo(text, err=True)
+
+
+def _keep_compiled_code() -> None:
+    """Give numba a cache of this very version of the machine: its own check sees one file of several."""
+    import hashlib
+
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return
+    digest = hashlib.sha256()
+    for file in sorted((Path(__file__).parent / "teardown").glob("*.py")):
+        digest.update(file.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ["NUMBA_CACHE_DIR"] = str(base / "replay" / digest.hexdigest()[:16])
+
+
+# ---------------------------------------------------------------------- capture
+
+
+@app.command()
+def capture(
+    pid: Annotated[int, typer.Argument(help="The process.", metavar="PID", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The trace; default replay-COMM-PID-UTC.parquet in this folder."),
+    ] = None,
+    procfs: Annotated[
+        Path,
+        typer.Option("--procfs", help="A procfs tree elsewhere: /host/proc of a container, or a saved one."),
+    ] = Path("/proc"),
+    freeze: Annotated[bool, typer.Option(help="Hold the process still while it is read.")] = True,
+    pagemap_scan: Annotated[bool, typer.Option(help="Use PAGEMAP_SCAN where the kernel has it.")] = True,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite an existing trace.")] = False,
+) -> None:
+    """Capture the page tables of a running process into a trace."""
+    from replay.capture import live
+
+    path = output or _default_name(procfs, pid)
+    with progress("pages") as report:
+        done = live.capture_process(
+            pid, path, procfs_root=procfs, hold=freeze, use_scan=pagemap_scan, force=force, progress=report
+        )
+    _after_capture(done)
+
+
+def _default_name(procfs: Path, pid: int) -> Path:
+    import datetime
+
+    comm = "process"
+    with contextlib.suppress(OSError):
+        comm = (procfs / str(pid) / "comm").read_text(errors="replace").strip()
+    safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in comm)
+    return Path(f"replay-{safe}-{pid}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}.parquet")
+
+
+def _after_capture(done: Capture) -> None:
+    from replay.capture import reconcile
+
+    for figures in done.figures:
+        for line in reconcile.text(figures, done.meta.page_size):
+            note(line)
+    _note_limits(done.meta)
+    note(f"wrote {done.path}: {done.extents:,} extents")
+    note(f"next: replay run {done.path}")
+
+
+def _note_limits(meta: Any) -> None:
+    """Say what in a trace is not known for certain."""
+    if meta.pmd == "unknown":
+        note(
+            "note: smaps does not tell which of its huge pages are mapped by a PMD; the first ones are taken for it"
+        )
+    if meta.mapcounts != "precise":
+        note(
+            f"note: mapcounts are {meta.mapcounts} on this kernel (CONFIG_NO_PAGE_MAPCOUNT): rmap counts of large "
+            "folios are approximate"
+        )
+    if meta.changed_entries:
+        note(f"note: {meta.changed_entries:,} entries changed while they were read")
+
+
+@contextlib.contextmanager
+def progress(unit: str) -> Iterator[Any]:
+    """A progress bar on a terminal, from one second on; yields a function of (done, total), or None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    began = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.fields[unit]}"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True)
+    )
+    task = bar.add_task("", unit=unit, total=None)
+
+    def report(done: int, total: int) -> None:
+        if time.monotonic() - began > 1:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        bar.stop()
+
+
+# ---------------------------------------------------------------------- run
+
+
+@app.command()
+def run(
+    traces: Annotated[list[Path], typer.Argument(help="Traces made by capture.", show_default=False)],
+    algorithms: Annotated[
+        str | None, typer.Option("-a", "--algorithms", help="Which, separated by commas; default all.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write all counters: .csv, .json or .parquet.")
+    ] = None,
+    per: Annotated[
+        Per, typer.Option(help="What the table shows: the total, each trace, each address space.")
+    ] = (Per.TOTAL),
+    page_tables: Annotated[
+        str | None,
+        typer.Option(
+            help="Whether page-table pages go through the gather: 'gather' (x86 up to v6.13) or 'rcu' (arm64, "
+            "x86 from v6.14, paravirtualised guests); default by the trace's architecture."
+        ),
+    ] = None,
+) -> None:
+    """Replay the teardown algorithms over traces and compare them with the baseline.
+
+    On a terminal: a table. To a pipe, or with -o: every counter of every address space and algorithm.
+    """
+    from replay.report import files
+    from replay.teardown import algorithms as known
+
+    if output is not None:
+        files.check_ending(output)
+    if page_tables not in (None, "gather", "rcu"):
+        raise UsageError(f"--page-tables is 'gather' or 'rcu', not '{page_tables}'")
+    names = None if algorithms is None else [name.strip() for name in algorithms.split(",") if name.strip()]
+    known.select(names)
+    in_gather = None if page_tables is None else page_tables == "gather"
+    loaded = _read_all(traces)
+    results = _replay(loaded, names, in_gather)
+    _show_results(loaded, results, names, output, per)
+
+
+def _read_all(paths: list[Path]) -> list[Trace]:
+    from replay.trace.file import read
+
+    return [read(path) for path in paths]
+
+
+def _replay(traces: list[Trace], names: list[str] | None, in_gather: bool | None) -> pl.DataFrame:
+    import polars as pl
+
+    from replay.teardown import algorithms, replayer
+
+    wanted = None if names is None else [algorithms.BASELINE, *names]
+    return pl.concat(
+        [replayer.run_checked(trace, wanted, page_tables_in_gather=in_gather) for trace in traces]
+    )
+
+
+def _show_results(
+    traces: list[Trace], results: pl.DataFrame, names: list[str] | None, output: Path | None, per: Per
+) -> None:
+    import polars as pl
+
+    from replay.report import compare, files, terminal
+    from replay.teardown.replayer import CHECKS
+
+    def chosen(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame if names is None else frame.filter(pl.col("algorithm").is_in(names))
+
+    full = chosen(compare.compare(results.drop(list(CHECKS))))
+    if sys.stdout.isatty():
+        keys = {Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: list(compare.KEYS)}[per]
+        totals = chosen(compare.compare(compare.total(results, keys), keys))
+        blocks = totals.partition_by(keys, maintain_order=True) if keys else [totals]
+        _print([terminal.comparison(block, _title(block, keys, traces)) for block in blocks])
+    elif output is None:
+        sys.stdout.write(full.write_csv())
+    if output is not None:
+        files.write(full, output)
+        note(f"wrote {output}: {len(full):,} rows")
+    for trace in traces:
+        _note_limits(trace.meta)
+    _note_bugs(chosen(results))
+
+
+def _title(block: pl.DataFrame, keys: list[str], traces: list[Trace]) -> str:
+    if "mm" in keys:
+        row = block.row(0, named=True)
+        return f"{row['trace']}: address space {row['mm']}, {row['comm']} ({row['pid']})"
+    spaces = block["address_spaces"][0]
+    what = block["trace"][0] if keys else ", ".join(trace.name for trace in traces[:3])
+    more = "" if keys or len(traces) <= 3 else f" and {len(traces) - 3} more"
+    return f"{what}{more}: {spaces:,} address space{'' if spaces == 1 else 's'}, {block['ptes'][0]:,} PTEs"
+
+
+def _note_bugs(results: pl.DataFrame) -> None:
+    """Report what an algorithm does wrong: these are bugs of the algorithm, not of the replay."""
+    from replay.teardown.replayer import CHECKS
+
+    for name in ("rmap_missed", *CHECKS):
+        for row in results.filter(results[name] != 0).iter_rows(named=True):
+            what = {"rmap_missed": "pages torn down whose rmap is never removed"} | CHECKS
+            note(
+                f"bug of {row['algorithm']}: {row[name]:,} {what[name]} ({name}), "
+                f"{row['trace']} address space {row['mm']}, {row['comm']} ({row['pid']})"
+            )
+
+
+def _print(renderables: list[Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for renderable in renderables:
+        console.print(renderable)
+
+
+# ---------------------------------------------------------------------- inspect, algorithms
+
+
+@app.command()
+def inspect(
+    trace: Annotated[Path, typer.Argument(help="A trace.", show_default=False)],
+    vmas: Annotated[int, typer.Option(help="How many VMAs to list.", min=0)] = 20,
+    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Show what a trace maps: kinds, folio orders, sharing, VMAs."""
+    from replay.report import inspect as report
+    from replay.report import terminal
+    from replay.trace.file import read
+
+    loaded = read(trace)
+    rows = report.classified(loaded)
+    if json:
+        typer.echo(report.as_json(loaded, rows))
+        return
+    for line in report.header(loaded):
+        typer.echo(line)
+    _print(list(terminal.inspection(loaded, rows, vmas)))
+    _note_limits(loaded.meta)
+
+
+@app.command()
+def algorithms(
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List the algorithms with their sources, and what is not modelled."""
+    from replay.report import catalogue
+
+    typer.echo(catalogue.as_json() if json else catalogue.as_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What a trace maps: kinds, folio orders, sharing, VMAs; all figures in pages of the trace's page size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import polars as pl
+
+from replay.trace.file import Trace
+from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
+
+MAPPED = ("page", "pmd", "hugetlb")
+
+
+def classified(trace: Trace) -> pl.DataFrame:
+    """The trace's rows with `type`: anon, shmem, file (RssAnon, RssShmem, RssFile), hugetlb, or the kind."""
+    flags, kind = pl.col("kpageflags"), pl.col("kind").cast(pl.String)
+    return trace.frame.with_columns(
+        kind.alias("kind"),
+        pl.when(~kind.is_in(["page", "pmd"]))
+        .then(kind)
+        .when(flags & bit(KPF_ANON) != 0)
+        .then(pl.lit("anon"))
+        .when(flags & bit(KPF_SWAPBACKED) != 0)
+        .then(pl.lit("shmem"))
+        .otherwise(pl.lit("file"))
+        .alias("type"),
+    )
+
+
+def kinds(rows: pl.DataFrame) -> pl.DataFrame:
+    """Pages and extents of each type and kind of mapping."""
+    return (
+        rows.group_by("type", "kind")
+        .agg(pl.col("pages").cast(pl.UInt64).sum(), pl.len().alias("extents"))
+        .sort("pages", descending=True)
+    )
+
+
+def orders(rows: pl.DataFrame) -> pl.DataFrame:
+    """Mapped pages by folio order, type and kind: `folios` that they belong to, `whole`: those mapped in full.
+
+    A folio that several address spaces of the trace map counts in each.
+    """
+    mapped = rows.filter(pl.col("kind").is_in(MAPPED))
+    small = (
+        mapped.filter(pl.col("order") == 0)
+        .group_by("order", "type", "kind")
+        .agg(
+            pl.col("pages").cast(pl.UInt64).sum().alias("folios"),
+            pl.col("pages").cast(pl.UInt64).sum().alias("whole"),
+            pl.col("pages").cast(pl.UInt64).sum(),
+        )
+    )
+    large = (
+        mapped.filter(pl.col("order") > 0)
+        .group_by("mm", "folio", "order", "type", "kind")
+        .agg((pl.col("pages") / pl.col("own")).sum().alias("distinct"), pl.col("pages").cast(pl.UInt64).sum())
+        .group_by("order", "type", "kind")
+        .agg(
+            pl.len().cast(pl.UInt64).alias("folios"),
+            (pl.col("distinct") + 0.5 > 2 ** pl.col("order").cast(pl.Int64))
+            .sum()
+            .cast(pl.UInt64)
+            .alias("whole"),
+            pl.col("pages").sum(),
+        )
+    )
+    return pl.concat([small, large]).sort("type", "order", "kind")
+
+
+def sharing(rows: pl.DataFrame) -> pl.DataFrame:
+    """Mapped pages by who maps them, per type."""
+    others = pl.col("mapcount") > pl.col("own")
+    twice = pl.col("own") > 1
+    who = (
+        pl.when(others & twice)
+        .then(pl.lit("this several times, and others"))
+        .when(others)
+        .then(pl.lit("this and others"))
+        .when(twice)
+        .then(pl.lit("this several times"))
+        .otherwise(pl.lit("this alone"))
+    )
+    return (
+        rows.filter(pl.col("kind").is_in(MAPPED))
+        .group_by("type", who.alias("mapped_by"))
+        .agg(pl.col("pages").cast(pl.UInt64).sum())
+        .sort("type", "pages", descending=[False, True])
+    )
+
+
+def vmas(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per VMA with pages: size, mapped pages, the extents they make and the largest folio order."""
+    return (
+        rows.group_by("mm", "pid", "comm", "vma", maintain_order=True)
+        .agg(
+            pl.col("vma_start").first(),
+            pl.col("vma_pages").first(),
+            pl.col("vma_perms").first().cast(pl.String),
+            pl.col("vma_name").first().cast(pl.String),
+            pl.col("pages").filter(pl.col("kind").is_in(MAPPED)).cast(pl.UInt64).sum().alias("mapped"),
+            pl.col("pages").filter(pl.col("kind") == "swap").cast(pl.UInt64).sum().alias("swapped"),
+            pl.len().alias("extents"),
+            pl.col("order").max().alias("largest_order"),
+        )
+        .with_columns(pl.col("comm").cast(pl.String))
+    )
+
+
+def header(trace: Trace) -> list[str]:
+    """A few lines on where a trace comes from."""
+    meta = trace.meta
+    spaces = meta.address_spaces
+    who = ", ".join(f"{space.comm} ({space.pid})" for space in spaces[:5])
+    more = f" and {len(spaces) - 5} more" if len(spaces) > 5 else ""
+    thp = meta.thp.get("enabled", "")
+    return [
+        f"{trace.name}: {len(spaces):,} address space{'' if len(spaces) == 1 else 's'}: {who}{more}",
+        f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of {meta.page_size} bytes",
+        f"Linux {meta.kernel_release or 'unknown'} {meta.architecture}, {meta.captured_at}, mode {meta.mode}, "
+        f"held by {meta.held}" + (f", THP {thp}" if thp else ""),
+        f"PMD mappings {meta.pmd}, mapcounts {meta.mapcounts}, dirty PTEs {meta.dirty}, "
+        f"{meta.changed_entries:,} entries changed while read",
+    ]
+
+
+def as_json(trace: Trace, rows: pl.DataFrame) -> str:
+    """Everything that `replay inspect` shows, as JSON; metadata as in the file."""
+    document = {
+        "trace": trace.name,
+        "metadata": dataclasses.asdict(trace.meta),
+        "kinds": kinds(rows).to_dicts(),
+        "orders": orders(rows).to_dicts(),
+        "sharing": sharing(rows).to_dicts(),
+        "vmas": vmas(rows).to_dicts(),
+    }
+    return json.dumps(document, indent=1)
