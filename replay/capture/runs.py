@@ -84,6 +84,8 @@ def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
         return none, none, none
     points = np.unique(np.concatenate([starts, ends]))
     depth = np.searchsorted(starts, points, side="right") - np.searchsorted(ends, points, side="right")
+    changes = np.flatnonzero(np.diff(depth, prepend=0))
+    points, depth = points[changes], depth[changes]
     inside = np.flatnonzero(depth >= least)
     return points[inside], points[inside + 1], depth[inside]
 

@@ -25,7 +25,7 @@ from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure, Totals, add_extents, other_entries, reconcile
 from replay.capture.runs import Runs
 from replay.errors import ProcessGoneError, ReplayError
-from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_ZERO_PAGE, bit
+from replay.trace.kpageflags import bit
 from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
@@ -35,6 +35,9 @@ BLOCK_PAGES: Final = 1 << 18
 
 PORTION_PAGES: Final = 1 << 20
 """Pages whose folios are held at a time."""
+
+UPTODATE: Final = np.uint64(bit(3))
+"""KPF_UPTODATE."""
 
 Emit = Callable[[Extents, Sequence[Vma], Status], None]
 Progress = Callable[[int, int], None]
@@ -288,41 +291,54 @@ def _huge_by_smaps(tree: Tree, found: Runs, vmas: list[Vma]) -> tuple[Ranges, bo
     size = ptes_per_table(tree.page_size)
     huge: list[I64] = []
     known = True
-    candidates = _pmd_candidates(tree, found, size)
+    candidates, is_dirty = _pmd_candidates(tree, found, size)
     for number, vma in enumerate(vmas):
         if vma.has("ht"):
             continue
-        here = candidates[np.searchsorted(candidates, vma.start) : np.searchsorted(candidates, vma.end)]
+        place = slice(*np.searchsorted(candidates, (vma.start, vma.end)))
+        # clean ones first: __split_huge_pmd_locked() hands the dirty bit of a PMD to the folio
+        here = candidates[place][np.argsort(is_dirty[place], kind="stable")]
         total = vma.pmd_mapped
         if vma.perms.startswith("---") and len(here):
             total += _mapped_pages(tree, found.select(found.vma == number)) - vma.rss
         count = min(max(total // size, 0), len(here))
         known &= total == count * size and count in (0, len(here))
-        huge.append(here[:count])
+        huge.append(np.sort(here[:count]))
     start = np.concatenate(huge) if huge else np.zeros(0, np.int64)
     return Ranges(start, start + size, np.ones_like(start)), known
 
 
-def _pmd_candidates(tree: Tree, found: Runs, size: int) -> I64:
-    """First pages of aligned, whole folios of `size` pages or more, mapped in order at an aligned address."""
-    mapped = runs.contiguous(found)
-    mapped = mapped.select(mapped.pages >= size)
+def _pmd_candidates(tree: Tree, found: Runs, size: int) -> tuple[I64, folios.Bools]:
+    """Aligned, whole folios of `size` pages or more, mapped in order at an aligned address.
+
+    Returns the first page of each and whether the folio is dirty.
+    """
+    vpn, frame = _aligned_parts(runs.contiguous(found), size)
+    # an aligned power of two: head first and a tail in the middle means that no folio begins between
+    flags = np.zeros((len(frame), 2), np.uint64)
+    for row, head in enumerate(frame.tolist()):
+        procfs.read_words(tree.flags_fd, head, flags[row, :1])
+        procfs.read_words(tree.flags_fd, head + size // 2, flags[row, 1:])
+    head, middle = flags.T
+    whole = (head & folios.HEAD != 0) & (middle & folios.TAIL != 0) & (head & ex.ZERO_PAGE == 0)
+    # PM_EXCLUSIVE is that of the head for all pages of a PMD mapping up to Linux kernel commit 2c1f057e5be6
+    # "fs/proc/task_mmu: properly detect PM_MMAP_EXCLUSIVE per page of PMD-mapped THPs" (in v6.11); kernels
+    # that show UPTODATE on heads only are older still (v6.10)
+    per_page = (head ^ middle) & UPTODATE == 0
+    alike = np.isin(vpn, _aligned_parts(found.select(found.present), size)[0])
+    taken = whole & (per_page | alike)
+    return vpn[taken], (head & ex.DIRTY != 0)[taken]
+
+
+def _aligned_parts(mapped: Runs, size: int) -> tuple[I64, I64]:
+    """(first page, first frame) of all aligned parts of `size` pages whose frames are aligned too."""
     first = -(-mapped.vpn // size) * size
     counts = np.maximum((mapped.vpn + mapped.pages - first) // size, 0)
     index = np.repeat(np.arange(len(first)), counts)
     vpn = first[index] + (np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)) * size
     frame = mapped.frame[index] + vpn - mapped.vpn[index]
     aligned = frame % size == 0
-    vpn, frame = vpn[aligned], frame[aligned]
-    # an aligned power of two: head first and a tail in the middle means that no folio begins between
-    flags = np.zeros((len(frame), 2), np.uint64)
-    for row, head in enumerate(frame.tolist()):
-        procfs.read_words(tree.flags_fd, head, flags[row, :1])
-        procfs.read_words(tree.flags_fd, head + size // 2, flags[row, 1:])
-    whole = (flags[:, 0] & np.uint64(bit(KPF_COMPOUND_HEAD)) != 0) & (
-        flags[:, 1] & np.uint64(bit(KPF_COMPOUND_TAIL)) != 0
-    )
-    return vpn[whole & (flags[:, 0] & np.uint64(bit(KPF_ZERO_PAGE)) == 0)]
+    return vpn[aligned], frame[aligned]
 
 
 def _mapped_pages(tree: Tree, of_vma: Runs) -> int:
@@ -332,7 +348,7 @@ def _mapped_pages(tree: Tree, of_vma: Runs) -> int:
     flags = np.zeros(len(frames), np.uint64)
     for row, frame in enumerate(frames.tolist()):
         procfs.read_words(tree.flags_fd, frame, flags[row : row + 1])
-    zero = flags & np.uint64(bit(KPF_ZERO_PAGE)) != 0
+    zero = flags & ex.ZERO_PAGE != 0
     return int(present.pages[~zero[inverse]].sum())
 
 
@@ -380,7 +396,9 @@ def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[I64, I64]:
 
 
 def _ranges(pairs: Sequence[tuple[int, int]]) -> Ranges:
+    """Ranges with value 1; those that touch become one."""
     start, end = _columns(pairs)
+    start, end = folios.pieces_of(start, end - start, 0)
     return Ranges(start, end, np.ones_like(start))
 
 

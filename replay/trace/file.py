@@ -162,7 +162,7 @@ class TraceWriter:
             use_dictionary=[
                 name for name in SCHEMA if name not in DELTA_COLUMNS and SCHEMA[name] != pl.Boolean
             ],
-            column_encoding={name: "DELTA_BINARY_PACKED" for name in DELTA_COLUMNS},
+            column_encoding=dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
             write_statistics=["mm", "vpn"],
         )
 

@@ -1,0 +1,177 @@
+"""Saved trees, real and made up: every page as a slow, literal reading of the tree has it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay.capture.live import capture_process
+from replay.trace.check import check_frame
+from replay.trace.kpageflags import (
+    KPF_ANON,
+    KPF_DIRTY,
+    KPF_HUGE,
+    KPF_IDLE,
+    KPF_LRU,
+    KPF_NOPAGE,
+    KPF_SWAPBACKED,
+    KPF_ZERO_PAGE,
+    bit,
+)
+from tests.capture import literal, trees
+from tests.capture.trees import EXCLUSIVE, FILE, PRESENT, SWAP, FakeProcess, FakeVma
+
+ANON = bit(KPF_ANON) | bit(KPF_SWAPBACKED) | bit(KPF_LRU)
+
+
+def captured(root: Path, pid: int, **options):
+    trace = capture_process(pid, procfs_root=root, **options).trace
+    check_frame(trace.frame, trace.meta, "capture")
+    assert literal.joinable(trace.frame.filter(trace.frame["kind"].cast(str) != "swap")) == []
+    return trace
+
+
+def assert_same(trace, expected) -> None:
+    found = literal.expand(trace.frame)
+    assert found.keys() == expected.keys()
+    for vpn, row in expected.items():
+        assert found[vpn] == row, f"page {vpn:#x}"
+
+
+@pytest.mark.parametrize("case", trees.truth_cases())
+def test_truth_page_by_page(case: str, tmp_path: Path) -> None:
+    pid, expected = trees.lay_out(trees.TRUTH / case, tmp_path)
+    pmd = expected["pmd_mapped"]
+    trace = captured(tmp_path, pid, known_pmd=pmd, known_dirty=expected["dirty_ptes"])
+    assert (trace.meta.pmd, trace.meta.dirty, trace.meta.held) == ("known", "known", "none")
+    assert_same(trace, literal.pages(tmp_path, pid, set(pmd), expected["dirty_ptes"]))
+
+
+@pytest.mark.parametrize("case", trees.truth_cases())
+def test_truth_pmd_by_itself(case: str, tmp_path: Path) -> None:
+    """PMD mappings by pagemap_scan, and without it by smaps: right, or said to be unknown."""
+    pid, expected = trees.lay_out(trees.TRUTH / case, tmp_path)
+    literally = literal.pages(tmp_path, pid, set(expected["pmd_mapped"]))
+    scan = tmp_path / str(pid) / "pagemap_scan"
+    if scan.exists():
+        trace = captured(tmp_path, pid)
+        assert trace.meta.pmd == "known"
+        assert_same(trace, literally)
+        scan.unlink()
+    trace = captured(tmp_path, pid)
+    if trace.meta.pmd == "unknown":
+        # whole folios mapped by PTEs beside PMD-mapped ones: as many as there are, maybe others
+        found = literal.expand(trace.frame)
+        assert sum(row["kind"] == "pmd" for row in found.values()) == 512 * len(expected["pmd_mapped"])
+        for vpn, row in found.items():
+            if row["order"] >= 9:
+                row["kind"] = literally[vpn]["kind"]
+        assert found == literally
+    else:
+        assert_same(trace, literally)
+
+
+FRAMES = 4096
+
+processes = st.integers(0, 1 << 32).map(lambda seed: fake_process(seed))
+
+
+def fake_process(seed: int) -> FakeProcess:
+    """An address space over a small memory: folios of all orders, holes, sharing, pages mapped repeatedly."""
+    random = Random(seed)
+    flags = np.zeros(FRAMES, np.uint64)
+    counts = np.zeros(FRAMES, np.uint64)
+    kinds = [
+        (ANON, 0),
+        (ANON | bit(KPF_DIRTY), 0),
+        (bit(KPF_LRU) | bit(KPF_DIRTY), FILE),
+        (bit(KPF_LRU) | bit(KPF_IDLE), FILE),
+        (bit(KPF_SWAPBACKED) | bit(KPF_DIRTY), FILE),
+        (bit(KPF_HUGE) | bit(KPF_ANON), 0),
+        (bit(KPF_NOPAGE), FILE),
+        (bit(KPF_ZERO_PAGE), 0),
+    ]
+    folios = []
+    frame = 512
+    while frame < FRAMES - 1024:
+        order = min(random.choice([0, 0, 0, 1, 2, 3, 4, 9]), (frame & -frame).bit_length() - 1)
+        word, pm = random.choice(kinds)
+        if word & (bit(KPF_ZERO_PAGE) | bit(KPF_NOPAGE)):
+            order = 0
+        # v6.1 shows some flags on heads only
+        on_tails = (word & bit(KPF_ANON)) if random.random() < 0.3 and not word & bit(KPF_HUGE) else None
+        trees.folio(flags, frame, order, word, on_tails=on_tails)
+        folios.append((frame, order, pm))
+        frame += 1 << order
+    vmas, vpn = [], random.choice([0x400, 0x10000])
+    for _ in range(random.randint(1, 6)):
+        vpn += random.choice([0, 0, 1, 100, 600])
+        vma = FakeVma(vpn, 0, random.choice(["rw-p", "r--s", "rw-s", "r-xp"]))
+        end = vpn
+        for _ in range(random.randint(0, 12)):
+            head, order, pm = random.choice(folios)
+            size = 1 << order
+            if order == 9 and not int(flags[head]) & bit(KPF_HUGE) and random.random() < 0.5:
+                end = -(-end // 512) * 512
+                vma.pmd.add(end)
+                first, count = 0, 512
+            elif random.random() < 0.5:
+                first, count = 0, min(size + random.choice([0, 0, 3]), FRAMES - head)
+            else:
+                first = random.randrange(size)
+                count = random.randint(1, size - first)
+            for i in range(first, first + count):
+                here = next(f for f in reversed(folios) if f[0] <= head + i)
+                vma.words[end] = PRESENT | here[2] | (head + i)
+                counts[head + i] += 1
+                end += 1
+            if random.random() < 0.3:
+                for i in range(random.randint(1, 5)):
+                    vma.words[end] = SWAP | (1000 + i) << 5 | random.choice([0, 1])
+                    end += 1
+            end += random.choice([0, 0, 1, 7])
+        vma.pages = max(end - vpn, 1)
+        vmas.append(vma)
+        vpn = vma.start + vma.pages
+    for vma in vmas:
+        for place, word in vma.words.items():
+            if word & PRESENT and counts[word & 0xFFFF] == 1 and random.random() < 0.9:
+                vma.words[place] = word | EXCLUSIVE
+    for _ in range(random.randint(0, 50)):
+        frame = random.randrange(512, FRAMES)
+        if not any(
+            w & EXCLUSIVE and w & 0xFFFF == frame for vma in vmas for w in vma.words.values() if w & PRESENT
+        ):
+            counts[frame] += random.choice([1, 1, 5])
+    counts[(flags & np.uint64(bit(KPF_ZERO_PAGE) | bit(KPF_NOPAGE))) != 0] = 0
+    return FakeProcess(vmas, flags, counts)
+
+
+@settings(max_examples=150, deadline=None)
+@given(processes)
+def test_made_up_page_by_page(process: FakeProcess) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = process.write(Path(folder))
+        pmd = {vpn for vma in process.vmas for vpn in vma.pmd}
+        trace = captured(root, process.pid)
+        assert_same(trace, literal.pages(root, process.pid, pmd))
+
+
+@settings(max_examples=40, deadline=None)
+@given(processes, st.sampled_from([1, 600]))
+def test_portions_do_not_show(process: FakeProcess, portion: int) -> None:
+    """However small the portions in which folios are read, the rows are the same."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        root = process.write(Path(folder))
+        whole = captured(root, process.pid).frame
+        patch.setattr("replay.capture.space.BLOCK_PAGES", 512)
+        patch.setattr("replay.capture.space.PORTION_PAGES", portion)
+        if any(int(word) & bit(KPF_HUGE) for word in process.flags):
+            return  # huge pages of hugetlb span such small blocks
+        assert captured(root, process.pid).frame.equals(whole)
