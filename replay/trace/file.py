@@ -181,6 +181,10 @@ class TraceWriter:
         self._parquet.add_key_value_metadata(encode_metadata(self.meta))
         self._parquet.close()
 
+    def discard(self) -> None:
+        """Give up: nothing more is written, not even when this object is collected."""
+        self._parquet.is_open = False
+
 
 def _arrow_type(dtype: pl.DataType) -> pa.DataType:
     if dtype == pl.Categorical:
@@ -196,8 +200,12 @@ def open_writer(path: str | Path, *, force: bool = False) -> Iterator[TraceWrite
     """Write a trace to `path` in pieces: the file appears, whole, when the block ends without an error."""
     with whole_file(path, force=force) as file:
         writer = TraceWriter(file)
-        yield writer
-        writer.close()
+        try:
+            yield writer
+            writer.close()
+        except BaseException:
+            writer.discard()
+            raise
 
 
 class whole_file:  # noqa: N801 - used like a function

@@ -157,8 +157,8 @@ def expand(frame: pl.DataFrame) -> dict[int, dict[str, Any]]:
 
 
 def joinable(frame: pl.DataFrame, entries: int = 512) -> list[int]:
-    """Rows that could be one with the row before them: extents are the longest sequences."""
-    rows = list(frame.iter_rows(named=True))
+    """Rows of mapped pages that could be one with the row before them: extents are the longest sequences."""
+    rows = [row for row in frame.iter_rows(named=True) if row["kind"] in ("page", "pmd", "hugetlb")]
     wrong = []
     for i in range(1, len(rows)):
         a, b = rows[i - 1], rows[i]

@@ -1,0 +1,231 @@
+"""Processes followed by ptrace from their birth to their exit, undisturbed otherwise.
+
+Every task of a process is traced, as any of them may be the last. Nothing stops at system calls: a task
+stops at its birth, at exec, at signals (which are delivered unchanged) and at PTRACE_EVENT_EXIT, which
+do_exit() (kernel/exit.c) raises before exit_mm(), with the page tables whole. There a task is let go for
+good, so that its parent need not wait for the tracer to see the zombie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from replay.capture import procfs, ptrace
+from replay.errors import ReplayError
+
+RELEASE_SECONDS: Final = 2.0
+"""How long the release of running tasks may take: only uninterruptible sleep takes long."""
+
+POLL_SECONDS: Final = 0.002
+
+
+class Missed(enum.StrEnum):
+    """Why an address space is not in the trace."""
+
+    SHARED = "its memory lives on in another process"
+    KILLED = "it was killed before it could be read"
+    RUNNING = "it still ran when the command had ended"
+    UNREADABLE = "it could not be read"
+
+
+@dataclass
+class Process:
+    """A process: its tasks that are traced, and those let go at their exit (in /proc still, perhaps)."""
+
+    pid: int
+    tasks: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Followed:
+    """All processes followed. root: the first; its children are followed too if `whole_tree`.
+
+    at_exit: called with the process's and the task's id when the last task of a process stands at its exit;
+    says why the address space was missed, if it was.
+    """
+
+    root: int
+    at_exit: Callable[[int, int], Missed | None]
+    whole_tree: bool = True
+    processes: dict[int, Process] = field(default_factory=dict)
+    process_of: dict[int, int] = field(default_factory=dict)
+    missed: Counter[Missed] = field(default_factory=Counter)
+    root_status: int | None = None
+    root_stopped: bool = False
+    """The root is in a group stop that nothing has been done about."""
+    execed: bool = False
+    """The root has become the command."""
+    on_signal: Callable[[int], None] = lambda number: None
+    """Called with each signal that is delivered to the root."""
+
+
+def seize(followed: Followed, tid: int) -> None:
+    """Begin to follow a task of the root; raises `OSError`."""
+    options = ptrace.TREE_OPTIONS if followed.whole_tree else ptrace.PROCESS_OPTIONS
+    ptrace.call(ptrace.SEIZE, tid, options)
+    _learn(followed, tid)
+
+
+def handle_next(followed: Followed, block: bool) -> bool:
+    """Handle one event, waited for if `block`; False if there is none, or nothing is left to wait for."""
+    flags = ptrace.WALL | ptrace.WNOTHREAD | (0 if block else os.WNOHANG)
+    try:
+        tid, status = os.waitpid(-1, flags)
+    except ChildProcessError:
+        return False
+    if not tid:
+        return False
+    if not os.WIFSTOPPED(status):
+        _ended(followed, tid, status)
+        return True
+    # a task that is killed meanwhile does not stand still any more, and reports its exit next
+    with contextlib.suppress(ProcessLookupError):
+        _stopped(followed, tid, status)
+    return True
+
+
+def _stopped(followed: Followed, tid: int, status: int) -> None:
+    pid = _learn(followed, tid)
+    number, event = os.WSTOPSIG(status), ptrace.event(status)
+    if event == ptrace.EVENT_EXIT:
+        _exiting(followed, pid, tid)
+    elif not followed.whole_tree and pid != followed.root:
+        _forget(followed, tid)
+        ptrace.call(ptrace.DETACH, tid)
+    elif event == ptrace.EVENT_STOP and number in ptrace.STOP_SIGNALS:
+        followed.root_stopped |= pid == followed.root
+        ptrace.call(ptrace.LISTEN, tid)
+    elif event:
+        if event in ptrace.NEW_TASK_EVENTS:
+            # known before it first stops: until then it counts as one that shares memory
+            _learn(followed, ptrace.event_message(tid))
+        elif event == ptrace.EVENT_EXEC:
+            _execed(followed, pid, ptrace.event_message(tid))
+        ptrace.call(ptrace.CONT, tid)
+    else:
+        if pid == followed.root:
+            followed.on_signal(number)
+        ptrace.call(ptrace.CONT, tid, number)
+
+
+def _learn(followed: Followed, tid: int) -> int:
+    """Note a task, at its first sight; returns its process."""
+    pid = followed.process_of.get(tid)
+    if pid is None:
+        pid = int(_status(tid).get("Tgid", tid))
+        followed.process_of[tid] = pid
+        followed.processes.setdefault(pid, Process(pid)).tasks.add(tid)
+    return pid
+
+
+def _forget(followed: Followed, tid: int) -> Process | None:
+    """Strike a task off; returns its process if that was known."""
+    process = followed.processes.get(followed.process_of.pop(tid, -1))
+    if process:
+        process.tasks.discard(tid)
+        process.gone.add(tid)
+        if not process.tasks:
+            del followed.processes[process.pid]
+    return process
+
+
+def _execed(followed: Followed, pid: int, former: int) -> None:
+    """After an exec the process has one task, which has taken the process's id (fs/exec.c, de_thread())."""
+    process = followed.processes[pid]
+    for tid in process.tasks:
+        followed.process_of.pop(tid, None)
+    followed.process_of.pop(former, None)
+    followed.process_of[pid] = pid
+    process.tasks, process.gone = {pid}, set()
+    followed.execed |= pid == followed.root
+
+
+def _exiting(followed: Followed, pid: int, tid: int) -> None:
+    """A task stands at its exit: hand over the process if it is the last, then let the task go."""
+    process = followed.processes[pid]
+    if process.tasks == {tid} and not _others_alive(process, tid) and (followed.execed or pid != followed.root):
+        if _lives_on(followed, pid, tid):
+            followed.missed[Missed.SHARED] += 1
+        elif cause := followed.at_exit(pid, tid):
+            followed.missed[cause] += 1
+    _forget(followed, tid)
+    ptrace.call(ptrace.DETACH, tid)
+
+
+def _others_alive(process: Process, tid: int) -> bool:
+    """Whether the process has tasks that are traced, but that were not heard of yet."""
+    others = set(procfs.threads(procfs.PROC, process.pid)) - {tid} - process.gone
+    return any(_is_traced(other) for other in others)
+
+
+def _is_traced(tid: int) -> bool:
+    fields = _status(tid)
+    return fields.get("TracerPid") == str(os.getpid()) and fields.get("State", "X")[0] not in "ZX"
+
+
+def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
+    """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM)."""
+    others = (next(iter(other.tasks)) for other in followed.processes.values() if other.pid != pid)
+    return any(ptrace.same_memory(tid, other) for other in others)
+
+
+def _ended(followed: Followed, tid: int, status: int) -> None:
+    """A task has ended; one that was not let go at its exit was killed past it."""
+    process = _forget(followed, tid)
+    if process and not process.tasks and (followed.execed or process.pid != followed.root):
+        followed.missed[Missed.KILLED] += 1
+    if tid == followed.root:
+        followed.root_status = status
+
+
+def _status(tid: int) -> dict[str, str]:
+    """Fields of /proc/TID/status; empty if the task is gone."""
+    try:
+        with open(f"/proc/{tid}/status", errors="replace") as file:  # noqa: PTH123 - fast
+            return dict(line.rstrip().split(":\t", 1) for line in file if ":\t" in line)
+    except OSError:
+        return {}
+
+
+def release(followed: Followed) -> None:
+    """Let all tasks go, wherever they are, as they are: stopped ones stay stopped."""
+    deadline = time.monotonic() + RELEASE_SECONDS
+    asked: set[int] = set()
+    while followed.process_of and time.monotonic() < deadline:
+        for tid in followed.process_of.keys() - asked:
+            asked.add(tid)
+            with contextlib.suppress(OSError):
+                ptrace.call(ptrace.INTERRUPT, tid)
+        if not _release_next(followed):
+            time.sleep(POLL_SECONDS)
+
+
+def _release_next(followed: Followed) -> bool:
+    try:
+        tid, status = os.waitpid(-1, ptrace.WALL | ptrace.WNOTHREAD | os.WNOHANG)
+    except ChildProcessError:
+        followed.process_of.clear()
+        return False
+    if not tid:
+        return False
+    if not os.WIFSTOPPED(status):
+        _ended(followed, tid, status)
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        pid = _learn(followed, tid)
+        if ptrace.event(status) in ptrace.NEW_TASK_EVENTS:
+            _learn(followed, ptrace.event_message(tid))
+        if not followed.processes[pid].tasks - {tid}:
+            followed.missed[Missed.RUNNING] += 1
+        _forget(followed, tid)
+        ptrace.call(ptrace.DETACH, tid, 0 if ptrace.event(status) else os.WSTOPSIG(status))
+    return True
