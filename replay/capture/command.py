@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Final, NoReturn
@@ -30,13 +30,14 @@ PASS_AFTER_SECONDS: Final = 0.1
 
 @dataclass
 class Command:
-    """A started command. `seen`: signals that reached it. `stopped_by`: the stop signal that we got, if any."""
+    """A command. `seen`: signals that reached it. `stopped_by`: the stop signal that we got, if any."""
 
     pid: int
     argv: Sequence[str]
     channel: socket.socket
     seen: Counter[int] = field(default_factory=Counter)
     stopped_by: int = 0
+    let_go: bool = False
     ended: bool = False
     interrupted: bool = False
     """A signal came that would end it, after it had ended."""
@@ -57,12 +58,18 @@ def held(argv: Sequence[str]) -> Iterator[Command]:
         _become(theirs, argv, before)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
-    with ours:
-        yield Command(pid, argv, ours)
+    started = Command(pid, argv, ours)
+    try:
+        with ours:
+            yield started
+    finally:
+        if not started.let_go:
+            os.waitpid(pid, 0)
 
 
 def let_go(command: Command) -> None:
     """Let the child become the command."""
+    command.let_go = True
     with contextlib.suppress(OSError):
         command.channel.send(b"\0")
 
@@ -78,7 +85,7 @@ def check_started(command: Command) -> None:
             raise _start_error(command.argv[0], OSError(number, os.strerror(number)))
 
 
-def _become(channel: socket.socket, argv: Sequence[str], mask: set[signal.Signals]) -> NoReturn:
+def _become(channel: socket.socket, argv: Sequence[str], mask: Iterable[int]) -> NoReturn:
     """In the child: wait for the word, then exec. Never returns."""
     try:
         for number in PASSED:
@@ -88,7 +95,7 @@ def _become(channel: socket.socket, argv: Sequence[str], mask: set[signal.Signal
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if channel.recv(1):
-            os.execvp(argv[0], argv)
+            os.execvp(argv[0], list(argv))
     except OSError as error:
         channel.send((error.errno or 0).to_bytes(4, "little"))
     finally:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from replay.capture import procfs, ptrace
-from replay.errors import ReplayError
 
 RELEASE_SECONDS: Final = 2.0
 """How long the release of running tasks may take: only uninterruptible sleep takes long."""
@@ -152,7 +150,11 @@ def _execed(followed: Followed, pid: int, former: int) -> None:
 def _exiting(followed: Followed, pid: int, tid: int) -> None:
     """A task stands at its exit: hand over the process if it is the last, then let the task go."""
     process = followed.processes[pid]
-    if process.tasks == {tid} and not _others_alive(process, tid) and (followed.execed or pid != followed.root):
+    if (
+        process.tasks == {tid}
+        and not _others_alive(process, tid)
+        and (followed.execed or pid != followed.root)
+    ):
         if _lives_on(followed, pid, tid):
             followed.missed[Missed.SHARED] += 1
         elif cause := followed.at_exit(pid, tid):
@@ -191,7 +193,8 @@ def _status(tid: int) -> dict[str, str]:
     """Fields of /proc/TID/status; empty if the task is gone."""
     try:
         with open(f"/proc/{tid}/status", errors="replace") as file:  # noqa: PTH123 - fast
-            return dict(line.rstrip().split(":\t", 1) for line in file if ":\t" in line)
+            lines = (line.partition(":") for line in file)
+            return {key: value.strip() for key, _, value in lines}
     except OSError:
         return {}
 
