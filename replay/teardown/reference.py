@@ -92,7 +92,8 @@ class GatherEntry:
 class Outcome:
     """What a replay found: the counters, the calls behind them, and the bugs.
 
-    `rmap_sizes`: pages of an rmap call -> calls. `release_sizes`: entries of each release call.
+    `rmap_sizes`: pages of an rmap call -> calls. `release_sizes`: entries of each release call,
+    `release_freed`: how many of `freed` it freed.
     `flush_groups`: slots of the pieces of each flush. `freed`: (pfn, order) in the kernel's order.
     `freed_while_mapped`: pages of freed folios whose rmap was never removed. `references_left`:
     own references never dropped. `references_dropped_twice`: references dropped below zero.
@@ -101,6 +102,7 @@ class Outcome:
     counters: dict[str, int]
     rmap_sizes: Counter[int]
     release_sizes: list[int]
+    release_freed: list[int]
     flush_groups: list[list[int]]
     freed: list[tuple[int, int]]
     freed_while_mapped: int
@@ -128,6 +130,7 @@ class _Teardown:
         self.count: Counter[str] = Counter()
         self.rmap_sizes: Counter[int] = Counter()
         self.release_sizes: list[int] = []
+        self.release_freed: list[int] = []
         self.flush_groups: list[list[int]] = []
         self.freed: list[tuple[int, int]] = []
         self.folios: dict[int, Folio] = {}
@@ -212,6 +215,7 @@ class _Teardown:
             counters=complete({name: self.count[name] for name in COUNTED}),
             rmap_sizes=self.rmap_sizes,
             release_sizes=self.release_sizes,
+            release_freed=self.release_freed,
             flush_groups=self.flush_groups,
             freed=self.freed,
             freed_while_mapped=self.count["freed_while_mapped"],
@@ -542,4 +546,5 @@ class _Teardown:
         if self.algorithm.release in (Release.RELEASE_PAGES, Release.FOLIOS_PUT_REFS):
             large = [folio for folio in shown if folio.large]
             shown = large + [folio for folio in reversed(shown) if not folio.large]
+        self.release_freed.append(len(shown))
         self.freed += [(folio.pfn, folio.order) for folio in shown]
