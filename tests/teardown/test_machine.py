@@ -1,0 +1,76 @@
+"""The machine counts exactly what the literal reference counts, on any address space."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from replay.teardown import reference
+from replay.teardown.algorithms import ALGORITHMS
+from replay.teardown.extents import page_tables
+from replay.teardown.replayer import CHECKS, address_spaces, run_checked
+from replay.trace.check import check_frame
+from tests.teardown.address_spaces import Piece, pieces, trace_of
+
+WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
+SMALL = settings(
+    max_examples=100 if WITHOUT_JIT else 2000, deadline=None, suppress_health_check=list(HealthCheck)
+)
+LARGE = settings(
+    max_examples=5 if WITHOUT_JIT else 60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def assert_equal(some: list[Piece], tables: int) -> None:
+    trace = trace_of(some, tables)
+    check_frame(trace.frame, trace.meta, "made-up")
+    [(_, space, extents)] = address_spaces(trace)
+    through_gather = page_tables(extents, space, trace.meta)
+    for row in run_checked(trace).iter_rows(named=True):
+        expected = reference.replay(extents, through_gather, 4096, ALGORITHMS[row["algorithm"]])
+        assert {name: row[name] for name in expected.counters} == expected.counters, row["algorithm"]
+        assert {name: row[name] for name in CHECKS} == {name: getattr(expected, name) for name in CHECKS}
+
+
+@SMALL
+@given(st.lists(pieces(), max_size=12), st.integers(0, 40))
+@example([], 0)
+@example([Piece(what="pmd"), Piece(order=9, count=300, first=1, new_table=True)], 14)
+@example([Piece(order=9, count=300, first=1), Piece(what="pmd", count=1)], 14)
+@example([Piece(order=3, count=8, uffd_wp=3), Piece(order=3, count=8, cut=3)], 1)
+def test_machine_equals_reference(some: list[Piece], tables: int):
+    assert_equal(some, tables)
+
+
+# around what fills the bundle, a batch of ranges or of pages, the whole gather of pages or of ranges
+EDGES = [size + n for size in (8, 263, 518, 9698, 9953) for n in (-2, -1, 0, 1, 2)]
+
+
+@LARGE
+@given(
+    st.lists(pieces(), max_size=4),
+    st.sampled_from(EDGES),
+    st.sampled_from([0, 0, 1, 3, 9]),
+    st.sampled_from(["anon", "swapcache", "file"]),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+    st.lists(pieces(), max_size=4),
+)
+@example([], 9698, 0, "anon", 1, False, [Piece(), Piece(what="pmd")])
+@example([], 9697, 0, "anon", 1, False, [Piece(what="pmd")])
+@example([], 9953, 0, "anon", 1, False, [Piece(what="hugetlb")])
+@example([], 9698, 3, "anon", 2, False, [Piece(order=3, count=8)])
+@example([Piece(type="file", dirty=1)], 600, 0, "file", 1, True, [])
+def test_gather_fills_up(before, count, order, kind, stride, dirty, after):
+    assert_equal(
+        [*before, Piece(count=count, order=order, type=kind, stride=stride, dirty=int(dirty)), *after], 3
+    )
+
+
+@pytest.mark.parametrize("tables", [1, 7, 8, 9, 9697, 9698, 9699, 9953, 9954, 21000])
+def test_page_tables_alone(tables: int):
+    # free_pgtables() can fill the gather all by itself
+    assert_equal([], tables)
