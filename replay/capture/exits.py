@@ -126,21 +126,39 @@ def record(
                 progress(len(recording.spaces))
             return cause
 
-        followed = Followed(started.pid, at_exit)
-        followed.on_signal = lambda number: started.seen.update([number])
-        try:
-            _seize(followed, started.pid)
-            command.let_go(started)
-            _run(followed, started, linger_seconds)
-        finally:
-            started.ended = True
-            follow.release(followed)
-        if not followed.execed:
-            command.check_started(started)
+        followed = follow_command(started, at_exit, linger_seconds=linger_seconds)
         status = os.waitstatus_to_exitcode(followed.root_status or 0)
         return _finish(
             recording, tree, options, out, followed.missed, status if status >= 0 else 128 - status, argv[0]
         )
+
+
+def follow_command(
+    started: Command,
+    at_exit: Callable[[int, int], Missed | None],
+    after_exit: Callable[[int, int], None] | None = None,
+    *,
+    linger_seconds: float = LINGER_SECONDS,
+) -> Followed:
+    """Let a held command go and follow it and its descendants until they have ended.
+
+    at_exit: called with (pid, tid) when a process's last task stands at its exit; after_exit: when that task
+    has been let go. Raises `ReplayError` if the command cannot be traced or started.
+    """
+    followed = Followed(started.pid, at_exit)
+    followed.on_signal = lambda number: started.seen.update([number])
+    if after_exit:
+        followed.after_exit = after_exit
+    try:
+        _seize(followed, started.pid)
+        command.let_go(started)
+        _run(followed, started, linger_seconds)
+    finally:
+        started.ended = True
+        follow.release(followed)
+    if not followed.execed:
+        command.check_started(started)
+    return followed
 
 
 def capture_at_exit(
@@ -264,7 +282,7 @@ def _take(recording: _Recording, tree: Tree, pid: int, tid: int, options: Option
     number = len(recording.spaces)
     parts: list[_Part] = []
     try:
-        with _by_task(tree, pid, tid) as seen:
+        with by_task(tree, pid, tid) as seen:
             captured = space.capture_space(
                 seen, pid, lambda rows, vmas, status: parts.append((number, pid, rows, vmas, status)), options
             )
@@ -279,7 +297,7 @@ def _take(recording: _Recording, tree: Tree, pid: int, tid: int, options: Option
 
 
 @contextlib.contextmanager
-def _by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
+def by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
     """The procfs tree in which `pid` is read through its last task.
 
     The first task of a process may have ended before the last one; its files in /proc are empty then.

@@ -64,6 +64,8 @@ class Followed:
     """The root has become the command."""
     on_signal: Callable[[int], None] = lambda number: None
     """Called with each signal that is delivered to the root."""
+    after_exit: Callable[[int, int], None] = lambda pid, tid: None
+    """Called with what `at_exit` was called with, and missed nothing of, when the task has been let go."""
 
 
 def seize(followed: Followed, tid: int) -> None:
@@ -104,8 +106,7 @@ def _stopped(followed: Followed, tid: int, status: int) -> None:
         ptrace.call(ptrace.LISTEN, tid)
     elif event:
         if event in ptrace.NEW_TASK_EVENTS:
-            # known before it first stops: until then it counts as one that shares memory
-            _learn(followed, ptrace.event_message(tid))
+            _learn_new(followed, ptrace.event_message(tid))
         elif event == ptrace.EVENT_EXEC:
             _execed(followed, pid, ptrace.event_message(tid))
         ptrace.call(ptrace.CONT, tid)
@@ -123,6 +124,12 @@ def _learn(followed: Followed, tid: int) -> int:
         followed.process_of[tid] = pid
         followed.processes.setdefault(pid, Process(pid)).tasks.add(tid)
     return pid
+
+
+def _learn_new(followed: Followed, tid: int) -> None:
+    """Note a task at its birth: from then on it may share memory. It may have come and gone by now."""
+    if tid not in followed.process_of and _is_traced(tid):
+        _learn(followed, tid)
 
 
 def _forget(followed: Followed, tid: int) -> Process | None:
@@ -150,6 +157,7 @@ def _execed(followed: Followed, pid: int, former: int) -> None:
 def _exiting(followed: Followed, pid: int, tid: int) -> None:
     """A task stands at its exit: hand over the process if it is the last, then let the task go."""
     process = followed.processes[pid]
+    handed_over = False
     if (
         process.tasks == {tid}
         and not _others_alive(process, tid)
@@ -159,8 +167,12 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
             followed.missed[Missed.SHARED] += 1
         elif cause := followed.at_exit(pid, tid):
             followed.missed[cause] += 1
+        else:
+            handed_over = True
     _forget(followed, tid)
     ptrace.call(ptrace.DETACH, tid)
+    if handed_over:
+        followed.after_exit(pid, tid)
 
 
 def _others_alive(process: Process, tid: int) -> bool:
@@ -226,7 +238,7 @@ def _release_next(followed: Followed) -> bool:
     with contextlib.suppress(ProcessLookupError):
         pid = _learn(followed, tid)
         if ptrace.event(status) in ptrace.NEW_TASK_EVENTS:
-            _learn(followed, ptrace.event_message(tid))
+            _learn_new(followed, ptrace.event_message(tid))
         if not followed.processes[pid].tasks - {tid}:
             followed.missed[Missed.RUNNING] += 1
         _forget(followed, tid)
