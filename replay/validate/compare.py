@@ -1,0 +1,216 @@
+"""A prediction against an observation: differences, each with its cause if there is evidence of one."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
+from replay.validate.observe import Observation
+from replay.validate.predict import Prediction
+
+UNEXPLAINED: Final = "unexplained"
+
+CAUSES: Final = {
+    "lru batch": "a reference held by an LRU batch of another CPU: the folio is not on the LRU at the exit stop",
+    "reference": "a reference that procfs does not show (a pin, a pipe): after the exit nobody maps the folio, "
+    "and it is still there",
+    "swap entry": "another user of the swap entry: after the exit the folio is still in the swap cache",
+    "mapped since": "another process maps it now: the mapping appeared after the capture",
+    "other user left": "mapped by another process, or in the page cache, at the capture; freed here, so that other "
+    "user had dropped its references before this exit did",
+    "changed": "the page tables or folios of the stopped process changed between capture and release",
+    "dirty rule": "PTEs are taken for dirty by a rule; without them the batches end where the kernel ended them",
+    "preemption": "the exiting thread lost its CPU in the middle of page tables with dirty PTEs",
+    UNEXPLAINED: "no evidence of a cause",
+}
+"""Causes of a difference -> what is the evidence."""
+
+
+class Frame(NamedTuple):
+    """A frame's kpageflags word and kpagecount."""
+
+    flags: int
+    mapcount: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the kernel did otherwise.
+
+    what: `stayed` (predicted, not freed), `freed` (not predicted), `size` (freed with another order), `moved`
+    (freed at another place in the sequence), `batch` (a batch of frees ended elsewhere), `end` (exit_mmap()
+    did not end in the exiting thread). position: in the predicted sequence for `stayed`, else in the observed
+    one. cause: of `CAUSES`. evidence: what was seen.
+    """
+
+    what: str
+    pfn: int
+    order: int
+    position: int
+    cause: str = UNEXPLAINED
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """predicted, observed: folios freed. prefix: folios before the first difference in the sequence."""
+
+    predicted: int
+    observed: int
+    prefix: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the kernel freed the predicted folios in the predicted order, and nothing else it mapped."""
+        return self.prefix == self.predicted == self.observed
+
+    @property
+    def explained(self) -> bool:
+        """Whether every difference has a cause."""
+        return all(difference.cause != UNEXPLAINED for difference in self.differences)
+
+
+def stayed(predicted: Sequence[tuple[int, int]], observed: Sequence[tuple[int, int]]) -> list[int]:
+    """Frames of the folios that were predicted to be freed and were not."""
+    freed = {pfn for pfn, _ in observed}
+    return [pfn for pfn, _ in predicted if pfn not in freed]
+
+
+def compare(
+    prediction: Prediction,
+    observation: Observation,
+    *,
+    after: Mapping[int, Frame],
+    changed: int,
+) -> Comparison:
+    """Compare what was predicted with what was observed.
+
+    after: the frames of `stayed` as they were after the exit. changed: page-table entries and folios that
+    differed when they were read again, right before the process went on.
+    """
+    differences = _sequence_differences(prediction.freed, observation.freed)
+    explained = [_explain(difference, prediction, after, changed) for difference in differences]
+    if not differences:
+        explained += _batch_differences(prediction, observation)
+    if observation.has_end and not observation.finished:
+        explained.append(
+            Difference("end", 0, 0, len(observation.freed), evidence="the address space has another user")
+        )
+    prefix = 0
+    for ours, theirs in zip(prediction.freed, observation.freed, strict=False):
+        if ours != theirs:
+            break
+        prefix += 1
+    return Comparison(len(prediction.freed), len(observation.freed), prefix, tuple(explained))
+
+
+def _sequence_differences(
+    predicted: Sequence[tuple[int, int]], observed: Sequence[tuple[int, int]]
+) -> list[Difference]:
+    if tuple(predicted) == tuple(observed):
+        return []
+    place = {pfn: position for position, (pfn, _) in enumerate(predicted)}
+    order_of = dict(predicted)
+    differences = [
+        Difference("stayed", pfn, order_of[pfn], place[pfn]) for pfn in stayed(predicted, observed)
+    ]
+    for position, (pfn, order) in enumerate(observed):
+        if pfn not in place:
+            differences.append(Difference("freed", pfn, order, position))
+        elif order != order_of[pfn]:
+            differences.append(Difference("size", pfn, order, position))
+    common = [(position, place[pfn]) for position, (pfn, _) in enumerate(observed) if pfn in place]
+    kept = _longest_increasing([predicted_place for _, predicted_place in common])
+    differences += [
+        Difference("moved", observed[position][0], observed[position][1], position)
+        for index, (position, _) in enumerate(common)
+        if index not in kept
+    ]
+    return differences
+
+
+def _longest_increasing(values: Sequence[int]) -> set[int]:
+    """Indices of a longest increasing subsequence (patience sorting)."""
+    tails: list[int] = []
+    last: list[int] = []
+    before: list[int] = []
+    for index, value in enumerate(values):
+        length = bisect.bisect_left(tails, value)
+        before.append(last[length - 1] if length else -1)
+        if length == len(tails):
+            tails.append(value)
+            last.append(index)
+        else:
+            tails[length] = value
+            last[length] = index
+    kept = set()
+    index = last[-1] if last else -1
+    while index >= 0:
+        kept.add(index)
+        index = before[index]
+    return kept
+
+
+def _explain(
+    difference: Difference, prediction: Prediction, after: Mapping[int, Frame], changed: int
+) -> Difference:
+    """Give a difference its cause, if there is evidence."""
+    cause, evidence = UNEXPLAINED, ""
+    if difference.what == "stayed":
+        cause, evidence = _why_stayed(difference.pfn, prediction, after)
+    elif difference.what == "freed":
+        cause, evidence = _why_freed(difference.pfn, prediction)
+    if cause == UNEXPLAINED and changed:
+        cause, evidence = "changed", f"{changed} differences between two captures"
+    return Difference(difference.what, difference.pfn, difference.order, difference.position, cause, evidence)
+
+
+def _why_stayed(pfn: int, prediction: Prediction, after: Mapping[int, Frame]) -> tuple[str, str]:
+    folios = prediction.folios
+    index = folios.index(pfn)
+    frame = after.get(pfn)
+    if frame is None:
+        return UNEXPLAINED, ""
+    seen = f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
+    if not folios.lru[index]:
+        return "lru batch", f"no KPF LRU at the exit stop; {seen}"
+    if frame.mapcount:
+        return "mapped since", seen
+    if frame.flags & bit(KPF_SWAPCACHE) and folios.swapcache[index]:
+        return "swap entry", seen
+    if frame.flags & bit(KPF_ANON):
+        return "reference", seen
+    return UNEXPLAINED, seen
+
+
+def _why_freed(pfn: int, prediction: Prediction) -> tuple[str, str]:
+    folios = prediction.folios
+    index = folios.index(pfn)
+    if index < 0:
+        return UNEXPLAINED, ""
+    own, mapcount = int(folios.own[index]), int(folios.mapcount[index])
+    kind = "anonymous" if folios.anon[index] else "page cache"
+    seen = f"{kind}, {own} of {mapcount} mappings were its own at capture"
+    if mapcount > own or not folios.anon[index]:
+        return "other user left", seen
+    return UNEXPLAINED, seen
+
+
+def _batch_differences(prediction: Prediction, observation: Observation) -> list[Difference]:
+    """Ends of batches that the replay does not have, in a sequence that agrees.
+
+    Batches that free nothing but folios of an order without a per-CPU list show no end.
+    """
+    wrong = sorted(observation.batch_ends - prediction.batch_ends)
+    if not wrong:
+        return []
+    cause, evidence = UNEXPLAINED, ""
+    if prediction.dirty and observation.batch_ends <= prediction.clean_batch_ends:
+        cause, evidence = "dirty rule", f"{prediction.dirty} PTEs are inferred to be dirty"
+    elif prediction.dirty and observation.preempted:
+        cause, evidence = "preemption", f"preempted {observation.preempted} times"
+    return [Difference("batch", *observation.freed[end - 1], end, cause, evidence) for end in wrong]
