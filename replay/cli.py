@@ -17,6 +17,7 @@ from replay.errors import ReplayError, UsageError
 if TYPE_CHECKING:
     import polars as pl
 
+    from replay.capture.exits import Recorded
     from replay.capture.live import Capture
     from replay.trace.file import Trace
 
@@ -81,64 +82,138 @@ def _keep_compiled_code() -> None:
 # ---------------------------------------------------------------------- capture
 
 
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="The trace; default replay-COMM-PID-UTC.parquet here.")
+]
+Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite an existing trace.")]
+Redact = Annotated[
+    bool,
+    typer.Option("--redact", help="Replace names and paths, renumber page frames; counts stay the same."),
+]
+PagemapScan = Annotated[
+    bool, typer.Option("--pagemap-scan/--no-pagemap-scan", help="Use PAGEMAP_SCAN where the kernel has it.")
+]
+
+
 @app.command()
 def capture(
     pid: Annotated[int, typer.Argument(help="The process.", metavar="PID", show_default=False)],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="The trace; default replay-COMM-PID-UTC.parquet in this folder."),
-    ] = None,
+    output: Output = None,
+    at_exit: Annotated[
+        bool, typer.Option("--at-exit", help="Wait until the process exits, and capture it there.")
+    ] = False,
     procfs: Annotated[
         Path,
-        typer.Option("--procfs", help="A procfs tree elsewhere: /host/proc of a container, or a saved one."),
+        typer.Option("--procfs", help="A procfs tree elsewhere: a container's /host/proc, or a saved one."),
     ] = Path("/proc"),
     freeze: Annotated[bool, typer.Option(help="Hold the process still while it is read.")] = True,
-    pagemap_scan: Annotated[bool, typer.Option(help="Use PAGEMAP_SCAN where the kernel has it.")] = True,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite an existing trace.")] = False,
+    pagemap_scan: PagemapScan = True,
+    redact: Redact = False,
+    force: Force = False,
 ) -> None:
     """Capture the page tables of a running process into a trace."""
-    from replay.capture import live
+    from replay.capture import exits, live
 
-    path = output or _default_name(procfs, pid)
+    path = output or _default_name(_comm(procfs, pid), pid)
+    if at_exit:
+        note(f"waiting for process {pid} to exit; Ctrl-C gives up and leaves it running")
+        recorded = exits.capture_at_exit(
+            pid, _target(path, redact, force), force=force, use_scan=pagemap_scan
+        )
+        _after_record(recorded, path, force)
+        return
     with progress("pages") as report:
         done = live.capture_process(
-            pid, path, procfs_root=procfs, hold=freeze, use_scan=pagemap_scan, force=force, progress=report
+            pid,
+            _target(path, redact, force),
+            procfs_root=procfs,
+            hold=freeze,
+            use_scan=pagemap_scan,
+            force=force,
+            progress=report,
         )
-    _after_capture(done)
+    _after_capture(done, path, force)
 
 
-def _default_name(procfs: Path, pid: int) -> Path:
+def _target(path: Path, redact: bool, force: bool) -> Path | None:
+    """Where capture writes to: nowhere, if the rows are to be redacted first."""
+    from replay.trace.file import whole_file
+
+    whole_file(path, force=force)
+    return None if redact else path
+
+
+def _write_redacted(trace: Trace | None, path: Path, force: bool) -> None:
+    from replay.trace.redact import redact
+
+    if trace is not None:
+        redact(trace).write(path, force=force)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def record(
+    command: Annotated[
+        list[str],
+        typer.Argument(help="The command and its arguments.", metavar="-- CMD ARGS...", show_default=False),
+    ],
+    output: Output = None,
+    pagemap_scan: PagemapScan = True,
+    redact: Redact = False,
+    force: Force = False,
+) -> None:
+    """Run a command and capture each of its processes at its exit, into one trace.
+
+    The command behaves as without replay, and its exit status is that of this command.
+    """
+    from replay.capture import exits
+
+    path = output or _default_name(Path(command[0]).name, os.getpid())
+    recorded = exits.record(command, _target(path, redact, force), force=force, use_scan=pagemap_scan)
+    _after_record(recorded, path, force)
+    sys.exit(recorded.status)
+
+
+def _after_record(recorded: Recorded, path: Path, force: bool) -> None:
+    _write_redacted(recorded.trace, path, force)
+    for missed, count in recorded.missed.items():
+        note(f"not recorded: {count:,} {missed.value}")
+    _note_limits(recorded.meta)
+    note(f"wrote {path}: {len(recorded.meta.address_spaces):,} address spaces, {recorded.extents:,} extents")
+    note(f"next: replay run {path}")
+
+
+def _comm(procfs: Path, pid: int) -> str:
+    try:
+        return (procfs / str(pid) / "comm").read_text(errors="replace").strip()
+    except OSError:
+        return "process"
+
+
+def _default_name(comm: str, pid: int) -> Path:
     import datetime
 
-    comm = "process"
-    with contextlib.suppress(OSError):
-        comm = (procfs / str(pid) / "comm").read_text(errors="replace").strip()
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in comm)
     return Path(f"replay-{safe}-{pid}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}.parquet")
 
 
-def _after_capture(done: Capture) -> None:
+def _after_capture(done: Capture, path: Path, force: bool) -> None:
     from replay.capture import reconcile
 
+    _write_redacted(done.trace, path, force)
     for figures in done.figures:
         for line in reconcile.text(figures, done.meta.page_size):
             note(line)
     _note_limits(done.meta)
-    note(f"wrote {done.path}: {done.extents:,} extents")
-    note(f"next: replay run {done.path}")
+    note(f"wrote {path}: {done.extents:,} extents")
+    note(f"next: replay run {path}")
 
 
 def _note_limits(meta: Any) -> None:
     """Say what in a trace is not known for certain."""
     if meta.pmd == "unknown":
-        note(
-            "note: smaps does not tell which of its huge pages are mapped by a PMD; the first ones are taken for it"
-        )
-    if meta.mapcounts != "precise":
-        note(
-            f"note: mapcounts are {meta.mapcounts} on this kernel (CONFIG_NO_PAGE_MAPCOUNT): rmap counts of large "
-            "folios are approximate"
-        )
+        note("note: which huge pages are mapped by a PMD is a guess: smaps only gives their sum")
+    if meta.mapcounts == "average":
+        note("note: mapcounts are averages (CONFIG_NO_PAGE_MAPCOUNT): counts of large folios are approximate")
     if meta.changed_entries:
         note(f"note: {meta.changed_entries:,} entries changed while they were read")
 
@@ -189,8 +264,8 @@ def run(
     page_tables: Annotated[
         str | None,
         typer.Option(
-            help="Whether page-table pages go through the gather: 'gather' (x86 up to v6.13) or 'rcu' (arm64, "
-            "x86 from v6.14, paravirtualised guests); default by the trace's architecture."
+            help="Where page-table pages go: 'gather' (x86 up to v6.13) or 'rcu' (arm64, x86 from v6.14, "
+            "paravirtualised guests); default by the trace's architecture."
         ),
     ] = None,
 ) -> None:

@@ -24,9 +24,8 @@ def compare(results: pl.DataFrame, per: Sequence[str] = KEYS) -> pl.DataFrame:
     base = results.filter(pl.col("algorithm") == BASELINE).select(
         *per, *(pl.col(name).cast(pl.Int64).alias(f"{name}_base") for name in COMPARED)
     )
-    joined = (
-        results.join(base, on=list(per), how="left", maintain_order="left") if per else _beside(results, base)
-    )
+    how: dict[str, Any] = {"on": list(per), "how": "left"} if per else {"how": "cross"}
+    joined = results.join(base, **how, maintain_order="left")
     added = []
     for name in COMPARED:
         before = pl.col(f"{name}_base")
@@ -34,10 +33,6 @@ def compare(results: pl.DataFrame, per: Sequence[str] = KEYS) -> pl.DataFrame:
         share = pl.when(avoided == 0).then(0.0).when(before > 0).then(avoided / before * 100)
         added += [avoided.alias(f"{name}_avoided"), share.round(2).alias(f"{name}_avoided_pct")]
     return joined.with_columns(added).drop([f"{name}_base" for name in COMPARED])
-
-
-def _beside(results: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
-    return results.join(base, how="cross", maintain_order="left")
 
 
 def total(results: pl.DataFrame, per: Sequence[str] = ()) -> pl.DataFrame:

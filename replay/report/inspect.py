@@ -39,7 +39,7 @@ def kinds(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def orders(rows: pl.DataFrame) -> pl.DataFrame:
-    """Mapped pages by folio order, type and kind: `folios` that they belong to, `whole`: those mapped in full.
+    """Mapped pages by folio order, type and kind; `folios`: that they belong to, `whole`: mapped in full.
 
     A folio that several address spaces of the trace map counts in each.
     """
@@ -118,9 +118,12 @@ def header(trace: Trace) -> list[str]:
     thp = meta.thp.get("enabled", "")
     return [
         f"{trace.name}: {len(spaces):,} address space{'' if len(spaces) == 1 else 's'}: {who}{more}",
-        f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of {meta.page_size} bytes",
-        f"Linux {meta.kernel_release or 'unknown'} {meta.architecture}, {meta.captured_at}, mode {meta.mode}, "
-        f"held by {meta.held}" + (f", THP {thp}" if thp else ""),
+        f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of "
+        f"{meta.page_size} bytes",
+        f"Linux {meta.kernel_release or 'unknown'} {meta.architecture}, {meta.captured_at}, "
+        f"mode {meta.mode}, "
+        + ("not held" if meta.held == "none" else f"held by {meta.held}")
+        + (f", THP {thp}" if thp else ""),
         f"PMD mappings {meta.pmd}, mapcounts {meta.mapcounts}, dirty PTEs {meta.dirty}, "
         f"{meta.changed_entries:,} entries changed while read",
     ]

@@ -1,7 +1,7 @@
 """How the machine is compiled: each function once, for the types that its annotations name.
 
-Left to itself numba compiles a version for every literal argument: twice the time at the first start. A module
-decorates its functions with `jit` and ends with `compile_all(__name__)`.
+Left to itself numba compiles a version for every literal argument: twice the time at the first start. A
+module decorates its functions with `jit` and ends with `compile_all(__name__)`.
 """
 
 from __future__ import annotations

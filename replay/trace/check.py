@@ -149,7 +149,7 @@ def _check_folios(mm: int, rows: pl.DataFrame, where: str) -> None:
     if other.any():
         first = int(np.flatnonzero(other)[0])
         raise TraceError(
-            f"{where}: address space {mm}: page {starts[first]} lies in folio {large_only[place[first]]} too: "
+            f"{where}: address space {mm}: pfn {starts[first]} lies in folio {large_only[place[first]]} too: "
             "capture it again"
         )
 
@@ -160,7 +160,7 @@ def _check_own(mm: int, rows: pl.DataFrame, where: str) -> None:
     if len(wrong):
         row = rows["row"][int(wrong[0])]
         raise TraceError(
-            f"{where}: row {row}: own is {own[wrong[0]]}, but address space {mm} maps these pages a different "
+            f"{where}: row {row}: own is {own[wrong[0]]}, but address space {mm} maps these pages another "
             "number of times: the trace is damaged, capture it again"
         )
 

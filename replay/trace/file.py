@@ -129,7 +129,8 @@ def decode_metadata(pairs: Mapping[str, str], path: Path) -> Metadata:
                 raise TypeError(f"expected {field.type}")
         except (ValueError, TypeError, KeyError) as error:
             raise TraceError(
-                f"{path}: metadata '{field.name}' is not valid ({error}): the trace is damaged, capture it again"
+                f"{path}: metadata '{field.name}' is not valid ({error}): the trace is damaged, "
+                "capture it again"
             ) from None
     return Metadata(**values)
 
@@ -209,7 +210,7 @@ def open_writer(path: str | Path, *, force: bool = False) -> Iterator[TraceWrite
 
 
 class whole_file:  # noqa: N801 - used like a function
-    """Context manager: a binary file, readable by its owner only, that appears at `path` whole or not at all."""
+    """Context manager: a binary file, readable by its owner, that appears at `path` whole or not at all."""
 
     def __init__(self, path: str | Path, *, force: bool = False) -> None:
         self.path = Path(path)
@@ -319,7 +320,8 @@ def _check_columns(schema: pa.Schema, path: Path) -> None:
         if not right:
             wanted = "text" if dtype == pl.Categorical else ARROW_SCHEMA.field(name).type
             raise TraceError(
-                f"{path}: column '{name}' is {found}, expected {wanted}: the trace is damaged, capture it again"
+                f"{path}: column '{name}' is {found}, expected {wanted}: the trace is damaged, "
+                "capture it again"
             )
 
 

@@ -38,7 +38,7 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
     "vma_perms": Text,
     "vma_flags": Text,
     "vma_name": Text,
-    # extent: first virtual page, PTEs (of a PMD mapping: its pages), what it is, first page frame or swap offset
+    # extent: first virtual page, PTEs (of a PMD mapping: its pages), what it is, first pfn or swap offset
     "vpn": pl.Int64(),
     "pages": pl.UInt32(),
     "kind": Text,
