@@ -5,5 +5,5 @@ class LabError(Exception):
     """The lab cannot do what was asked: one line that names the cause and the remedy."""
 
 
-class Unavailable(LabError):
+class UnavailableError(LabError):
     """Something the lab needs (a package, QEMU, a compiler) cannot be had here."""

@@ -1,12 +1,13 @@
 """The guest's files: the initramfs (cpio "newc"), kernel modules, the ext4 disk with real programs."""
 
 import lzma
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.errors import LabError, Unavailable
+from lab.errors import LabError, UnavailableError
 
 SOURCES = Path(__file__).parent / "guest"
 INIT_SOURCES = ("init.c", "collect.c", "trace.c", "pagetable.c", "stream.c")
@@ -18,13 +19,15 @@ MODULES = ("virtio_pci", "virtio_blk", "xfs")
 SOFT_DEPENDS = {"libcrc32c": ["crc32c_generic"]}
 PROGRAMS = ("bash", "python3", "perl")
 DISK_MIB = 192
+XFS_MIB = 320  # mkfs.xfs refuses less than 300
+XFS_PACKAGES = ("xfsprogs", "libinih1", "liburcu8", "libdevmapper1.02.1", "libedit2", "libbsd0", "libmd0")
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, env: dict[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
     except FileNotFoundError:
-        raise Unavailable(f"{command[0]} is missing: install it and run the lab again") from None
+        raise UnavailableError(f"{command[0]} is missing: install it and run the lab again") from None
     if done.returncode:
         raise LabError(f"{' '.join(command[:3])} ... failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout
@@ -71,7 +74,7 @@ def modules(tree: Path, wanted: Iterable[str] = MODULES) -> list[tuple[str, byte
 
 
 def cpio(files: Iterable[tuple[str, int, bytes]]) -> bytes:
-    """A "newc" archive of (path, mode, data); folders have no data. Paths in an order that creates parents first."""
+    """A "newc" archive of (path, mode, data), folders before what is in them."""
     out = bytearray()
 
     def entry(number: int, path: str, mode: int, data: bytes) -> None:
@@ -114,9 +117,8 @@ def _copy(path: Path, root: Path) -> None:
 
 def _copy_python(root: Path) -> None:
     """The standard library of the system's Python: what a small program of it imports."""
-    version = _run("/usr/bin/python3", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])").strip()
-    library = Path("/usr/lib") / version
-    skip = shutil.ignore_patterns("test", "tests", "__pycache__", "dist-packages", "config-*", "idlelib", "*.a")
+    library = Path(_run("/usr/bin/python3", "-c", "import os; print(os.path.dirname(os.__file__))").strip())
+    skip = shutil.ignore_patterns("test", "tests", "__pycache__", "dist-packages", "config-*", "idlelib")
     shutil.copytree(library, root / str(library).lstrip("/"), ignore=skip, dirs_exist_ok=True)
     for shared in (library / "lib-dynload").glob("*.so"):
         for path in _libraries(shared):
@@ -124,7 +126,7 @@ def _copy_python(root: Path) -> None:
 
 
 def root_disk(built: Path, image: Path) -> list[str]:
-    """An ext4 image with `tiny` and the real programs of this machine. Returns the programs that are there."""
+    """An ext4 image with `tiny` and real programs of this machine. Returns which of them there are."""
     root = image.parent / "root"
     for name in ("bin", "dev", "proc", "tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -143,3 +145,15 @@ def root_disk(built: Path, image: Path) -> list[str]:
     _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(root), str(image), f"{DISK_MIB}M")
     shutil.rmtree(root)
     return present
+
+
+def xfs_disk(trees: list[Path], image: Path) -> None:
+    """An empty XFS: the file system whose page cache has large folios.
+
+    :param trees: unpacked XFS_PACKAGES: mkfs.xfs and the libraries it may need
+    """
+    tool = next(path for tree in trees for path in tree.glob("sbin/mkfs.xfs"))
+    libraries = ":".join(str(path) for tree in trees for path in tree.glob("**/x86_64-linux-gnu"))
+    with image.open("wb") as file:
+        file.truncate(XFS_MIB << 20)
+    _run(str(tool), "-q", str(image), env={"LD_LIBRARY_PATH": libraries, "PATH": os.environ["PATH"]})

@@ -1,12 +1,12 @@
 """Debian packages for the lab, fetched with a private apt configuration and unpacked into a cache.
 
-The machine's own apt settings, lists and package state are read for nothing but proxies and keys, and never changed.
+Of the machine's own apt nothing but proxies and keys is used, and nothing is changed.
 """
 
 import subprocess
 from pathlib import Path
 
-from lab.errors import Unavailable
+from lab.errors import UnavailableError
 
 CACHE = Path.home() / ".cache" / "replay-kernel-lab"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -47,21 +47,25 @@ class Apt:
     def _run(self, *command: str, cwd: Path | None = None) -> str:
         try:
             done = subprocess.run(
-                [command[0], *self._options, *command[1:]], cwd=cwd, capture_output=True, text=True, timeout=600
+                [command[0], *self._options, *command[1:]],
+                cwd=cwd,
+                capture_output=True,
+                text=True,
+                timeout=600,
             )
         except FileNotFoundError:
-            raise Unavailable(f"{command[0]} is missing: the lab needs a Debian-like system") from None
+            raise UnavailableError(f"{command[0]} is missing: the lab needs a Debian-like system") from None
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"{' '.join(command)} did not end within ten minutes") from None
+            raise UnavailableError(f"{' '.join(command)} did not end within ten minutes") from None
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise Unavailable(f"{' '.join(command)} failed: {reason}")
+            raise UnavailableError(f"{' '.join(command)} failed: {reason}")
         return done.stdout
 
     def update(self) -> None:
         """Fetch the package lists, unless they are there already."""
         if not KEYRING.exists():
-            raise Unavailable(f"{KEYRING} is missing: install debian-archive-keyring")
+            raise UnavailableError(f"{KEYRING} is missing: install debian-archive-keyring")
         if not any((self.home / "lists").glob("*Packages*")):
             self._run("apt-get", "update", "-qq")
 
@@ -75,7 +79,9 @@ class Apt:
         tree = self.home / "trees" / package
         if not tree.exists():
             self._run("apt-get", "download", package, cwd=self.home / "archives")
-            deb = max((self.home / "archives").glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+            deb = max(
+                (self.home / "archives").glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime
+            )
             part = tree.with_suffix(".part")
             self._run_plain("dpkg", "-x", str(deb), str(part))
             part.rename(tree)
@@ -86,4 +92,4 @@ class Apt:
     def _run_plain(*command: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")
+            raise UnavailableError(f"{' '.join(command)} failed: {done.stderr.strip()}")

@@ -12,11 +12,11 @@ _COMMIT_BYTES = (1 << 20) - 1
 _MISSED = 1 << 31
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _FIELD = re.compile(r"\tfield:(.+?)\s*(\w+)(?:\[\d+\])?;\toffset:(\d+);\tsize:(\d+);\tsigned:([01]);")
-_CODES = {(1, "0"): "B", (2, "0"): "H", (4, "0"): "I", (8, "0"): "Q", (1, "1"): "b", (4, "1"): "i", (8, "1"): "q"}
+_UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _IN_INTERRUPT = 0x08 | 0x10  # TRACE_FLAG_HARDIRQ, TRACE_FLAG_SOFTIRQ
 
 
-class LostEvents(Exception):
+class LostEventsError(Exception):
     """The ring buffer dropped events: the counts would be wrong."""
 
 
@@ -44,18 +44,19 @@ def parse_format(text: str) -> tuple[int, Format]:
     codes, names, end = "<", [], 0
     for _, field, offset, size, signed in _FIELD.findall(text):
         offset, size = int(offset), int(size)
-        codes += f"{offset - end}x" + _CODES.get((size, signed), f"{size}s")
+        code = _UNSIGNED.get(size, f"{size}s")
+        codes += f"{offset - end}x" + (code.lower() if signed == "1" else code)
         names.append(field)
         end = offset + size
     return number, Format(name, struct.Struct(codes), tuple(names))
 
 
 def records(raw: bytes) -> Iterator[tuple[int, int]]:
-    """(offset, length) of every event's data in the raw pages. Raises LostEvents."""
+    """(offset, length) of every event's data in the raw pages. Raises LostEventsError."""
     for base in range(0, len(raw), PAGE):
         _, commit = _PAGE_HEADER.unpack_from(raw, base)
         if commit & _MISSED:
-            raise LostEvents("the ring buffer marks missed events")
+            raise LostEventsError("the ring buffer marks missed events")
         at = base + _PAGE_HEADER.size
         end = at + (commit & _COMMIT_BYTES)
         while at < end:
@@ -86,8 +87,8 @@ def events(raw: bytes, formats: dict[int, Format]) -> Iterator[Event]:
 
 
 def check_stats(text: str) -> None:
-    """Raise LostEvents unless the ring buffer's loss counters are 0."""
+    """Raise LostEventsError unless the ring buffer's loss counters are 0."""
     for line in text.splitlines():
         name, _, value = line.partition(": ")
         if name in ("overrun", "commit overrun", "dropped events") and int(value):
-            raise LostEvents(f"{name}: {value}")
+            raise LostEventsError(f"{name}: {value}")

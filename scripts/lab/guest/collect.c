@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #define ATTEMPTS 4
-#define KPAGE_ROOM (64UL << 20)
 
 /* The PAGEMAP_SCAN ioctl (Linux 6.7), declared here because the build host's headers may be older. */
 struct scan_region {
@@ -141,7 +140,7 @@ static void vmstat_read(long *values)
 
 static void dump(const char *folder, pid_t pid)
 {
-    struct blob pagemap = {0}, leaves = {0}, scan = {0};
+    struct blob pagemap = {0}, leaves = {0}, scan = {0}, flags = {0}, references = {0};
 
     dump_text(folder, pid, "maps");
     dump_text(folder, pid, "smaps");
@@ -149,15 +148,20 @@ static void dump(const char *folder, pid_t pid)
     dump_text(folder, pid, "comm");
     pagemap_read(pid, &pagemap);
     stream_member(folder, "pagemap.bin", pagemap.data, pagemap.size);
-    stream_file(folder, "kpageflags.bin", "/proc/kpageflags");
+    blob_read(&flags, "/proc/kpageflags");
+    stream_member(folder, "kpageflags.bin", flags.data, flags.size);
     stream_file(folder, "kpagecount.bin", "/proc/kpagecount");
     scan_read(pid, &scan);
     stream_member(folder, "pagemap_scan", scan.data, scan.size);
     leaves_read(trace_mm_of(pid), &pagemap, &leaves);
     stream_member(folder, "leaves.bin", leaves.data, leaves.size);
+    refcounts_read(flags.size / 8, &references);
+    stream_member(folder, "refcounts.bin", references.data, references.size);
     blob_free(&pagemap);
     blob_free(&leaves);
     blob_free(&scan);
+    blob_free(&flags);
+    blob_free(&references);
 }
 
 /* The child becomes the workload, or a program of the root disk ("program" and one argument per line). */
@@ -222,9 +226,13 @@ static pid_t run_to_exit(pid_t child, int follow)
 
 static void end_group(pid_t group)
 {
+    int status;
+    pid_t pid;
+
     kill(-group, SIGKILL);
-    while (waitpid(-1, NULL, __WALL) > 0)
-        ;
+    while ((pid = waitpid(-1, &status, __WALL)) > 0)
+        if (WIFSTOPPED(status)) /* at its own exit event */
+            ptrace(PTRACE_CONT, pid, 0, 0);
 }
 
 /* One attempt. Returns how many of the noisy counters moved while the process was held and torn down. */
@@ -245,7 +253,10 @@ static int attempt(const char *folder, const char *spec)
         become(spec);
     pid = run_to_exit(child, strncmp(spec, "program\n", 8) != 0);
     if (!pid || ptrace(PTRACE_GETEVENTMSG, pid, 0, &status_word) || status_word) {
-        stream_member(folder, "failed", line, snprintf(line, sizeof(line), "wait status %#lx\n", status_word));
+        stream_member(folder, status_word == NOT_FOR_THIS_KERNEL << 8 ? "skipped" : "failed", line,
+                      snprintf(line, sizeof(line), "wait status %#lx\n", status_word));
+        if (pid)
+            ptrace(PTRACE_CONT, pid, 0, 0);
         end_group(child);
         return 0;
     }

@@ -9,6 +9,7 @@
 
 #define PAGE 4096UL
 #define TRACING "/sys/kernel/tracing/"
+#define NOT_FOR_THIS_KERNEL 77 /* exit status of a workload whose kernel lacks what it needs */
 
 /* A growing memory buffer. */
 struct blob {
@@ -36,12 +37,13 @@ void trace_start(void);
 void trace_stop(struct blob *raw, struct blob *stats);
 uint64_t trace_mm_of(pid_t pid); /* kernel address of the mm_struct, 0 if it cannot be known */
 
-/* Leaf entries of the page tables of one process, read from /proc/kcore. */
+/* Read from /proc/kcore: leaf entries of the page tables of one process, and the references of pages. */
 struct leaf {
     uint64_t where; /* virtual page number; bits 60.. hold the level: 1 PTE, 2 PMD, 3 PUD */
     uint64_t entry; /* the raw entry */
 };
 void leaves_read(uint64_t mm, const struct blob *pagemap, struct blob *leaves);
+void refcounts_read(size_t frames, struct blob *counts); /* u32 per page frame */
 
 /* One case: run it, catch it at its exit, dump it, let it go under the tracer. */
 void collect(const char *name, const char *spec);

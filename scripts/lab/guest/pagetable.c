@@ -1,6 +1,6 @@
 /*
- * The page tables of a stopped process, read through /proc/kcore: procfs shows neither the dirty bit of an
- * entry nor, before Linux 6.7, which entries are PMD entries.
+ * The page tables of a stopped process and the reference counts of all pages, read through /proc/kcore: procfs
+ * shows neither the dirty bit of an entry nor, before Linux 6.7, which entries are PMD entries, and no references.
  *
  * Four-level x86-64 page tables without KASLR are assumed (the lab boots with la57=off and nokaslr). The offset
  * of mm->pgd differs between kernels, so it is not assumed: the word of the mm_struct is taken whose page
@@ -22,6 +22,9 @@
 #define PROT_NONE_BIT (1UL << 8) /* a PROT_NONE entry has this bit instead of PRESENT */
 #define FRAME 0x000ffffffffff000UL
 #define MM_WORDS 256
+#define STRUCT_PAGES 0xffffea0000000000UL
+#define STRUCT_PAGE 64
+#define REFCOUNT 52 /* offset of _refcount in struct page */
 
 static int kcore = -1;
 static Elf64_Phdr *segments;
@@ -61,6 +64,18 @@ static int table_read(uint64_t entry, uint64_t *table)
 static int is_leaf(uint64_t entry, int level)
 {
     return level == 1 || (level < 4 && (!(entry & PRESENT) || (entry & PSE)));
+}
+
+void refcounts_read(size_t frames, struct blob *counts)
+{
+    char part[PAGE];
+
+    for (size_t frame = 0; frame < frames; frame += PAGE / STRUCT_PAGE) {
+        if (!kernel_read(STRUCT_PAGES + frame * STRUCT_PAGE, part, PAGE))
+            memset(part, 0, PAGE);
+        for (size_t i = 0; i < PAGE / STRUCT_PAGE && frame + i < frames; i++)
+            blob_add(counts, part + i * STRUCT_PAGE + REFCOUNT, sizeof(uint32_t));
+    }
 }
 
 /* Appends the leaves of one table (level 4 = PGD) that lie in pages [from, to). */

@@ -3,6 +3,8 @@
  * Addresses and sizes are in pages; addresses count from BASE. See catalogue.py for the operations.
  */
 #define _GNU_SOURCE
+#include "lab.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -19,8 +21,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
 #define BASE 0x100000000000UL
+#define REACH (1UL << 34) /* operations map below BASE + REACH */
 #define WORDS 12
 #define THP "/sys/kernel/mm/transparent_hugepage/"
 
@@ -254,15 +256,35 @@ static void wait_for_ever(void)
         pause();
 }
 
-/* fork: a child that holds everything until the case is over */
-static void op_fork(void)
+/* A child that does something first, or nothing, and then holds everything until the case is over. */
+static void held_child(void (*first)(void))
 {
-    pid_t pid = fork();
+    int ready[2];
+    char byte;
+    pid_t pid;
 
+    if (pipe(ready))
+        fail();
+    pid = fork();
     if (pid < 0)
         fail();
-    if (!pid)
+    if (!pid) {
+        if (first)
+            first();
+        close(ready[0]);
+        close(ready[1]);
         wait_for_ever();
+    }
+    close(ready[1]);
+    if (read(ready[0], &byte, 1) != 0)
+        fail();
+    close(ready[0]);
+}
+
+/* fork: a held child */
+static void op_fork(void)
+{
+    held_child(NULL);
 }
 
 /* follow: the child goes on, the parent holds everything until the case is over */
@@ -279,25 +301,14 @@ static void op_follow(void)
 /* forkcow ADDR PAGES STEP: a held child that has written those pages itself */
 static void op_forkcow(void)
 {
-    int ready[2];
-    char byte;
-    pid_t pid;
+    held_child(op_write);
+}
 
-    if (pipe(ready))
+/* Everything that operations have mapped. */
+static void unmap_all(void)
+{
+    if (munmap((void *)BASE, REACH))
         fail();
-    pid = fork();
-    if (pid < 0)
-        fail();
-    if (!pid) {
-        op_write();
-        close(ready[0]);
-        close(ready[1]);
-        wait_for_ever();
-    }
-    close(ready[1]);
-    if (read(ready[0], &byte, 1) != 0)
-        fail();
-    close(ready[0]);
 }
 
 /* pipe ADDR PAGES: pages given to a pipe that a held child keeps: references that no mapping shows */
@@ -310,10 +321,7 @@ static void op_pipe(void)
         fail();
     if (vmsplice(ends[1], &pages, 1, 0) != (ssize_t)pages.iov_len)
         fail();
-    if (fork() == 0) {
-        munmap(at(1), bytes(2));
-        wait_for_ever();
-    }
+    held_child(unmap_all);
 }
 
 /* uffdwp ADDR PAGES: write-protected through userfaultfd */
@@ -372,6 +380,13 @@ static void op_ksm(void)
     setting("/sys/kernel/mm/ksm/run", "0");
 }
 
+/* need PATH: without it the case is not for this kernel */
+static void op_need(void)
+{
+    if (access(words[1], F_OK))
+        _exit(NOT_FOR_THIS_KERNEL);
+}
+
 /* sleep MILLISECONDS */
 static void op_sleep(void)
 {
@@ -383,7 +398,8 @@ static const struct { const char *name; void (*run)(void); } operations[] = {
     {"sync", op_sync}, {"drop", op_drop}, {"read", op_read}, {"write", op_write}, {"fill", op_fill},
     {"advise", op_advise}, {"protect", op_protect}, {"unmap", op_unmap}, {"remap", op_remap},
     {"lock", op_lock}, {"fork", op_fork}, {"follow", op_follow}, {"forkcow", op_forkcow}, {"pipe", op_pipe},
-    {"uffdwp", op_uffdwp}, {"thp", op_thp}, {"mthp", op_mthp}, {"ksm", op_ksm}, {"sleep", op_sleep},
+    {"uffdwp", op_uffdwp}, {"thp", op_thp}, {"mthp", op_mthp}, {"ksm", op_ksm}, {"need", op_need},
+    {"sleep", op_sleep},
 };
 
 static void run_line(char *line)

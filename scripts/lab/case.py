@@ -1,0 +1,163 @@
+"""A case folder: the dump of one process and what the kernel did at its exit, in the layout of the truth cases."""
+
+import gzip
+import json
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tarfile import TarFile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lab import pages
+from lab.counts import Observed, observe
+from lab.errors import LabError
+from lab.trace import Format, LostEventsError, check_stats, events, parse_format
+
+_TEXTS = ("maps", "smaps", "status", "comm", "pagemap_scan")
+_WORDS = ("pagemap", "kpageflags", "kpagecount")
+_SAVED_DIRTY_SINCE = (6, 6)
+
+
+class Boot(NamedTuple):
+    """What the guest said of its kernel."""
+
+    release: str
+    probed: dict[str, str]  # event -> symbol, of the probes that the kernel accepted
+    formats: dict[int, Format]
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(6, 12) for 6.12.x."""
+        major, minor = self.release.split(".")[:2]
+        return int(major), int(minor.split("-")[0])
+
+
+class Attempt(NamedTuple):
+    """One run of a case, as the guest wrote it: member name -> bytes."""
+
+    case: str
+    number: int
+    files: dict[str, bytes]
+
+    @property
+    def moved(self) -> dict[str, int]:
+        """Counters of background work that moved while the process was held: name -> by how much."""
+        lines = self.files.get("moved", b"").decode().splitlines()
+        return {name: int(by) for name, by in (line.split() for line in lines)}
+
+
+class Evidence(NamedTuple):
+    """What explains a difference, beside expected.json.
+
+    moved: counters of background work that moved between dump and exit, in every attempt. references: of each
+    page frame, as the kernel counted them at the dump. own: for each head page, the entries of the process that
+    map its folio (one for a PMD entry).
+    """
+
+    moved: dict[str, int]
+    references: np.ndarray
+    own: np.ndarray
+
+
+def read_boot(archive: TarFile) -> Boot:
+    """The members of boot/ and formats/."""
+    texts = {
+        member.name: archive.extractfile(member).read().decode()
+        for member in archive
+        if member.name.startswith(("boot/", "formats/"))
+    }
+    if "boot/done" not in texts:
+        raise LabError("the guest's output is cut: the output disk is too small or the guest died")
+    lines = (line.split() for line in texts["boot/probes"].splitlines())
+    probed: dict[str, str] = {}
+    for event, symbol, failed in lines:
+        if failed == "0":
+            probed.setdefault(event, symbol)
+    formats = dict(parse_format(text) for name, text in texts.items() if name.startswith("formats/"))
+    return Boot(texts["boot/version"].split()[2], probed, formats)
+
+
+def read_attempts(archive: TarFile) -> Iterator[Attempt]:
+    """The attempts of all cases, in the order in which they ran."""
+    current: Attempt | None = None
+    for member in archive:
+        if not member.name.startswith("cases/"):
+            continue
+        _, case, number, name = member.name.split("/")
+        if current is None or (current.case, current.number) != (case, int(number)):
+            if current:
+                yield current
+            current = Attempt(case, int(number), {})
+        current.files[name] = archive.extractfile(member).read()
+    if current:
+        yield current
+
+
+def write_case(attempt: Attempt, boot: Boot, algorithm: str, folder: Path) -> tuple[dict[str, Any], Evidence]:
+    """Write the case folder; returns its expected.json and the evidence. Raises LabError if events were lost."""
+    files = attempt.files
+    flags = np.frombuffer(files["kpageflags.bin"], "<u8")
+    saved_dirty = boot.version >= _SAVED_DIRTY_SINCE
+    leaves = pages.decode(files["leaves.bin"], files["smaps"].decode(), flags, saved_dirty)
+    if not len(leaves.pte_vpn):
+        raise LabError(f"{attempt.case}: the page tables could not be read through /proc/kcore")
+    pid = int(files["pid"])
+    try:
+        check_stats(files["trace.stats"].decode())
+        observed = observe(events(files["trace.raw"], boot.formats), pid, boot.probed, leaves, flags)
+    except LostEventsError as error:
+        raise LabError(f"{attempt.case}: the trace is not whole: {error}") from None
+    folder.mkdir(parents=True)
+    for name in _TEXTS:
+        (folder / name).write_bytes(files[name])
+    for name in _WORDS:
+        with gzip.open(folder / f"{name}.bin.gz", "wb", compresslevel=1) as out:
+            out.write(files[f"{name}.bin"])
+    expected = _expected(observed, leaves, pid, boot.release, algorithm)
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
+    head = pages.heads(flags)
+    references = np.frombuffer(files["refcounts.bin"], "<u4")
+    own = np.bincount(head[leaves.mapped], minlength=len(flags))
+    return expected, Evidence(attempt.moved, references, own)
+
+
+def _expected(
+    observed: Observed, leaves: pages.Leaves, pid: int, release: str, algorithm: str
+) -> dict[str, Any]:
+    return {
+        "kernel": release,
+        "algorithm": algorithm,
+        "pid": pid,
+        "counters": observed.counters,
+        "rmap_sizes": {str(size): calls for size, calls in observed.rmap_sizes.items()},
+        "release_sizes": observed.release_sizes,
+        "flush_groups": observed.flush_groups,
+        "freed": observed.freed,
+        "dirty_ptes": pages.runs(leaves.pte_vpn[leaves.pte_dirty_file]),
+        "pmd_mapped": leaves.pmd_vpn.tolist(),
+        "preempted": observed.preempted,
+    }
+
+
+def lay_out(case: Path, root: Path, expected: Mapping[str, Any]) -> int:
+    """Lay a case folder out as a procfs tree with a sparse pagemap; returns the PID in it."""
+    home = root / str(expected["pid"])
+    home.mkdir(parents=True)
+    for name in _TEXTS:
+        if (case / name).stat().st_size:
+            shutil.copy(case / name, home)
+    for name in ("kpageflags", "kpagecount"):
+        (root / name).write_bytes(gzip.decompress((case / f"{name}.bin.gz").read_bytes()))
+    raw = gzip.decompress((case / "pagemap.bin.gz").read_bytes())
+    with (home / "pagemap").open("wb") as out:
+        at = 0
+        while at < len(raw):
+            start, count = struct.unpack_from("<QQ", raw, at)
+            if count:
+                out.seek(start // 4096 * 8)
+                out.write(raw[at + 16 : at + 16 + 8 * count])
+            at += 16 + 8 * count
+    return expected["pid"]

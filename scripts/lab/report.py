@@ -1,0 +1,112 @@
+"""The rows as CSV, and a summary to read."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+from lab.compare import Row
+from lab.run import Result
+
+_INTRO = """\
+# The kernel lab
+
+Every case is a process in a virtual machine (QEMU's emulated CPU, one virtual CPU) under an unmodified kernel. It
+was stopped at `PTRACE_EVENT_EXIT`, its procfs state was dumped, and its `exit_mmap()` was traced call by call
+(kprobe events with arguments and the tracepoint `kmem:mm_page_free`, nothing lost). The dump then went through
+`replay capture --procfs` and the replay of the kernel's algorithm; what procfs cannot show was fed in from the page
+tables (PTE dirty bits, PMD mappings). Made by `scripts/kernel_lab`; all values are in `kernel_lab.csv`.
+"""
+
+
+def write_csv(results: list[Result], path: Path) -> None:
+    """All rows; the file appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["kernel", "release", "case", "counter", "kernel_value", "replay_value", "agrees", "cause"]
+        )
+        for result in results:
+            writer.writerows([*row[:6], "yes" if row.agrees else "no", row.cause] for row in result.rows)
+    part.replace(path)
+
+
+def totals(result: Result) -> str:
+    """One line: how many cases and comparisons agree."""
+    cases, differing = len(result.cases), len(result.differing)
+    agreeing = sum(row.agrees for row in result.rows)
+    return (
+        f"{result.kernel} ({result.release}): {cases - differing} of {cases} cases agree in everything, "
+        f"{agreeing} of {len(result.rows)} comparisons; "
+        f"{len(result.skipped)} not for this kernel, {len(result.failed)} failed"
+    )
+
+
+def _counter_table(results: list[Result]) -> list[str]:
+    rows = [row for result in results for row in result.rows]
+    names = list(dict.fromkeys(row.counter for row in rows))
+    seen = Counter((row.kernel, row.counter) for row in rows)
+    agreeing = Counter((row.kernel, row.counter) for row in rows if row.agrees)
+    active = Counter((row.kernel, row.counter) for row in rows if row.kernel_value not in ("0", ""))
+    kernels = [result.kernel for result in results]
+    lines = ["| counter | " + " | ".join(f"{name}: agree, of which not 0" for name in kernels) + " |"]
+    lines.append("|---|" + "---|" * len(kernels))
+    for name in names:
+        cells = [
+            f"{agreeing[kernel, name]} of {seen[kernel, name]}, {active[kernel, name]}"
+            if seen[kernel, name]
+            else "not shown by the trace"
+            for kernel in kernels
+        ]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _differences(results: list[Result]) -> list[str]:
+    wrong: dict[tuple[str, str, str], list[Row]] = {}
+    for result in results:
+        for row in result.rows:
+            if not row.agrees:
+                wrong.setdefault((row.kernel, row.case, row.cause), []).append(row)
+    if not wrong:
+        return ["None."]
+    lines = ["| kernel | case | counter: kernel, replay | cause |", "|---|---|---|---|"]
+    for (kernel, case, cause), rows in wrong.items():
+        values = "; ".join(
+            f"`{row.counter}`: {_short(row.kernel_value)}, {_short(row.replay_value)}" for row in rows
+        )
+        lines.append(f"| {kernel} | `{case}` | {values} | {cause} |")
+    return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _kernel_lines(results: list[Result]) -> list[str]:
+    lines = [
+        "| kernel | release | cases | agree in everything | comparisons | agree | boot and cases | replay |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        agreeing = sum(row.agrees for row in result.rows)
+        lines.append(
+            f"| {result.kernel} | {result.release} | {len(result.cases)} "
+            f"| {len(result.cases) - len(result.differing)} | {len(result.rows)} | {agreeing} "
+            f"| {result.boot_seconds:.0f} s | {result.replay_seconds:.0f} s |"
+        )
+    return lines
+
+
+def summary(results: list[Result]) -> str:
+    """The summary as Markdown."""
+    lines = [_INTRO, *_kernel_lines(results), "", "## By counter", "", *_counter_table(results)]
+    lines += ["", "## Differences", "", *_differences(results), "", "## Cases", ""]
+    for result in results:
+        lines.append(f"**{result.kernel}**: " + ", ".join(f"`{case}`" for case in result.cases))
+        lines.append("")
+        if result.skipped:
+            lines += ["Not for this kernel: " + ", ".join(f"`{case}`" for case in result.skipped), ""]
+        for case, why in result.failed.items():
+            lines += [f"Failed: `{case}`: {why}", ""]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,156 @@
+"""One kernel, its cases, one boot: from the package to the rows of the report."""
+
+import shutil
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab import boot, initramfs
+from lab.case import Attempt, Boot, read_attempts, read_boot, write_case
+from lab.compare import Row, compare
+from lab.errors import LabError, UnavailableError
+from lab.packages import CACHE, META_PACKAGES, Apt
+from lab.probes import PROBES, Probe, lines
+
+Progress = Callable[[str], None]
+ALGORITHM_OF = {"v6.1": "v6.1", "v6.12": "mainline"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to boot. `modules`: the tree that holds its modules, if any."""
+
+    name: str
+    image: Path
+    modules: Path | None
+    algorithm: str
+    probes: tuple[Probe, ...] = PROBES
+
+
+@dataclass
+class Result:
+    """What one kernel gave. `seconds`: of boot and cases; of the replays."""
+
+    kernel: str
+    release: str = ""
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    repeated: int = 0
+    missing_probes: list[str] = field(default_factory=list)
+    boot_seconds: float = 0.0
+    replay_seconds: float = 0.0
+
+    @property
+    def cases(self) -> list[str]:
+        """The compared cases, in order."""
+        return list(dict.fromkeys(row.case for row in self.rows))
+
+    @property
+    def differing(self) -> list[str]:
+        """The cases that differ in at least one counter."""
+        return list(dict.fromkeys(row.case for row in self.rows if not row.agrees))
+
+
+def packaged_kernel(name: str) -> Kernel:
+    """One of Debian's kernels, downloaded at first use."""
+    apt = Apt(CACHE / "apt")
+    apt.update()
+    package = next((name for name in apt.depends(META_PACKAGES[name]) if name.startswith("linux-image")), "")
+    if not package:
+        raise UnavailableError(f"the package {META_PACKAGES[name]} is not in Debian's archive any more")
+    tree = apt.unpacked(package)
+    return Kernel(name, next((tree / "boot").glob("vmlinuz-*")), tree / "lib" / "modules", ALGORITHM_OF[name])
+
+
+def named_kernel(image: Path, algorithm: str, extra: tuple[Probe, ...]) -> Kernel:
+    """A kernel image of the user's; its modules are taken from ../lib/modules, as in an unpacked package."""
+    modules = image.resolve().parent.parent / "lib" / "modules"
+    found = modules if image.parent.name == "boot" and modules.is_dir() else None
+    return Kernel(image.name, image, found, algorithm, extra + PROBES)
+
+
+def _xfs(image: Path) -> bool:
+    """Make the XFS disk; False where its tools cannot be had: its cases are then skipped by the guest."""
+    apt = Apt(CACHE / "apt")
+    try:
+        apt.update()
+        initramfs.xfs_disk([apt.unpacked(name) for name in initramfs.XFS_PACKAGES], image)
+    except (LabError, OSError):
+        return False
+    return True
+
+
+def boot_cases(kernel: Kernel, cases: dict[str, str], work: Path, progress: Progress) -> Path:
+    """Boot the kernel once for all cases; returns the archive that the guest wrote."""
+    initramfs.compile_guest(work)
+    loaded = initramfs.modules(kernel.modules) if kernel.modules else []
+    initrd = work / "initrd"
+    initrd.write_bytes(initramfs.initramfs(work, loaded, lines(kernel.probes), cases))
+    disks = [work / name for name in ("out", "root.ext4", "swap", "xfs")]
+    boot.sparse(disks[0], boot.OUTPUT_GIB << 30)
+    initramfs.root_disk(work, disks[1])
+    boot.swap_image(disks[2])
+    if not _xfs(disks[3]):
+        progress("XFS cannot be had: the cases with large page cache folios are left out")
+        disks.pop()
+    boot.run(boot.command(kernel.image, initrd, disks), progress)
+    return disks[0]
+
+
+def run_kernel(
+    kernel: Kernel, cases: dict[str, str], work: Path, keep: Path | None, progress: Progress
+) -> Result:
+    """Boot, run, dump, trace, replay, compare.
+
+    :param work: an empty folder for this kernel, removed by the caller
+    :param keep: where the case folders stay; None: they go
+    """
+    begun = time.monotonic()
+    archive = boot_cases(kernel, cases, work, progress)
+    booted = time.monotonic()
+    result = Result(kernel.name, boot_seconds=booted - begun)
+    with tarfile.open(archive) as tar:
+        info = read_boot(tar)
+    result.release = info.release
+    wanted = dict.fromkeys(probe.event for probe in kernel.probes if probe.kind != "t")
+    result.missing_probes = [event for event in wanted if event not in info.probed]
+    folders = (keep or work / "cases") / kernel.name
+    shutil.rmtree(folders, ignore_errors=True)
+    with tarfile.open(archive) as tar:
+        for attempt in _last_attempts(read_attempts(tar), result):
+            _take(kernel, attempt, info, folders / attempt.case, result)
+            if not keep:
+                shutil.rmtree(folders / attempt.case, ignore_errors=True)
+    result.replay_seconds = time.monotonic() - booted
+    return result
+
+
+def _last_attempts(attempts, result: Result):
+    """The last attempt of each case: earlier ones met background work."""
+    last: Attempt | None = None
+    for attempt in attempts:
+        if last and last.case != attempt.case:
+            yield last
+        elif last:
+            result.repeated += 1
+        last = attempt
+    if last:
+        yield last
+
+
+def _take(kernel: Kernel, attempt: Attempt, info: Boot, folder: Path, result: Result) -> None:
+    if "skipped" in attempt.files:
+        result.skipped.append(attempt.case)
+        return
+    if "failed" in attempt.files:
+        result.failed[attempt.case] = attempt.files["failed"].decode().strip()
+        return
+    try:
+        expected, evidence = write_case(attempt, info, kernel.algorithm, folder)
+    except LabError as error:
+        result.failed[attempt.case] = str(error)
+        return
+    result.rows += compare(kernel.name, attempt.case, folder, expected, evidence)
