@@ -19,99 +19,100 @@ MAX_PAGE_NUMBER = 1 << 52
 def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
     """Raise `TraceError` for the first impossible value; the message names the row.
 
-    Checked: known kinds; places and sizes in range; every extent inside its VMA, its page-table page
-    and its folio; address spaces and addresses in order, without overlap; no more own mappings than
-    mappings; one size for each folio and no folio inside another; `own` is the number of times the
-    address space maps the page.
+    Checked: known kinds; places and sizes in range; every extent inside its VMA, its page-table page and
+    its folio; address spaces and addresses in order, without overlap; no more own mappings than mappings;
+    one size for each folio and no folio inside another; `own` is the number of times the address space maps
+    the page; a folio's totals cover its extents.
     """
     if meta.page_size not in (1 << shift for shift in range(12, 17)):
         raise TraceError(f"{where}: page size {meta.page_size}: expected 4096 to 65536 bytes, a power of two")
     if frame.is_empty():
         return
-    _refuse(frame, ~pl.col("kind").cast(pl.String).is_in(KINDS), "kind is none of " + ", ".join(KINDS), where)
-    _refuse(frame, pl.col("mm") >= len(meta.address_spaces), "mm has no address space in the metadata", where)
-    for name in ("vpn", "pfn", "folio"):
-        _refuse(frame, ~pl.col(name).is_between(0, MAX_PAGE_NUMBER), f"{name} is out of range", where)
-    _refuse(frame, pl.col("pages") == 0, "the extent has no pages", where)
-    largest = (MAX_FOLIO_BYTES // meta.page_size).bit_length() - 1
-    _refuse(frame, pl.col("order") > largest, f"order is above {largest}", where)
-    _refuse(frame, *_beyond_vma(), where)
-    _refuse(frame, *_beyond_table(meta.page_size), where)
-    mapped = pl.col("kind").cast(pl.String).is_in(KINDS[:3])
-    size = pl.lit(1, pl.Int64).mul(2 ** pl.col("order").cast(pl.Int64)).cast(pl.Int64)
-    outside = (pl.col("pfn") < pl.col("folio")) | (pl.col("pfn") + pl.col("pages") > pl.col("folio") + size)
-    _refuse(frame, mapped & (pl.col("order") > 0) & outside, "the extent lies beyond its folio", where)
-    _refuse(
-        frame,
-        mapped & (pl.col("folio") % size != 0) & (pl.col("order") > 0),
-        "the folio is not aligned",
-        where,
+    rules = _rules(meta)
+    size = pl.lit(1, pl.Int64) * 2 ** pl.col("order").clip(0, MAX_ORDER).cast(pl.Int64)
+    prepared = frame.lazy().with_columns(
+        kind=pl.col("kind").cast(pl.String),
+        size=size.cast(pl.Int64),
+        last=pl.col("vpn") + pl.col("pages") - 1,
     )
-    _refuse(frame, mapped & (pl.col("own") == 0), "own is 0 though the page is mapped", where)
-    _refuse(frame, mapped & (pl.col("own") > pl.col("mapcount")), "own is above mapcount", where)
-    _refuse(frame, mapped & (pl.col("folio_mapped") > size), "folio_mapped is above the folio's size", where)
-    _refuse(frame, mapped & (pl.col("folio_mapped") == 0), "folio_mapped is 0 though a page is mapped", where)
-    _refuse(
-        frame,
-        mapped
-        & ((pl.col("folio_mapcount") < pl.col("mapcount")) | (pl.col("folio_mapcount") >= MAX_PAGE_NUMBER)),
-        "folio_mapcount does not cover the extent's mapcount",
-        where,
+    prepared = prepared.with_columns(
+        mapped=pl.col("kind").is_in(MAPPED), same=pl.col("mm") == pl.col("mm").shift(1)
     )
-    _check_order(frame, where)
+    first = prepared.select(
+        wrong.fill_null(False).arg_true().first().alias(what) for what, wrong in rules.items()
+    ).collect()
+    for what, row in first.row(0, named=True).items():
+        if row is not None:
+            raise TraceError(f"{where}: row {row}: {what}: the trace is damaged, capture it again")
     for mm, rows in _mapped_by_mm(frame):
         _check_folios(mm, rows, where)
         _check_own(mm, rows, where)
 
 
-def _refuse(frame: pl.DataFrame, wrong: pl.Expr, what: str, where: str) -> None:
-    rows = frame.select(wrong.arg_true().first()).item()
-    if rows is not None:
-        raise TraceError(f"{where}: row {rows}: {what}: the trace is damaged, capture it again")
+MAX_ORDER = 40
+"""Beyond any folio; keeps a damaged order from overflowing before it is refused."""
+
+MAPPED = KINDS[:3]
 
 
-def _beyond_vma() -> tuple[pl.Expr, str]:
-    start, pages = pl.col("vma_start"), pl.col("vma_pages")
-    end = pl.col("vpn").cast(pl.UInt64) + pl.col("pages")
-    sane = (start < MAX_PAGE_NUMBER) & (pages < MAX_PAGE_NUMBER)
-    inside = sane & (pl.col("vpn").cast(pl.UInt64) >= start) & (end <= start + pages)
-    return ~inside, "the extent lies beyond its VMA"
-
-
-def _beyond_table(page_size: int) -> tuple[pl.Expr, str]:
-    entries = ptes_per_table(page_size)
-    last = pl.col("vpn") + pl.col("pages") - 1
-    in_table = pl.col("kind").cast(pl.String) != "hugetlb"
-    return in_table & (
-        pl.col("vpn") // entries != last // entries
-    ), "the extent lies beyond its page-table page"
-
-
-def _check_order(frame: pl.DataFrame, where: str) -> None:
-    mm, vma, vpn = pl.col("mm"), pl.col("vma"), pl.col("vpn")
-    same = mm == mm.shift(1)
-    _refuse(frame, (mm < mm.shift(1)).fill_null(False), "address spaces are not in order", where)
-    overlap = same & (vpn < vpn.shift(1) + pl.col("pages").shift(1))
-    _refuse(
-        frame, overlap.fill_null(False), "the extent overlaps the one before it, or is out of order", where
-    )
-    _refuse(frame, (same & (vma < vma.shift(1))).fill_null(False), "VMAs are not in order", where)
-    start = pl.col("vma_start")
-    changed = (
-        same
-        & (vma == vma.shift(1))
-        & ((start != start.shift(1)) | (pl.col("vma_pages") != pl.col("vma_pages").shift(1)))
-    )
-    _refuse(frame, changed.fill_null(False), "the VMA has another place than in the row before", where)
-    inside = same & (vma != vma.shift(1)) & (start < start.shift(1) + pl.col("vma_pages").shift(1))
-    _refuse(frame, inside.fill_null(False), "the VMA overlaps the one before it", where)
+def _rules(meta: Metadata) -> dict[str, pl.Expr]:
+    """What no row may say: message -> where it holds. Columns of the trace, and those of `check_frame`."""
+    entries = ptes_per_table(meta.page_size)
+    largest = (MAX_FOLIO_BYTES // meta.page_size).bit_length() - 1
+    col = pl.col
+    mapped, large, same, size = col("mapped"), col("mapped") & (col("order") > 0), col("same"), col("size")
+    start, end = col("vma_start"), col("vma_start") + col("vma_pages")
+    sane = (start < MAX_PAGE_NUMBER) & (col("vma_pages") < MAX_PAGE_NUMBER)
+    vpn, last = (col(name).cast(pl.UInt64, strict=False) for name in ("vpn", "last"))
+    inside = sane & (vpn >= start) & (last < end)
+    beyond_folio = (col("pfn") < col("folio")) | (col("pfn") + col("pages") > col("folio") + size)
+    same_vma = same & (col("vma") == col("vma").shift(1))
+    moved = (start != start.shift(1)) | (col("vma_pages") != col("vma_pages").shift(1))
+    return {
+        "kind is none of " + ", ".join(KINDS): ~col("kind").is_in(KINDS),
+        "mm has no address space in the metadata": col("mm") >= len(meta.address_spaces),
+        **{
+            f"{name} is out of range": ~col(name).is_between(0, MAX_PAGE_NUMBER)
+            for name in ("vpn", "pfn", "folio")
+        },
+        "the extent has no pages": col("pages") == 0,
+        f"order is above {largest}": col("order") > largest,
+        "the extent lies beyond its VMA": ~inside,
+        "the extent lies beyond its page-table page": (col("kind") != "hugetlb")
+        & (col("vpn") // entries != col("last") // entries),
+        "the extent lies beyond its folio": large & beyond_folio,
+        "the folio is not aligned": large & (col("folio") % size != 0),
+        "own is 0 though the page is mapped": mapped & (col("own") == 0),
+        "own is above mapcount": mapped & (col("own") > col("mapcount")),
+        "folio_mapped is above the folio's size": mapped & (col("folio_mapped") > size),
+        "folio_mapped is 0 though a page is mapped": mapped & (col("folio_mapped") == 0),
+        "folio_mapcount does not cover the extent's mapcount": mapped
+        & ((col("folio_mapcount") < col("mapcount")) | (col("folio_mapcount") >= MAX_PAGE_NUMBER)),
+        "address spaces are not in order": col("mm") < col("mm").shift(1),
+        "the extent overlaps the one before it, or is out of order": same
+        & (col("vpn") <= col("last").shift(1)),
+        "VMAs are not in order": same & (col("vma") < col("vma").shift(1)),
+        "the VMA has another place than in the row before": same_vma & moved,
+        "the VMA overlaps the one before it": same & ~same_vma & (start < end.shift(1)),
+    }
 
 
 def _mapped_by_mm(frame: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
     mapped = (
-        frame.select("mm", "kind", "pfn", "pages", "own", "folio", "order", "folio_mapped", "folio_mapcount")
+        frame.select(
+            "mm",
+            "kind",
+            "pfn",
+            "pages",
+            "own",
+            "mapcount",
+            "folio",
+            "order",
+            "folio_mapped",
+            "folio_mapcount",
+        )
         .with_row_index("row")
-        .filter(pl.col("kind").cast(pl.String).is_in(KINDS[:3]))
+        .filter(pl.col("kind").cast(pl.String).is_in(MAPPED))
     )
     return [(int(key[0]), rows) for key, rows in mapped.group_by("mm", maintain_order=True)]
 
@@ -120,6 +121,7 @@ def _check_folios(mm: int, rows: pl.DataFrame, where: str) -> None:
     """One size and one pair of totals for each large folio; no page in two folios."""
     large = rows.filter(pl.col("order") > 0)
     facts = large.unique(["folio", "order", "folio_mapped", "folio_mapcount"])
+    _check_sums(mm, large, where)
     heads = facts["folio"].sort()
     if heads.n_unique() != len(heads):
         head = heads.filter(heads.is_duplicated())[0]
@@ -154,6 +156,24 @@ def _check_folios(mm: int, rows: pl.DataFrame, where: str) -> None:
         )
 
 
+def _check_sums(mm: int, large: pl.DataFrame, where: str) -> None:
+    """A folio's totals cover the pages that the extents show: each page appears `own` times."""
+    shown = large.group_by("folio").agg(
+        (pl.col("pages") / pl.col("own")).sum().round().alias("mapped"),
+        (pl.col("pages") * pl.col("mapcount") / pl.col("own")).sum().round().alias("mapcount"),
+        pl.col("folio_mapped").first(),
+        pl.col("folio_mapcount").first(),
+    )
+    wrong = shown.filter(
+        (pl.col("mapped") > pl.col("folio_mapped")) | (pl.col("mapcount") > pl.col("folio_mapcount"))
+    )
+    if not wrong.is_empty():
+        raise TraceError(
+            f"{where}: address space {mm}: more pages of folio {wrong['folio'][0]} are mapped than its "
+            "totals say: the trace is damaged, capture it again"
+        )
+
+
 def _check_own(mm: int, rows: pl.DataFrame, where: str) -> None:
     pfn, pages, own = (rows[name].cast(pl.Int64).to_numpy() for name in ("pfn", "pages", "own"))
     wrong = np.flatnonzero(own_mappings(pfn, pages, own) >= 0)
@@ -166,27 +186,24 @@ def _check_own(mm: int, rows: pl.DataFrame, where: str) -> None:
 
 
 def own_mappings(pfn: I64, pages: I64, own: I64) -> I64:
-    """For each extent -1 if all its pages are covered by exactly `own` extents, else a number that differs.
+    """For each extent -1 if all its pages are mapped by exactly `own` extents, else by how many a page is.
 
     pfn, pages, own: int64, shape (n,), extents of one address space.
     """
-    starts, ends = np.sort(pfn), np.sort(pfn + pages)
-    begun = np.searchsorted(starts, pfn, side="right")
-    over = np.searchsorted(ends, pfn, side="right")
-    cover = begun - over
-    # inside the extent nothing may begin or end unless as much begins as ends there
-    begun_last = np.searchsorted(starts, pfn + pages - 1, side="right")
-    over_last = np.searchsorted(ends, pfn + pages - 1, side="right")
-    right = (cover == own) & ((begun_last == begun) & (over_last == over))
-    uneven = (cover == own) & ~right
-    result = np.where(right, -1, cover)
-    for index in np.flatnonzero(uneven):
-        result[index] = _uneven_cover(starts, ends, int(pfn[index]), int(pages[index]), int(own[index]))
+    result = np.full(len(pfn), -1, np.int64)
+    order = np.argsort(pfn, kind="stable")
+    starts, ends = pfn[order], (pfn + pages)[order]
+    reach = np.maximum.accumulate(ends)
+    alone = np.ones(len(pfn), np.bool_)
+    alone[1:] &= starts[1:] >= reach[:-1]
+    alone[:-1] &= alone[1:]
+    # page by page only where extents overlap: pages mapped several times are few
+    together = order[~alone]
+    counted = np.concatenate([np.arange(pfn[i], pfn[i] + pages[i]) for i in together] or [pfn[:0]])
+    frames, covers = np.unique(counted, return_counts=True)
+    result[order[alone]] = np.where(own[order[alone]] == 1, -1, 1)
+    for i in together:
+        cover = covers[np.searchsorted(frames, pfn[i]) :][: pages[i]]
+        different = cover[cover != own[i]]
+        result[i] = different[0] if len(different) else -1
     return result
-
-
-def _uneven_cover(starts: I64, ends: I64, pfn: int, pages: int, own: int) -> int:
-    pfns = np.arange(pfn, pfn + pages)
-    cover = np.searchsorted(starts, pfns, side="right") - np.searchsorted(ends, pfns, side="right")
-    different = cover[cover != own]
-    return int(different[0]) if len(different) else -1

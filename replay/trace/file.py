@@ -264,7 +264,8 @@ def read(path: str | Path) -> Trace:
     meta = read_metadata(path, parquet)
     _check_columns(parquet.schema_arrow, path)
     try:
-        table = parquet.read(columns=list(SCHEMA))
+        # names repeat on every row: keep them as the dictionaries they are stored as
+        table = pq.ParquetFile(path, read_dictionary=list(TEXT_COLUMNS)).read(columns=list(SCHEMA))
     except (pa.ArrowException, OSError) as error:
         raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
     nulls = [name for name in SCHEMA if table.column(name).null_count]
@@ -288,7 +289,7 @@ def _open(path: Path) -> Any:
     if path.is_dir():
         raise TraceError(f"{path} is a folder: name a trace file in it")
     try:
-        return pq.ParquetFile(path, read_dictionary=list(TEXT_COLUMNS))
+        return pq.ParquetFile(path)
     except FileNotFoundError:
         raise TraceError(f"no such file: {path}") from None
     except PermissionError:

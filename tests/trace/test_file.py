@@ -1,0 +1,255 @@
+"""Traces come back as they were written; what is not a trace is refused with a line that says why."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import replay
+from replay.errors import ReplayError, TraceError
+from replay.trace.file import ARROW_SCHEMA, AddressSpace, Metadata, Trace, encode_metadata
+from replay.trace.schema import SCHEMA
+from tests.teardown.address_spaces import Piece, trace_of
+
+
+@pytest.fixture
+def trace() -> Trace:
+    # rows: three order-0 neighbours; a partly mapped order-3 folio; a PMD mapping; a swap entry; a page twice
+    return trace_of(
+        [
+            Piece(count=3),
+            Piece(order=3, count=5, new_table=True),
+            Piece(what="pmd"),
+            Piece(what="swap", new_vma=True),
+            Piece(what="pages", type="file", count=1),
+            Piece(what="again", count=1),
+        ],
+        page_tables=9,
+    )
+
+
+@pytest.fixture
+def path(trace: Trace, tmp_path: Path) -> Path:
+    return trace.write(tmp_path / "t.parquet")
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(TraceError) as caught:
+        replay.read(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.status == 1
+    assert str(path) in message
+    return message
+
+
+def test_comes_back(trace: Trace, path: Path):
+    back = replay.read(path)
+    text = [name for name, dtype in SCHEMA.items() if dtype == pl.Categorical]
+    assert back.frame.with_columns(pl.col(text).cast(pl.String)).equals(
+        trace.frame.with_columns(pl.col(text).cast(pl.String))
+    )
+    assert back.frame.schema == pl.Schema(SCHEMA)
+    assert back.meta == trace.meta
+    assert back.name == "t"
+
+
+def test_written_for_the_owner_only(path: Path):
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_metadata_are_seen_by_any_parquet_reader(path: Path):
+    assert pq.read_table(path).schema.metadata[b"page_size"] == b"4096"
+    assert pl.read_parquet_metadata(path)["format_version"] == "1"
+
+
+def test_polars_alone_can_rewrite_a_trace(path: Path):
+    pl.read_parquet(path).write_parquet(path, metadata=pl.read_parquet_metadata(path))
+    assert len(replay.read(path).frame) > 0
+
+
+def test_an_existing_file_stays(trace: Trace, path: Path):
+    before = path.read_bytes()
+    with pytest.raises(ReplayError, match="exists"):
+        trace.write(path)
+    assert path.read_bytes() == before
+    trace.write(path, force=True)
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path, trace: Trace):
+    wrong = Trace(trace.frame.drop("pfn"), trace.meta)
+    with pytest.raises(pl.exceptions.ColumnNotFoundError):
+        wrong.write(tmp_path / "t.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
+def test_no_such_folder(trace: Trace, tmp_path: Path):
+    with pytest.raises(ReplayError, match="No such file"):
+        trace.write(tmp_path / "no" / "t.parquet")
+
+
+def test_not_a_file(tmp_path: Path):
+    assert "no such file" in refused(tmp_path / "none.parquet")
+    assert "folder" in refused(tmp_path)
+
+
+def test_not_parquet(tmp_path: Path):
+    path = tmp_path / "t.parquet"
+    path.write_text("perf.data")
+    assert "not a Parquet file" in refused(path)
+    path.write_text("")
+    assert "empty" in refused(path)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
+def test_cut(path: Path, keep: float):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    assert "cut or damaged" in refused(path)
+
+
+def test_damaged_inside(path: Path):
+    whole = bytearray(path.read_bytes())
+    for place in range(40, 400):
+        whole[place] ^= 0x55
+    path.write_bytes(bytes(whole))
+    refused(path)
+
+
+def test_another_parquet_file(tmp_path: Path):
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"a": [1]}).write_parquet(path)
+    assert "not a trace" in refused(path)
+
+
+def rewrite(path: Path, table=None, **pairs: str | None) -> None:
+    """The file again, with other columns or other metadata."""
+    metadata = {k.decode(): v.decode() for k, v in pq.read_metadata(path).metadata.items()}
+    metadata = {k: v for k, v in (metadata | pairs).items() if v is not None and k != "ARROW:schema"}
+    table = pq.read_table(path) if table is None else table
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ({"format_version": "99"}, "version 99"),
+        ({"format_version": None}, "not a trace"),
+        ({"page_size": None}, "'page_size' is missing"),
+        ({"page_size": "many"}, "'page_size' is not valid"),
+        ({"page_size": "5000"}, "page size 5000"),
+        ({"page_size": "-4096"}, "page size -4096"),
+        ({"address_spaces": "[]"}, "no address space"),
+        ({"address_spaces": "[{}]"}, "'address_spaces' is not valid"),
+        ({"address_spaces": '[{"pid":1,"comm":"x","page_tables":-3}]'}, "page_tables = -3"),
+        ({"address_spaces": '[{"pid":1,"comm":"x","page_tables":1e30}]'}, "page_tables = 1e+30"),
+    ],
+)
+def test_metadata(path: Path, pairs: dict[str, str | None], says: str):
+    rewrite(path, **pairs)
+    assert says in refused(path)
+
+
+@pytest.mark.parametrize("name", list(SCHEMA))
+def test_a_column_is_missing(path: Path, name: str):
+    rewrite(path, pq.read_table(path).drop_columns([name]))
+    assert f"column '{name}' is missing" in refused(path)
+
+
+@pytest.mark.parametrize("name", list(SCHEMA))
+def test_a_column_is_of_a_wrong_type(path: Path, name: str):
+    table = pq.read_table(path)
+    place = table.schema.names.index(name)
+    values = [1.5] * len(table)
+    rewrite(path, table.set_column(place, name, [values]))
+    assert f"column '{name}' is double" in refused(path)
+
+
+def test_a_negative_count_is_of_a_wrong_type(path: Path):
+    table = pq.read_table(path)
+    place = table.schema.names.index("mapcount")
+    rewrite(path, table.set_column(place, "mapcount", [[-1] * len(table)]))
+    assert "column 'mapcount' is int64" in refused(path)
+
+
+def test_an_empty_value(path: Path):
+    table = pq.read_table(path)
+    place = table.schema.names.index("pfn")
+    rewrite(path, table.set_column(place, ARROW_SCHEMA.field("pfn"), [pa.nulls(len(table), pa.int64())]))
+    assert "column 'pfn' has empty values" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "values", "says"),
+    [
+        (0, {"kind": "huge"}, "kind is none of"),
+        (0, {"mm": 5}, "no address space"),
+        (0, {"vpn": -1}, "vpn is out of range"),
+        (0, {"pfn": -1}, "pfn is out of range"),
+        (0, {"pfn": 1 << 60}, "pfn is out of range"),
+        (0, {"folio": -8}, "folio is out of range"),
+        (0, {"pages": 0}, "no pages"),
+        (1, {"vpn": (1 << 20) + 1}, "overlaps"),
+        (0, {"pages": 600}, "page-table page"),
+        (0, {"vma_pages": 1}, "beyond its VMA"),
+        (0, {"vma_start": (1 << 64) - 1}, "beyond its VMA"),
+        (1, {"order": 63}, "order is above"),
+        (1, {"order": 2}, "beyond its folio"),
+        (1, {"pfn": 1}, "beyond its folio"),
+        (1, {"folio_mapped": 9}, "folio_mapped is above"),
+        (1, {"folio_mapped": 4}, "more pages of folio"),
+        (1, {"folio_mapcount": 4}, "more pages of folio"),
+        (1, {"own": 0}, "own is 0"),
+        (1, {"own": 2}, "own is above mapcount"),
+        (1, {"own": 2, "mapcount": 2, "folio_mapcount": 10}, "another number of times"),
+        (1, {"mapcount": 0}, "own is above mapcount"),
+        (4, {"own": 1}, "another number of times"),
+        (3, {"vma": 0}, "the VMA has another place"),
+        (2, {"vma": 7}, "VMAs are not in order"),
+    ],
+)
+def test_impossible_values(trace: Trace, tmp_path: Path, row: int, values: dict, says: str):
+    rows = trace.frame.with_columns(pl.col(pl.Categorical).cast(pl.String)).to_dicts()
+    rows[row] |= values
+    frame = pl.DataFrame(
+        rows, schema={name: pl.String if t == pl.Categorical else t for name, t in SCHEMA.items()}
+    )
+    path = tmp_path / "bad.parquet"
+    frame.write_parquet(path, metadata=encode_metadata(trace.meta))
+    message = refused(path)
+    assert says in message
+    assert f"row {row}" in message or "row" in message or "folio" in message
+
+
+def test_a_folio_inside_another(trace: Trace, tmp_path: Path):
+    folio = trace.frame.filter(pl.col("order") == 3)["folio"][0]
+    moved = trace.frame.with_columns(
+        pl.when(pl.col("order") == 0, pl.col("kind").cast(pl.String) == "page", pl.col("own") == 1)
+        .then(pl.lit(folio + 5))
+        .otherwise(pl.col(name))
+        .alias(name)
+        for name in ("pfn", "folio")
+    )
+    Trace(moved, trace.meta).write(tmp_path / "t.parquet")
+    assert "lies in folio" in refused(tmp_path / "t.parquet")
+
+
+def test_rows_out_of_order(trace: Trace, tmp_path: Path):
+    Trace(trace.frame.reverse(), trace.meta).write(tmp_path / "t.parquet")
+    assert "out of order" in refused(tmp_path / "t.parquet") or "not in order" in refused(
+        tmp_path / "t.parquet"
+    )
+
+
+def test_an_address_space_without_pages_is_one(tmp_path: Path):
+    spaces = (AddressSpace(1, "empty", 3), AddressSpace(2, "empty too", 4))
+    path = Trace(pl.DataFrame(schema=SCHEMA), Metadata(spaces)).write(tmp_path / "t.parquet")
+    found = replay.run(replay.read(path), ["v2"])
+    assert found.select("pid", "page_tables", "release_entries").rows() == [(1, 3, 3), (2, 4, 4)]
