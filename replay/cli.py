@@ -235,7 +235,7 @@ def progress(unit: str) -> Iterator[Any]:
     )
     task = bar.add_task("", unit=unit, total=None)
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int | None) -> None:
         if time.monotonic() - began > 1:
             bar.start()
         bar.update(task, completed=done, total=total)
@@ -396,6 +396,72 @@ def algorithms(
     from replay.report import catalogue
 
     typer.echo(catalogue.as_json() if json else catalogue.as_text())
+
+
+# ---------------------------------------------------------------------- validate, doctor
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def validate(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="A command; without one, built-in workloads.", metavar="[-- CMD ARGS...]"),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Built-in workloads, separated by commas.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Every exit with every difference, as JSON.")] = False,
+    every: Annotated[
+        bool, typer.Option("--every", help="A row for each exit, not for each workload.")
+    ] = False,
+) -> None:
+    """Check the replay against the running kernel: the folios that it frees at each exit, in order.
+
+    Exit status 3 if the kernel frees other folios, or in another order, without a known cause.
+    """
+    from replay.report import terminal, verdicts
+    from replay.validate.run import validate as observe
+
+    with progress("exits") as report:
+        seen = 0
+
+        def count(_: Any) -> None:
+            nonlocal seen
+            seen += 1
+            if report:
+                report(seen, None)
+
+        result = observe(command, only=only.split(",") if only else None, progress=count)
+    if json:
+        typer.echo(verdicts.as_json(result))
+    else:
+        rows = verdicts.rows(result.verdicts)
+        _print([terminal.plain(rows if every else verdicts.by_workload(rows), "Folios freed at exit")])
+    for name, why in result.skipped.items():
+        note(f"not run: {name}: {why}")
+    for missed, missing in result.missed.items():
+        note(f"not compared: {missing:,} {missed.value}")
+    note(verdicts.conclusion(result))
+    if not result.agrees:
+        sys.exit(3)
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Say what works on this machine, and how to get what does not."""
+    from replay import doctor as examination
+
+    checks = list(examination.examine())
+    if json:
+        import json as encoder
+
+        typer.echo(encoder.dumps([check._asdict() for check in checks], indent=1))
+    else:
+        typer.echo(examination.machine())
+        for check in checks:
+            typer.echo(f"{check.state:8}{check.name:14}{check.found}")
+            if check.remedy and check.state != examination.State.WORKS:
+                typer.echo(f"{'':22}-> {check.remedy}")
+    if any(check.state == examination.State.FAILS for check in checks):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

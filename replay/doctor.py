@@ -1,0 +1,211 @@
+"""What of replay works on this machine, found by trying it, and how to get what does not."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from replay.capture import procfs, scan, settings
+from replay.errors import ReplayError
+
+CAPABILITIES: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+
+TRACEPOINTS: Final = ("kmem/mm_page_free", "kmem/mm_page_free_batched", "tlb/tlb_flush", "mmap/exit_mmap")
+
+DOCKER: Final = "in Docker: --cap-add SYS_ADMIN --cap-add SYS_PTRACE --pid host"
+
+
+class State(StrEnum):
+    """How a check came out."""
+
+    WORKS = "works"
+    LIMITED = "limited"
+    FAILS = "fails"
+
+
+class Check(NamedTuple):
+    """One line: what was tried, how it came out, what was found, what to do about it."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Check]:
+    """Try everything; nothing is changed, and no process but replay itself is looked at."""
+    checks: tuple[Callable[[], Check], ...] = (
+        _rights,
+        _namespaces,
+        _page_frames,
+        lambda: _kpage("kpageflags"),
+        lambda: _kpage("kpagecount"),
+        _pagemap_scan,
+        _mapcounts,
+        _soft_dirty,
+        _ptrace,
+        _tracepoints,
+        _thp,
+        _mthp,
+        _swap,
+    )
+    for check in checks:
+        yield check()
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _rights() -> Check:
+    status = _text("/proc/self/status")
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    missing = [name for name, number in CAPABILITIES.items() if not effective >> number & 1]
+    who = f"uid {os.geteuid()}"
+    if not missing:
+        return Check("rights", State.WORKS, f"{who}, {', '.join(CAPABILITIES)}")
+    return Check("rights", State.FAILS, f"{who} without {', '.join(missing)}", f"run as root; {DOCKER}")
+
+
+def _namespaces() -> Check:
+    user_map = _text("/proc/self/uid_map").split()
+    if user_map[:3] != ["0", "0", "4294967295"]:
+        return Check(
+            "namespaces",
+            State.FAILS,
+            "a user namespace: its root has no rights over page frames",
+            "run replay outside it, as root of the host",
+        )
+    if _text("/proc/2/comm") != "kthreadd":
+        return Check(
+            "namespaces",
+            State.LIMITED,
+            "a PID namespace: only its own processes are seen",
+            "share the host's (--pid host), or mount its procfs and use --procfs with --no-freeze",
+        )
+    return Check("namespaces", State.WORKS, "those of the host")
+
+
+def _page_frames() -> Check:
+    page = ctypes.create_string_buffer(b"present", os.sysconf("SC_PAGE_SIZE"))
+    word = np.zeros(1, np.uint64)
+    try:
+        fd = procfs.open_pagemap(procfs.PROC, os.getpid())
+    except ReplayError as error:
+        return Check("pagemap", State.FAILS, str(error), "a kernel with CONFIG_PROC_PAGE_MONITOR")
+    try:
+        procfs.read_words(fd, ctypes.addressof(page) // len(page), word)
+    finally:
+        os.close(fd)
+    if word[0] & procfs.PM_PFRAME:
+        return Check("pagemap", State.WORKS, "page frames are shown")
+    return Check("pagemap", State.FAILS, "page frames read as 0", f"CAP_SYS_ADMIN: run as root; {DOCKER}")
+
+
+def _kpage(name: str) -> Check:
+    try:
+        fd = procfs.open_kpage(procfs.PROC, name)
+    except ReplayError as error:
+        return Check(name, State.FAILS, str(error), "run as root, on a kernel with CONFIG_PROC_PAGE_MONITOR")
+    os.close(fd)
+    return Check(name, State.WORKS, "readable")
+
+
+def _pagemap_scan() -> Check:
+    if scan.supported():
+        return Check(
+            "PAGEMAP_SCAN", State.WORKS, "present, swapped, huge: populated regions and PMD mappings"
+        )
+    return Check(
+        "PAGEMAP_SCAN",
+        State.LIMITED,
+        "missing (before v6.7): address spaces are read whole, PMD mappings told by smaps' totals",
+        "a newer kernel; traces say where a PMD mapping is a guess",
+    )
+
+
+def _mapcounts() -> Check:
+    if not procfs.kernel_config(procfs.PROC):
+        return Check(
+            "mapcounts",
+            State.LIMITED,
+            "taken for precise: no /proc/config.gz and no /boot/config to tell",
+            "make sure that CONFIG_NO_PAGE_MAPCOUNT is off (it is experimental, from v6.15)",
+        )
+    if settings.mapcounts(procfs.PROC) == "precise":
+        return Check("mapcounts", State.WORKS, "precise, page by page")
+    return Check(
+        "mapcounts",
+        State.LIMITED,
+        "averages of each large folio (CONFIG_NO_PAGE_MAPCOUNT)",
+        "counts of large folios are approximate; a kernel without the option gives exact ones",
+    )
+
+
+def _soft_dirty() -> Check:
+    known = "CONFIG_MEM_SOFT_DIRTY=y" in procfs.kernel_config(procfs.PROC)
+    return Check(
+        "soft-dirty",
+        State.WORKS,
+        "recorded" if known else "always false on this kernel; no replay depends on it",
+    )
+
+
+def _ptrace() -> Check:
+    scope = _text("/proc/sys/kernel/yama/ptrace_scope")
+    if scope == "3":
+        return Check(
+            "ptrace", State.FAILS, "yama ptrace_scope is 3: nobody may attach", "reboot with it at 2 or less"
+        )
+    return Check("ptrace", State.WORKS, f"yama ptrace_scope {scope}" if scope else "no yama")
+
+
+def _tracepoints() -> Check:
+    from replay.validate import tracefs
+
+    try:
+        with tracefs.mounted() as (path, _):
+            missing = [name for name in TRACEPOINTS if not (path / "events" / name).is_dir()]
+            kprobes = (path / "kprobe_events").exists()
+    except ReplayError as error:
+        return Check("tracepoints", State.FAILS, str(error), "only 'replay validate' needs them")
+    functions = "kprobes too" if kprobes else "no kprobes"
+    if missing:
+        return Check("tracepoints", State.LIMITED, f"without {', '.join(missing)}; {functions}")
+    return Check("tracepoints", State.WORKS, f"{', '.join(TRACEPOINTS)}; {functions}")
+
+
+def _thp() -> Check:
+    found = {name: value for name, value in settings.thp(True).items() if "/" not in name}
+    if not found:
+        return Check("THP", State.LIMITED, "this kernel has none", "CONFIG_TRANSPARENT_HUGEPAGE")
+    return Check("THP", State.WORKS, ", ".join(f"{name} {value}" for name, value in found.items()))
+
+
+def _mthp() -> Check:
+    found = {name: value for name, value in settings.thp(True).items() if name.endswith("/enabled")}
+    if not found:
+        return Check("mTHP", State.LIMITED, "no sizes but the PMD's", "large anonymous folios need v6.8")
+    on = [name.split("/")[0].removeprefix("hugepages-") for name, value in found.items() if value != "never"]
+    return Check("mTHP", State.WORKS, f"{len(found)} sizes, on: {', '.join(on) or 'none'}")
+
+
+def _swap() -> Check:
+    devices = _text("/proc/swaps").splitlines()[1:]
+    return Check("swap", State.WORKS, f"{len(devices)} devices" if devices else "none")
+
+
+def machine() -> str:
+    """One line on the kernel and the machine."""
+    page = os.sysconf("SC_PAGE_SIZE") // 1024
+    return f"Linux {platform.release()} {platform.machine()}, {page} KiB pages, {os.cpu_count()} CPUs"
