@@ -64,7 +64,8 @@ def held(argv: Sequence[str]) -> Iterator[Command]:
             yield started
     finally:
         if not started.let_go:
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 def let_go(command: Command) -> None:

@@ -10,7 +10,9 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,13 +178,10 @@ def capture_at_exit(
     `ProcessGoneError` if it was killed before it could be read.
     """
     _check_rights()
-    status = procfs.read_status(procfs.PROC, pid, os.sysconf("SC_PAGE_SIZE"))
-    if pid == os.getpid():
-        raise ReplayError(f"process {pid} is replay itself: capture another process")
-    if status.tracer:
-        raise ReplayError(
-            f"process {pid} is traced by process {status.tracer} (a debugger or strace): detach that first"
-        )
+    _check_target(pid)
+    if threading.current_thread() is threading.main_thread():
+        # polars installs a SIGINT handler with SA_RESTART, with which waitpid() would never be interrupted
+        signal.siginterrupt(signal.SIGINT, True)
     with _recording(out, force) as (recording, tree):
         options = Options(use_scan=use_scan)
         followed = Followed(
@@ -200,7 +199,7 @@ def capture_at_exit(
         if not recording.spaces:
             cause = next(iter(followed.missed), Missed.KILLED)
             raise ProcessGoneError(f"process {pid} ended, but {cause}: nothing was captured")
-        return _finish(recording, tree, options, out, followed.missed, 0, f"{status.name}-{pid}")
+        return _finish(recording, tree, options, out, followed.missed, 0, f"{recording.spaces[0].comm}-{pid}")
 
 
 def _run(followed: Followed, started: Command, linger_seconds: float) -> None:
@@ -222,6 +221,18 @@ def _run(followed: Followed, started: Command, linger_seconds: float) -> None:
             time.sleep(follow.POLL_SECONDS)
 
 
+def _check_target(pid: int) -> None:
+    if pid == os.getpid():
+        raise ReplayError(f"process {pid} is replay itself: capture another process")
+    # its first thread may have ended before the others
+    with contextlib.suppress(ProcessGoneError):
+        status = procfs.read_status(procfs.PROC, pid, os.sysconf("SC_PAGE_SIZE"))
+        if status.tracer:
+            raise ReplayError(
+                f"process {pid} is traced by process {status.tracer} (a debugger or strace): detach that first"
+            )
+
+
 def _seize(followed: Followed, tid: int) -> None:
     try:
         follow.seize(followed, tid)
@@ -239,7 +250,8 @@ def _seize_all(followed: Followed, pid: int) -> None:
         for tid in new:
             tried.add(tid)
             with contextlib.suppress(ProcessLookupError):
-                _seize(followed, tid)
+                if not follow.is_dead(tid):
+                    _seize(followed, tid)
     if not followed.processes:
         raise ProcessGoneError(f"no process {pid}: it has ended, or never was")
 

@@ -30,6 +30,7 @@ class Missed(enum.StrEnum):
 
     SHARED = "its memory lives on in another process"
     KILLED = "it was killed before it could be read"
+    TRACED = "the command itself traces it"
     RUNNING = "it still ran when the command had ended"
     UNREADABLE = "it could not be read"
 
@@ -182,8 +183,12 @@ def _others_alive(process: Process, tid: int) -> bool:
 
 
 def _is_traced(tid: int) -> bool:
-    fields = _status(tid)
-    return fields.get("TracerPid") == str(os.getpid()) and fields.get("State", "X")[0] not in "ZX"
+    return _status(tid).get("TracerPid") == str(os.getpid()) and not is_dead(tid)
+
+
+def is_dead(tid: int) -> bool:
+    """Whether a task is gone, or waits to be reaped."""
+    return _status(tid).get("State", "X")[0] in "ZX"
 
 
 def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
