@@ -23,7 +23,7 @@ def check_ending(path: Path) -> Path:
 def write(frame: pl.DataFrame, path: Path) -> None:
     """Write a table in the format that the path's ending names; the file appears whole or not at all."""
     check_ending(path)
-    with whole_file(path, force=True) as file:
+    with whole_file(path, force=True, mode=0o666) as file:
         if path.suffix == ".csv":
             frame.write_csv(file)
         elif path.suffix == ".json":

@@ -35,7 +35,10 @@ def _cell(row: dict[str, object], name: str) -> str:
         return count
     if share is None:
         return f"{count}\n(baseline: 0)"
-    return f"{count}\n{-float(str(share)):+.1f} %"
+    # what is left of a count must not round away
+    change = -float(str(share))
+    digits = 1 if abs(change) < 99.9 or change == -100 else 2
+    return f"{count}\n{change:+.{digits}f} %"
 
 
 def plain(frame: pl.DataFrame, title: str, right: Sequence[str] = ()) -> Table:

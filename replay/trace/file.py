@@ -210,11 +210,15 @@ def open_writer(path: str | Path, *, force: bool = False) -> Iterator[TraceWrite
 
 
 class whole_file:  # noqa: N801 - used like a function
-    """Context manager: a binary file, readable by its owner, that appears at `path` whole or not at all."""
+    """Context manager: a binary file that appears at `path` whole or not at all.
 
-    def __init__(self, path: str | Path, *, force: bool = False) -> None:
+    mode: its permissions, less the umask; by default only the owner's, for traces show addresses and names.
+    """
+
+    def __init__(self, path: str | Path, *, force: bool = False, mode: int = 0o600) -> None:
         self.path = Path(path)
         self.force = force
+        self.mode = mode
         if self.path.is_dir():
             raise ReplayError(f"cannot write {path}: it is a folder: name a file in it")
         if self.path.exists() and not force:
@@ -223,7 +227,7 @@ class whole_file:  # noqa: N801 - used like a function
     def __enter__(self) -> Any:
         self.partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
         try:
-            self.file = os.fdopen(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b")
+            self.file = os.fdopen(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode), "w+b")
         except OSError as error:
             raise ReplayError(f"cannot write {self.path}: {error.strerror}") from None
         return self.file
