@@ -1,4 +1,4 @@
-"""A case folder: the dump of one process and what the kernel did at its exit, in the layout of the truth cases."""
+"""A case folder: the dump of one process and what the kernel did at its exit, laid out as the truth cases."""
 
 import gzip
 import json
@@ -52,9 +52,9 @@ class Attempt(NamedTuple):
 class Evidence(NamedTuple):
     """What explains a difference, beside expected.json.
 
-    moved: counters of background work that moved between dump and exit, in every attempt. references: of each
-    page frame, as the kernel counted them at the dump. own: for each head page, the entries of the process that
-    map its folio (one for a PMD entry).
+    moved: counters of background work that moved between dump and exit, in every attempt. references: of
+    each page frame, as the kernel counted them at the dump. own: for each head page, the entries of the
+    process that map its folio (one for a PMD entry).
     """
 
     moved: dict[str, int]
@@ -97,7 +97,7 @@ def read_attempts(archive: TarFile) -> Iterator[Attempt]:
 
 
 def write_case(attempt: Attempt, boot: Boot, algorithm: str, folder: Path) -> tuple[dict[str, Any], Evidence]:
-    """Write the case folder; returns its expected.json and the evidence. Raises LabError if events were lost."""
+    """Write the case folder -> its expected.json, the evidence. Raises LabError if events were lost."""
     files = attempt.files
     flags = np.frombuffer(files["kpageflags.bin"], "<u8")
     saved_dirty = boot.version >= _SAVED_DIRTY_SINCE

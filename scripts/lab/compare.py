@@ -1,4 +1,4 @@
-"""A case folder against its replay: every counter that the kernel's trace shows, and the calls in their order."""
+"""A case folder against its replay: every counter that the trace shows, and the calls in their order."""
 
 import hashlib
 import tempfile
@@ -90,8 +90,8 @@ def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 def held_by_others(kernel_freed: list[list[int]], replay_freed: list[list[int]], evidence: Evidence) -> int:
     """Folios that stayed because of references that no mapping shows; 0 unless that explains the difference.
 
-    The kernel must have freed exactly the others, in the replay's order, and at the dump each folio that stayed
-    must have had more references than the process has entries for it.
+    The kernel must have freed exactly the others, in the replay's order, and at the dump each folio that
+    stayed must have had more references than the process has entries for it.
     """
     freed = {pfn for pfn, _ in kernel_freed}
     kept = [pfn for pfn, _ in replay_freed if pfn not in freed]

@@ -51,7 +51,7 @@ def pfn_of(page: int) -> int:
 
 
 def window(events: Iterable[Event], pid: int) -> tuple[list[Event], bool]:
-    """The events between the entry of exit_mmap() and the return of tlb_finish_mmu(); whether it was preempted.
+    """The events between the entry of exit_mmap() and the return of tlb_finish_mmu(); if it was preempted.
 
     Interrupts that land in between are not the teardown's work; another process running is preemption.
     """
@@ -92,7 +92,8 @@ def without_drains(events: Iterable[Event]) -> list[Event]:
 def of_release(events: Iterable[Event]) -> list[Event]:
     """Events without what freeing swap entries does to folios that are in the swap cache and not mapped.
 
-    The kernel then drops the cached folio at once: it is no part of the gather, and procfs shows only the entry.
+    The kernel then drops the cached folio at once: it is no part of the gather, and procfs shows only the
+    entry.
     """
     at_swap_entry = False
     kept = []

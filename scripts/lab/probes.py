@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Probe(NamedTuple):
-    """One line for the guest: a kprobe (`p`), return probe (`r`) or tracepoint (`t`, `event` is its group)."""
+    """One line for the guest: kprobe (`p`), return probe (`r`) or tracepoint (`t`, `event` is its group)."""
 
     kind: str
     event: str

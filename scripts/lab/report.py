@@ -10,11 +10,14 @@ from lab.run import Result
 _INTRO = """\
 # The kernel lab
 
-Every case is a process in a virtual machine (QEMU's emulated CPU, one virtual CPU) under an unmodified kernel. It
-was stopped at `PTRACE_EVENT_EXIT`, its procfs state was dumped, and its `exit_mmap()` was traced call by call
-(kprobe events with arguments and the tracepoint `kmem:mm_page_free`, nothing lost). The dump then went through
-`replay capture --procfs` and the replay of the kernel's algorithm; what procfs cannot show was fed in from the page
-tables (PTE dirty bits, PMD mappings). Made by `scripts/kernel_lab`; all values are in `kernel_lab.csv`.
+Every case is a process in a virtual machine (QEMU's emulated CPU, one virtual CPU) under an unmodified
+kernel. It was stopped at `PTRACE_EVENT_EXIT`, its procfs state was dumped, and its `exit_mmap()` was traced
+call by call (kprobe events with arguments and the tracepoint `kmem:mm_page_free`, nothing lost). The dump
+then went through capture, as `replay capture --procfs` makes it, and the replay of the kernel's algorithm;
+what procfs cannot show was fed in from the page tables (PTE dirty bits, PMD mappings). Made by
+`scripts/kernel_lab`; all values are in `kernel_lab.csv`. `ptes`, `special_ptes` and `hugetlb_pages` are read
+from the page tables, all else from the trace. `rmap_sizes` (pages per call: calls), `release_sizes`,
+`flush_groups` and `freed_in_order` (a digest of the frames and orders) compare whole sequences.
 """
 
 
@@ -102,9 +105,21 @@ def summary(results: list[Result]) -> str:
     """The summary as Markdown."""
     lines = [_INTRO, *_kernel_lines(results), "", "## By counter", "", *_counter_table(results)]
     lines += ["", "## Differences", "", *_differences(results), "", "## Cases", ""]
+    lines += [
+        "A case is run again, up to four times, when background work (collapse, migration, compaction, swap,",
+        "reclaim) moved between its dump and its exit.",
+        "",
+    ]
     for result in results:
         lines.append(f"**{result.kernel}**: " + ", ".join(f"`{case}`" for case in result.cases))
         lines.append("")
+        lines += [f"Attempts repeated for background work: {result.repeated}.", ""]
+        if result.missing_probes:
+            missing = ", ".join(f"`{event}`" for event in result.missing_probes)
+            lines += [
+                f"Not probed, for the kernel has no such function or it cannot be probed: {missing}.",
+                "",
+            ]
         if result.skipped:
             lines += ["Not for this kernel: " + ", ".join(f"`{case}`" for case in result.skipped), ""]
         for case, why in result.failed.items():

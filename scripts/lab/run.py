@@ -13,6 +13,7 @@ from lab.compare import Row, compare
 from lab.errors import LabError, UnavailableError
 from lab.packages import CACHE, META_PACKAGES, Apt
 from lab.probes import PROBES, Probe, lines
+from replay.errors import ReplayError
 
 Progress = Callable[[str], None]
 ALGORITHM_OF = {"v6.1": "v6.1", "v6.12": "mainline"}
@@ -150,7 +151,6 @@ def _take(kernel: Kernel, attempt: Attempt, info: Boot, folder: Path, result: Re
         return
     try:
         expected, evidence = write_case(attempt, info, kernel.algorithm, folder)
-    except LabError as error:
+        result.rows += compare(kernel.name, attempt.case, folder, expected, evidence)
+    except (LabError, ReplayError) as error:
         result.failed[attempt.case] = str(error)
-        return
-    result.rows += compare(kernel.name, attempt.case, folder, expected, evidence)

@@ -118,18 +118,25 @@ static void op_map(void)
         fail();
 }
 
-/* file PATH PAGES: a new file with that many written pages; the name is removed, the open file stays. */
+/*
+ * file PATH PAGES: a new file with that many written pages; the name is removed, the open file stays. Written in
+ * large pieces: XFS sizes its folios by them.
+ */
 static void op_file(void)
 {
-    static char page[PAGE];
+    static char piece[128 * PAGE];
     int fd = open(words[1], O_RDWR | O_CREAT | O_TRUNC, 0600);
 
     remember(words[1], fd);
     unlink(words[1]);
-    memset(page, 7, sizeof(page));
-    for (long i = 0, n = number(2); i < n; i++)
-        if (write(fd, page, PAGE) != PAGE)
+    memset(piece, 7, sizeof(piece));
+    for (size_t left = bytes(2); left;) {
+        ssize_t done = write(fd, piece, left < sizeof(piece) ? left : sizeof(piece));
+
+        if (done <= 0)
             fail();
+        left -= done;
+    }
 }
 
 /* sparse PATH PAGES: as file, but nothing written */
