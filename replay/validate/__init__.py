@@ -1,0 +1,1 @@
+"""The replay against the running kernel: each exit observed by tracepoints, compared page by page."""

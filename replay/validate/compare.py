@@ -14,15 +14,16 @@ from replay.validate.predict import Prediction
 UNEXPLAINED: Final = "unexplained"
 
 CAUSES: Final = {
-    "lru batch": "a reference held by an LRU batch of another CPU: the folio is not on the LRU at the exit stop",
-    "reference": "a reference that procfs does not show (a pin, a pipe): after the exit nobody maps the folio, "
-    "and it is still there",
+    "lru batch": "a reference of another CPU's LRU batch: at the exit stop the folio is not on the LRU",
+    "reference": "a reference that procfs does not show (a pin, a pipe): after the exit nobody maps the "
+    "folio, and it is still there",
+    "freed later": "a reference that procfs does not show; another task dropped it soon after and freed",
     "swap entry": "another user of the swap entry: after the exit the folio is still in the swap cache",
     "mapped since": "another process maps it now: the mapping appeared after the capture",
-    "other user left": "mapped by another process, or in the page cache, at the capture; freed here, so that other "
-    "user had dropped its references before this exit did",
+    "other user left": "at the capture mapped by another process, or in the page cache; freed here, so that "
+    "other user had dropped its references before",
     "changed": "the page tables or folios of the stopped process changed between capture and release",
-    "dirty rule": "PTEs are taken for dirty by a rule; without them the batches end where the kernel ended them",
+    "dirty rule": "PTEs are taken for dirty by a rule; without them the batches end where the kernel's did",
     "preemption": "the exiting thread lost its CPU in the middle of page tables with dirty PTEs",
     UNEXPLAINED: "no evidence of a cause",
 }
@@ -30,10 +31,11 @@ CAUSES: Final = {
 
 
 class Frame(NamedTuple):
-    """A frame's kpageflags word and kpagecount."""
+    """A frame after the exit: its kpageflags word, kpagecount, and who freed it since, if anyone was seen."""
 
     flags: int
     mapcount: int
+    freed_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Comparison:
 
     @property
     def exact(self) -> bool:
-        """Whether the kernel freed the predicted folios in the predicted order, and nothing else it mapped."""
+        """Whether the kernel freed the predicted folios in the predicted order, and no others."""
         return self.prefix == self.predicted == self.observed
 
     @property
@@ -85,12 +87,12 @@ def compare(
     observation: Observation,
     *,
     after: Mapping[int, Frame],
-    changed: int,
+    changed: frozenset[int] = frozenset(),
 ) -> Comparison:
     """Compare what was predicted with what was observed.
 
-    after: the frames of `stayed` as they were after the exit. changed: page-table entries and folios that
-    differed when they were read again, right before the process went on.
+    after: the frames of `stayed` as they were after the exit. changed: heads of folios that were not as
+    before when they were read again, right before the process went on.
     """
     differences = _sequence_differences(prediction.freed, observation.freed)
     explained = [_explain(difference, prediction, after, changed) for difference in differences]
@@ -156,7 +158,7 @@ def _longest_increasing(values: Sequence[int]) -> set[int]:
 
 
 def _explain(
-    difference: Difference, prediction: Prediction, after: Mapping[int, Frame], changed: int
+    difference: Difference, prediction: Prediction, after: Mapping[int, Frame], changed: frozenset[int]
 ) -> Difference:
     """Give a difference its cause, if there is evidence."""
     cause, evidence = UNEXPLAINED, ""
@@ -164,8 +166,8 @@ def _explain(
         cause, evidence = _why_stayed(difference.pfn, prediction, after)
     elif difference.what == "freed":
         cause, evidence = _why_freed(difference.pfn, prediction)
-    if cause == UNEXPLAINED and changed:
-        cause, evidence = "changed", f"{changed} differences between two captures"
+    if cause == UNEXPLAINED and difference.pfn in changed:
+        cause, evidence = "changed", "two captures of the stopped process differ about this folio"
     return Difference(difference.what, difference.pfn, difference.order, difference.position, cause, evidence)
 
 
@@ -175,9 +177,11 @@ def _why_stayed(pfn: int, prediction: Prediction, after: Mapping[int, Frame]) ->
     frame = after.get(pfn)
     if frame is None:
         return UNEXPLAINED, ""
-    seen = f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
+    seen = frame.freed_by or f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
     if not folios.lru[index]:
         return "lru batch", f"no KPF LRU at the exit stop; {seen}"
+    if frame.freed_by:
+        return "freed later", seen
     if frame.mapcount:
         return "mapped since", seen
     if frame.flags & bit(KPF_SWAPCACHE) and folios.swapcache[index]:

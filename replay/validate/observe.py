@@ -34,10 +34,10 @@ class Observation:
     freed: (pfn, order) of the folios that its page tables mapped, in the order of the kernel's frees.
     batch_ends: positions in `freed` (1: behind the first) where a batch of frees ended, as
     mm_page_free_batched shows. other_frees: frees of anything else. again: frees of a frame that had been
-    freed before and allocated anew. tlb_flushes: TLB flushes that the kernel reported; preempted, slept: times
-    that the thread lost its CPU while runnable, or waiting. finished: whether exit_mmap() ended in this
-    thread; false also if the kernel lacks that tracepoint (see `has_end`). duration_ns: from the first free
-    to the end.
+    freed before and allocated anew. tlb_flushes: TLB flushes that the kernel reported. preempted, slept:
+    times that the thread lost its CPU while runnable, or waiting. finished: whether exit_mmap() ended in
+    this thread; false also if the kernel lacks that tracepoint (see `has_end`). began_ns, ended_ns: times of
+    the first free and of the end, by the clock of the events.
     """
 
     freed: tuple[tuple[int, int], ...]
@@ -49,7 +49,8 @@ class Observation:
     slept: int
     finished: bool
     has_end: bool
-    duration_ns: int
+    began_ns: int
+    ended_ns: int
 
 
 def buffer_bytes(folios: int) -> int:
@@ -76,7 +77,7 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
             continue
         last = event.time_ns
         if event.name == "mm_page_free":
-            pfn, order = _number(event, "pfn"), _number(event, "order")
+            pfn, order = number(event, "pfn"), number(event, "order")
             if pfn in seen:
                 again += 1
             elif is_mapped(pfn):
@@ -85,14 +86,13 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
                 freed.append((pfn, order))
             else:
                 other += 1
-        elif event.name == "mm_page_free_batched" and freed:
+        elif event.name == "mm_page_free_batched" and number(event, "pfn") in seen:
             # comes once for each folio of a batch, after all of them were freed
-            if _number(event, "pfn") in seen:
-                ends.add(len(freed))
+            ends.add(len(freed))
     owner = next((event.pid for event in teardown if event.name.startswith("mm_page_free")), None)
     # a switch is recorded in the task that is left: the one that brings our thread back is another task's
     left = [event for event in teardown if event.name == "sched_switch" and event.pid == owner]
-    preempted = sum(_number(event, "prev_state") in (RUNNING, TASK_REPORT_MAX) for event in left)
+    preempted = sum(number(event, "prev_state") in (RUNNING, TASK_REPORT_MAX) for event in left)
     return Observation(
         freed=tuple(freed),
         batch_ends=frozenset(ends),
@@ -103,7 +103,8 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
         slept=len(left) - preempted,
         finished=finished,
         has_end=has_end,
-        duration_ns=last - first if first else 0,
+        began_ns=first or last,
+        ended_ns=last,
     )
 
 
@@ -115,7 +116,8 @@ def _until_end(events: Iterable[Event]) -> Iterable[Event]:
             return
 
 
-def _number(event: Event, field: str) -> int:
+def number(event: Event, field: str) -> int:
+    """A field of an event."""
     value = event.fields[field]
     assert isinstance(value, int)
     return value

@@ -130,9 +130,12 @@ class Instance:
         self._page = _header_page(path.parents[1])
         self._size_kb = 0
 
-    def watch(self, pid: int) -> None:
-        """Record what thread `pid` does, nothing else, until `rest`."""
+    def only(self, pid: int) -> None:
+        """Record what thread `pid` does, nothing else."""
         _write(self.path / "set_event_pid", str(pid))
+
+    def record(self) -> None:
+        """Record, until `rest`."""
         _write(self.path / "tracing_on", "1")
 
     def rest(self) -> None:
@@ -153,17 +156,18 @@ class Instance:
             ) from None
         self._size_kb = need
 
-    def read(self) -> list[Event]:
-        """All events so far, in the order of their time; they are taken out of the buffers.
+    def read(self, *, all_of_them: bool = True) -> list[Event]:
+        """Events so far, in the order of their time; they are taken out of the buffers.
 
-        Raises `ReplayError` if the kernel dropped one.
+        Raises `ReplayError` if the kernel dropped one; not if `all_of_them` need not be there.
         """
         events: list[Event] = []
         for cpu in self._cpus:
             number = int(cpu.name[3:])
             for page in _raw_pages(cpu / "trace_pipe_raw", self._page.size):
                 events += self._decode(page, number)
-        self._check_losses()
+        if all_of_them:
+            self._check_losses()
         events.sort(key=lambda event: event.time_ns)
         return events
 
@@ -226,10 +230,13 @@ class Instance:
 
 
 @contextlib.contextmanager
-def instance(tracefs: Path, undo: Undo, name: str, events: Sequence[str]) -> Iterator[Instance]:
+def instance(
+    tracefs: Path, undo: Undo, name: str, events: Sequence[str], *, overwrite: bool = False
+) -> Iterator[Instance]:
     """An instance that records `events` ("system/name"), those of them that this kernel has.
 
-    It follows no process until `Instance.watch`. Its removal is registered with `undo` before it is made.
+    It is at rest at first. overwrite: when a buffer is full, its oldest events give way, not the new ones.
+    Its removal is registered with `undo` before it is made.
     """
     path = tracefs / "instances" / f"replay-{os.getpid()}-{name}"
     undo.remove_directory(path)
@@ -244,7 +251,7 @@ def instance(tracefs: Path, undo: Undo, name: str, events: Sequence[str]) -> Ite
     formats = dict(_format((path / "events" / event / "format").read_text()) for event in present)
     made = Instance(path, formats)
     made.rest()
-    _write(path / "options" / "overwrite", "0")
+    _write(path / "options" / "overwrite", str(int(overwrite)))
     # one clock for all CPUs: a thread may be moved while it exits
     _write(path / "trace_clock", "mono")
     for event in present:

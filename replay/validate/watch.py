@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,11 +22,11 @@ from replay.capture.table import frame_of, table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.file import ARROW_SCHEMA, Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_LRU, KPF_SWAPCACHE, bit
-from replay.validate import observe, predict, tracefs
+from replay.validate import lru, observe, predict, tracefs
 from replay.validate.compare import Comparison, Frame, compare, stayed
 from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
-from replay.validate.undo import Undo, undone
+from replay.validate.settings import put_back
 
 EXIT_SECONDS: Final = 60.0
 """How long a process may take from its exit stop to its end; terabytes take a minute."""
@@ -53,8 +55,8 @@ class Verdict:
     """How the replay of one exit compares with what the kernel did.
 
     orders: folios that the page tables mapped, by order. page_tables: `gather` or `rcu`. lru_batched:
-    folios that were not on the LRU at the exit stop. changed: extents that differed between two captures of
-    the stopped process. comparison: None if the teardown could not be observed, then `unseen` says why.
+    folios that were not on the LRU at the exit stop. changed: folios that differed between two captures of
+    the stopped process.
     """
 
     workload: str
@@ -80,42 +82,40 @@ class Watched:
 
 @dataclass
 class Watcher:
-    """What watching needs: an open procfs tree and a tracing instance."""
+    """What watching needs. instance: records the exiting thread; others: the frees of all tasks, as evidence.
+
+    in_gather: whether page-table pages go through the gather.
+    """
 
     tree: Tree
     instance: tracefs.Instance
+    others: tracefs.Instance
     in_gather: bool
 
 
 @contextlib.contextmanager
-def watcher() -> Iterator[tuple[Watcher, Undo]]:
+def watcher() -> Iterator[Watcher]:
     """Set tracing up, and undo it when the block ends, or this process does.
 
     Raises `ReplayError` if there is no tracefs, the kernel lacks the tracepoints, or rights are missing.
     """
     with (
         tracefs.mounted() as (root, fd),
-        _undoing(fd) as undo,
+        put_back([fd]) as undo,
         space.opened(procfs.PROC, os.getpid()) as tree,
     ):
         tracefs.remove_stale(root)
-        with tracefs.instance(root, undo, "validate", observe.EVENTS) as instance:
+        with (
+            tracefs.instance(root, undo, "exit", observe.EVENTS) as instance,
+            tracefs.instance(root, undo, "others", observe.EVENTS[:1], overwrite=True) as others,
+        ):
             if "mm_page_free" not in instance.events:
                 raise ReplayError(
                     "this kernel has no tracepoint kmem:mm_page_free: validate needs CONFIG_TRACEPOINTS and "
                     "CONFIG_EVENT_TRACING"
                 )
             in_gather = predict.page_tables_in_gather(procfs.PROC, settings.architecture(live=True))
-            yield Watcher(tree, instance, in_gather), undo
-
-
-@contextlib.contextmanager
-def _undoing(fd: int) -> Iterator[Undo]:
-    try:
-        with undone([fd]) as undo:
-            yield undo
-    except RuntimeError as error:
-        raise ReplayError(f"a kernel setting could not be put back ({error}): put it back by hand") from None
+            yield Watcher(tree, instance, others, in_gather)
 
 
 def watch(
@@ -123,9 +123,15 @@ def watch(
     argv: Sequence[str],
     workload: str,
     *,
+    ours: bool = False,
+    drain: bool = False,
     progress: Callable[[Verdict], None] | None = None,
 ) -> Watched:
     """Run a command and compare each exit among its processes with the replay.
+
+    ours: the command is not the user's: it stays on one CPU, so that its pages wait in LRU batches of that
+    CPU only, and a signal ends the watching instead of being passed on. drain: empty the LRU batches of all
+    CPUs before each exit; what the kernel then frees is what procfs shows.
 
     Raises `ReplayError` if it cannot be started or traced, or if the kernel lost trace events.
     """
@@ -133,12 +139,10 @@ def watch(
     stopped: dict[int, _Stopped] = {}
 
     def at_exit(pid: int, tid: int) -> Missed | None:
-        found = _capture(watching, pid, tid)
+        found = _stop(watching, pid, tid, drain)
         if isinstance(found, Missed):
             return found
         stopped[pid] = found
-        watching.instance.reserve(observe.buffer_bytes(int(found.trace.frame["pages"].sum())))
-        watching.instance.watch(tid)
         return None
 
     def after_exit(pid: int, tid: int) -> None:
@@ -147,37 +151,69 @@ def watch(
             _await_end(found.pidfd, pid)
         finally:
             os.close(found.pidfd)
-        watching.instance.rest()
+            watching.instance.rest()
         verdict = _judge(watching, workload, pid, found)
         verdicts.append(verdict)
         if progress:
             progress(verdict)
 
-    with command.held(argv) as started, command.signals_passed(started):
+    with contextlib.ExitStack() as stack:
+        if ours:
+            with _on_one_cpu():
+                started = stack.enter_context(command.held(argv))
+            stack.push(lambda kind, error, trace: _kill(started.pid) if error else None)
+        else:
+            started = stack.enter_context(command.held(argv))
+            stack.enter_context(command.signals_passed(started))
         followed = exits.follow_command(started, at_exit, after_exit)
     status = os.waitstatus_to_exitcode(followed.root_status or 0)
     return Watched(status if status >= 0 else 128 - status, tuple(verdicts), dict(followed.missed))
 
 
+@contextlib.contextmanager
+def _on_one_cpu() -> Iterator[None]:
+    """Keep this thread, and what it forks, on one CPU."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class _Stopped:
-    """A process at its exit stop. trace: its address space, read last right before it was let go."""
+    """A process at its exit stop. trace: its address space, read last right before it was let go.
+
+    changed: folios about which two captures of it differ.
+    """
 
     trace: Trace
-    changed: int
+    changed: frozenset[int]
     pidfd: int
 
 
-def _capture(watching: Watcher, pid: int, tid: int) -> _Stopped | Missed:
+def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Missed:
+    """Capture a process at its exit stop twice, and get ready for what it does next."""
     try:
-        pidfd = os.pidfd_open(pid)
         first = _read(watching.tree, pid, tid)
+        watching.instance.reserve(observe.buffer_bytes(int(first.frame["pages"].sum())))
+        watching.instance.only(tid)
+        if drain:
+            lru.drain()
+        watching.instance.record()
+        watching.others.record()
         second = _read(watching.tree, pid, tid)
+        return _Stopped(second, _changed(first.frame, second.frame), os.pidfd_open(pid))
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
     except ReplayError:
         return Missed.UNREADABLE
-    return _Stopped(second, _differing_rows(first.frame, second.frame), pidfd)
 
 
 def _read(tree: Tree, pid: int, tid: int) -> Trace:
@@ -195,18 +231,22 @@ def _read(tree: Tree, pid: int, tid: int) -> Trace:
     return Trace(frame_of(rows), meta, f"{captured.status.name}-{pid}")
 
 
-def _differing_rows(first: pl.DataFrame, second: pl.DataFrame) -> int:
-    """Extents that only one of two captures has."""
+def _changed(first: pl.DataFrame, second: pl.DataFrame) -> frozenset[int]:
+    """Frames, or heads of folios, about which only one of two captures says what it says."""
 
     def deciding(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.select(*COMPARED, pl.col("kpageflags") & STABLE)
 
     one, other = deciding(first), deciding(second)
     if one.equals(other):
-        return 0
-    return max(
-        len(one.join(other, on=one.columns, how="anti")), len(other.join(one, on=one.columns, how="anti"))
+        return frozenset()
+    rows = pl.concat(
+        [one.join(other, on=one.columns, how="anti"), other.join(one, on=one.columns, how="anti")]
     )
+    small = rows.filter(pl.col("order") == 0)
+    frames = small.select(pl.int_ranges("pfn", pl.col("pfn") + pl.col("pages"))).explode("pfn")
+    large = rows.filter(pl.col("order") > 0)
+    return frozenset(frames["pfn"].to_list()) | frozenset(large["folio"].to_list())
 
 
 def _await_end(pidfd: int, pid: int) -> None:
@@ -215,14 +255,15 @@ def _await_end(pidfd: int, pid: int) -> None:
     poll.register(pidfd, select.POLLIN)
     if not poll.poll(EXIT_SECONDS * 1000):
         raise ReplayError(
-            f"process {pid} does not end within {EXIT_SECONDS:.0f} s of its exit: something holds it in the kernel"
+            f"process {pid} does not end within {EXIT_SECONDS:.0f} s of its exit: "
+            "something holds it in the kernel, see /proc/PID/stack"
         )
 
 
 def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdict:
     prediction = predict.predict(found.trace, watching.in_gather)
     observation = observe.observe(watching.instance.read(), watching.instance.events, prediction.folios.maps)
-    after = frames(watching.tree, stayed(prediction.freed, observation.freed))
+    after = _afterwards(watching, stayed(prediction.freed, observation.freed), observation)
     orders = np.unique(prediction.folios.order, return_counts=True)
     return Verdict(
         workload=workload,
@@ -231,19 +272,35 @@ def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdi
         orders=dict(zip(orders[0].tolist(), orders[1].tolist(), strict=True)),
         page_tables="gather" if watching.in_gather else "rcu",
         lru_batched=int(np.count_nonzero(~prediction.folios.lru)),
-        changed=found.changed,
+        changed=len(found.changed),
         prediction=prediction,
         observation=observation,
         comparison=compare(prediction, observation, after=after, changed=found.changed),
     )
 
 
-def frames(tree: Tree, pfns: Iterable[int]) -> dict[int, Frame]:
-    """The kernel's words about some frames, now."""
+def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation) -> dict[int, Frame]:
+    """What became of frames that were not freed: the kernel's words about them, and who freed them since."""
+    if not pfns:
+        return {}
+    wanted = set(pfns)
+    freed_by: dict[int, str] = {}
+    for event in watching.others.read(all_of_them=False):
+        pfn = observe.number(event, "pfn")
+        if event.time_ns >= observation.began_ns and pfn in wanted:
+            late = (event.time_ns - observation.ended_ns) / 1000
+            freed_by.setdefault(pfn, f"freed by {_name(event.pid)} {late:.0f} us after the exit")
     found = {}
     word = np.zeros(2, np.uint64)
     for pfn in pfns:
-        procfs.read_words(tree.flags_fd, pfn, word[:1])
-        procfs.read_words(tree.counts_fd, pfn, word[1:])
-        found[pfn] = Frame(int(word[0]), int(word[1]))
+        procfs.read_words(watching.tree.flags_fd, pfn, word[:1])
+        procfs.read_words(watching.tree.counts_fd, pfn, word[1:])
+        found[pfn] = Frame(int(word[0]), int(word[1]), freed_by.get(pfn, ""))
     return found
+
+
+def _name(pid: int) -> str:
+    try:
+        return f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    except OSError:
+        return f"process {pid}"

@@ -1,0 +1,126 @@
+"""Kernel settings that a workload needs, changed for a while: folio sizes, a swap device."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import struct
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from replay.capture.settings import THP
+from replay.errors import ReplayError
+from replay.validate.undo import Undo, undone
+
+LOCK: Final = Path(tempfile.gettempdir()) / "replay-thp.lock"
+"""Held while THP switches are changed: another run must not take the changed ones for the user's."""
+LOCK_SECONDS: Final = 300.0
+
+ZRAM: Final = Path("/sys/class/zram-control")
+SWAP_BYTES: Final = 64 << 20
+SWAP_FLAG_PREFER: Final = 0x8000
+HIGHEST_PRIORITY: Final = 0x7FFF
+"""include/linux/swap.h."""
+
+
+class UnavailableError(Exception):
+    """The kernel or the machine lacks what a workload needs."""
+
+
+@contextlib.contextmanager
+def thp(switches: Mapping[str, str]) -> Iterator[None]:
+    """Set files below transparent_hugepage while the block runs; they are put back however it ends.
+
+    Raises `UnavailableError` if the kernel does not have one of them.
+    """
+    if not switches:
+        yield
+        return
+    for name in switches:
+        if not (THP / name).exists():
+            raise UnavailableError(f"this kernel has no {THP / name}")
+    with _locked() as lock, put_back([lock]) as undo:
+        for name, value in switches.items():
+            undo.write(THP / name, _selected((THP / name).read_text()))
+            (THP / name).write_text(value)
+        yield
+
+
+@contextlib.contextmanager
+def put_back(inherited: list[int]) -> Iterator[Undo]:
+    """An `Undo` whose failures are `ReplayError`s."""
+    try:
+        with undone(inherited) as undo:
+            yield undo
+    except RuntimeError as error:
+        raise ReplayError(f"a kernel setting could not be put back ({error}): put it back by hand") from None
+
+
+def _selected(text: str) -> str:
+    """`always [madvise] never` -> `madvise`."""
+    return text.partition("[")[2].partition("]")[0]
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[int]:
+    fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ReplayError(
+                        f"another process has held {LOCK} for {LOCK_SECONDS:.0f} s, to change THP switches: "
+                        "wait for it to end"
+                    ) from None
+                time.sleep(0.05)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def swap_device() -> Iterator[None]:
+    """Have a swap device while the block runs: one of our own in memory (zram), else what there is.
+
+    Raises `UnavailableError` if the kernel has no zram and the machine no swap.
+    """
+    if not (ZRAM / "hot_add").exists():
+        if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+            yield
+            return
+        raise UnavailableError("no swap: this kernel has no zram, and no swap device is in use")
+    with put_back([]) as undo:
+        number = (ZRAM / "hot_add").read_text().strip()
+        undo.write(ZRAM / "hot_remove", number)
+        device = Path(f"/dev/zram{number}")
+        try:
+            Path(f"/sys/block/zram{number}/disksize").write_text(str(SWAP_BYTES))
+            device.write_bytes(_swap_header(SWAP_BYTES, os.sysconf("SC_PAGE_SIZE")))
+            undo.swapoff(device)
+            _swapon(device)
+        except OSError as error:
+            raise UnavailableError(f"cannot swap to {device}: {error.strerror}") from None
+        yield
+
+
+def _swap_header(size: int, page_size: int) -> bytes:
+    """The first page of a swap device (include/linux/swap.h, union swap_header)."""
+    info = b"\0" * 1024 + struct.pack("=III", 1, size // page_size - 1, 0)
+    magic = b"SWAPSPACE2"
+    return info.ljust(page_size - len(magic), b"\0") + magic
+
+
+def _swapon(device: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.swapon(os.fsencode(device), SWAP_FLAG_PREFER | HIGHEST_PRIORITY) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,61 @@
+"""The built-in workloads: small programs for every kind of memory and folio size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+_PROGRAMS: Final = Path(__file__).with_name("programs.py")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A workload. thp: what files below transparent_hugepage say meanwhile. swap: it needs a swap device.
+
+    order: folios of this order must be there, or the workload did not test what it is for.
+    """
+
+    name: str
+    title: str
+    argv: tuple[str, ...]
+    thp: Mapping[str, str] = field(default_factory=dict)
+    swap: bool = False
+    order: int | None = None
+
+
+def _program(name: str) -> tuple[str, ...]:
+    return (sys.executable, "-I", str(_PROGRAMS), name)
+
+
+_PMD_THP: Final = {"hugepages-2048kB/enabled": "madvise"}
+
+WORKLOADS: Final = (
+    Workload("sleep", "a small program", ("sleep", "0.01")),
+    Workload("shell", "a shell with children", ("sh", "-c", "ls / | sort | tail -n 1 >/dev/null; (true)")),
+    Workload(
+        "python", "the interpreter, ended in order", (sys.executable, "-I", "-c", "import json, decimal")
+    ),
+    Workload("numpy", "NumPy", _program("numpy")),
+    Workload("ordinary", "ordinary pages, more than a gather holds", _program("ordinary"), order=0),
+    Workload("holes", "holes and zero pages", _program("holes")),
+    Workload("mremap", "moved memory", _program("mremap")),
+    Workload("mlock", "locked memory", _program("mlock")),
+    Workload("threads", "threads", _program("threads")),
+    Workload("thp-pmd", "PMD-mapped THPs", _program("thp_pmd"), thp=_PMD_THP, order=9),
+    Workload("thp-pte", "PTE-mapped THPs", _program("thp_pte"), thp=_PMD_THP, order=9),
+    Workload(
+        "order-3", "folios of order 3", _program("mthp"), thp={"hugepages-32kB/enabled": "madvise"}, order=3
+    ),
+    Workload(
+        "order-4", "folios of order 4", _program("mthp"), thp={"hugepages-64kB/enabled": "madvise"}, order=4
+    ),
+    Workload("fork", "memory shared by fork", _program("fork")),
+    Workload("fork-thp", "THPs shared by fork", _program("fork_thp"), thp=_PMD_THP, order=9),
+    Workload("shared", "shared memory", _program("shared_memory")),
+    Workload("files", "private and shared file mappings", _program("files")),
+    Workload("swap", "swapped pages", _program("swap"), swap=True),
+    Workload("swap-fork", "swap entries shared by fork", _program("swap_fork"), swap=True),
+)
