@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replay.trace.file import AddressSpace, Metadata
 from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPCACHE, bit
+from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import KINDS, PMD, SPECIAL, ptes_per_table
 
 I64 = npt.NDArray[np.int64]

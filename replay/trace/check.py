@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replay.errors import TraceError
-from replay.trace.file import Metadata
+from replay.trace.metadata import Metadata
 from replay.trace.schema import KINDS, MAX_FOLIO_BYTES, ptes_per_table
 
 I64 = npt.NDArray[np.int64]

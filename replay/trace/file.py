@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -22,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay.errors import ReplayError, TraceError
-from replay.trace.schema import FORMAT_VERSION, SCHEMA
+from replay.trace.check import check_frame
+from replay.trace.metadata import Metadata, decode_metadata, encode_metadata
+from replay.trace.schema import SCHEMA
 
 ROW_GROUP_ROWS: Final = 1 << 18
 
@@ -30,51 +31,6 @@ DELTA_COLUMNS: Final = ("vpn", "pfn", "folio", "vma_start")
 """Columns that grow along the file: stored as differences, the rest as dictionaries."""
 
 TEXT_COLUMNS: Final = tuple(name for name, dtype in SCHEMA.items() if dtype == pl.Categorical)
-
-
-@dataclasses.dataclass(frozen=True)
-class AddressSpace:
-    """What is known of one address space beside its extents; figures in pages.
-
-    `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture.
-    """
-
-    pid: int
-    comm: str
-    page_tables: int
-    rss_anon: int = 0
-    rss_file: int = 0
-    rss_shmem: int = 0
-    swap: int = 0
-    hugetlb: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """How and where a trace was taken.
-
-    `mode`: `live` or `exit`. `held`: how the process was kept still (`ptrace`, `cgroup`, `none`).
-    `pmd`: whether PMD mappings are `known` (PAGEMAP_SCAN, or smaps totals that leave one reading) or
-    `unknown`. `mapcounts`: `precise`, `average` (CONFIG_NO_PAGE_MAPCOUNT) or `unknown`. `dirty`:
-    `known` or `inferred` by the rule (not anonymous, VMA shared and writable, folio dirty).
-    `changed_entries`: pagemap entries that a second look found changed.
-    """
-
-    address_spaces: tuple[AddressSpace, ...]
-    kernel_release: str = ""
-    architecture: str = "x86_64"
-    page_size: int = 4096
-    captured_at: str = ""
-    mode: str = "live"
-    held: str = "none"
-    pmd: str = "known"
-    mapcounts: str = "precise"
-    dirty: str = "inferred"
-    changed_entries: int = 0
-    redacted: bool = False
-    thp: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    tool_version: str = ""
-    format_version: int = FORMAT_VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,63 +47,6 @@ class Trace:
             writer.append(self.frame)
             writer.meta = self.meta
         return Path(path)
-
-
-def encode_metadata(meta: Metadata) -> dict[str, str]:
-    """Key-value pairs of the Parquet footer."""
-    pairs = {}
-    for field in dataclasses.fields(meta):
-        value = getattr(meta, field.name)
-        if field.name == "address_spaces":
-            value = [dataclasses.asdict(space) for space in value]
-        pairs[field.name] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return pairs
-
-
-def decode_metadata(pairs: Mapping[str, str], path: Path) -> Metadata:
-    """Footer pairs -> `Metadata`; `TraceError` where one is missing or makes no sense."""
-    version = pairs.get("format_version")
-    if version is None:
-        raise TraceError(f"{path} is a Parquet file but not a trace: make one with 'replay capture PID'")
-    if version != str(FORMAT_VERSION):
-        raise TraceError(
-            f"{path} is a trace of format version {version}, this replay reads version {FORMAT_VERSION}: "
-            "capture it again, or use the replay that wrote it"
-        )
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(Metadata):
-        if field.name not in pairs:
-            raise TraceError(
-                f"{path}: metadata '{field.name}' is missing: the trace is damaged, capture it again"
-            )
-        text = pairs[field.name]
-        try:
-            values[field.name] = text if field.type == "str" else json.loads(text)
-            if field.name == "address_spaces":
-                values[field.name] = tuple(_address_space(item) for item in values[field.name])
-            elif not isinstance(values[field.name], _JSON_TYPES.get(str(field.type), object)):
-                raise TypeError(f"expected {field.type}")
-        except (ValueError, TypeError, KeyError) as error:
-            raise TraceError(
-                f"{path}: metadata '{field.name}' is not valid ({error}): the trace is damaged, "
-                "capture it again"
-            ) from None
-    return Metadata(**values)
-
-
-_JSON_TYPES: Final[dict[str, type]] = {"int": int, "bool": bool, "str": str, "Mapping[str, str]": dict}
-
-
-def _address_space(item: dict[str, Any]) -> AddressSpace:
-    space = AddressSpace(**item)
-    for field in dataclasses.fields(space):
-        value = getattr(space, field.name)
-        if field.name == "comm":
-            if not isinstance(value, str):
-                raise TypeError("comm is not text")
-        elif not isinstance(value, int) or not 0 <= value < 1 << 52:
-            raise ValueError(f"{field.name} = {value!r} of pid {item.get('pid')}")
-    return space
 
 
 class TraceWriter:
@@ -261,8 +160,6 @@ def read(path: str | Path) -> Trace:
     Raises `TraceError` for what is not a trace, is cut, has another version, lacks a column, has one of
     a wrong type, or says something impossible (see `check.check_frame`).
     """
-    from replay.trace.check import check_frame
-
     path = Path(path)
     parquet = _open(path)
     meta = read_metadata(path, parquet)
@@ -332,14 +229,3 @@ def _check_columns(schema: pa.Schema, path: Path) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def concat(traces: Sequence[Trace]) -> Trace:
-    """Several traces as one: address spaces numbered on, metadata of the first."""
-    frames: list[pl.DataFrame] = []
-    spaces: list[AddressSpace] = []
-    for trace in traces:
-        frames.append(trace.frame.with_columns((pl.col("mm") + len(spaces)).cast(pl.UInt32)))
-        spaces.extend(trace.meta.address_spaces)
-    meta = dataclasses.replace(traces[0].meta, address_spaces=tuple(spaces))
-    return Trace(pl.concat(frames), meta, traces[0].name)

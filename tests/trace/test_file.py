@@ -13,7 +13,8 @@ import pytest
 
 import replay
 from replay.errors import ReplayError, TraceError
-from replay.trace.file import ARROW_SCHEMA, AddressSpace, Metadata, Trace, encode_metadata
+from replay.trace.file import ARROW_SCHEMA, Trace
+from replay.trace.metadata import AddressSpace, Metadata, encode_metadata
 from replay.trace.schema import SCHEMA
 from tests.teardown.address_spaces import Piece, trace_of
 
