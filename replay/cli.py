@@ -61,9 +61,10 @@ def _exit(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def note(text: str) -> None:
-    """A line for people, on standard error."""
-    typer.echo(text, err=True)
+def note(*lines: str) -> None:
+    """Lines for people, on standard error."""
+    for line in lines:
+        typer.echo(line, err=True)
 
 
 def _keep_compiled_code() -> None:
@@ -174,10 +175,12 @@ def record(
 
 
 def _after_record(recorded: Recorded, path: Path, force: bool) -> None:
+    from replay.report import notes
+
     _write_redacted(recorded.trace, path, force)
     for missed, count in recorded.missed.items():
         note(f"not recorded: {count:,} {missed.value}")
-    _note_limits(recorded.meta)
+    note(*notes.limits(recorded.meta))
     note(f"wrote {path}: {len(recorded.meta.address_spaces):,} address spaces, {recorded.extents:,} extents")
     note(f"next: replay run {path}")
 
@@ -198,24 +201,14 @@ def _default_name(comm: str, pid: int) -> Path:
 
 def _after_capture(done: Capture, path: Path, force: bool) -> None:
     from replay.capture import reconcile
+    from replay.report import notes
 
     _write_redacted(done.trace, path, force)
     for figures in done.figures:
-        for line in reconcile.text(figures, done.meta.page_size):
-            note(line)
-    _note_limits(done.meta)
+        note(*reconcile.text(figures, done.meta.page_size))
+    note(*notes.limits(done.meta))
     note(f"wrote {path}: {done.extents:,} extents")
     note(f"next: replay run {path}")
-
-
-def _note_limits(meta: Any) -> None:
-    """Say what in a trace is not known for certain."""
-    if meta.pmd == "unknown":
-        note("note: which huge pages are mapped by a PMD is a guess: smaps only gives their sum")
-    if meta.mapcounts == "average":
-        note("note: mapcounts are averages (CONFIG_NO_PAGE_MAPCOUNT): counts of large folios are approximate")
-    if meta.changed_entries:
-        note(f"note: {meta.changed_entries:,} entries changed while they were read")
 
 
 @contextlib.contextmanager
@@ -310,8 +303,8 @@ def _show_results(
 ) -> None:
     import polars as pl
 
-    from replay.report import compare, files, terminal
-    from replay.teardown.replayer import CHECKS
+    from replay.report import compare, files, notes, terminal
+    from replay.teardown.counters import CHECKS
 
     def chosen(frame: pl.DataFrame) -> pl.DataFrame:
         return frame if names is None else frame.filter(pl.col("algorithm").is_in(names))
@@ -321,38 +314,15 @@ def _show_results(
         keys = {Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: list(compare.KEYS)}[per]
         totals = chosen(compare.compare(compare.total(results, keys), keys))
         blocks = totals.partition_by(keys, maintain_order=True) if keys else [totals]
-        _print([terminal.comparison(block, _title(block, keys, traces)) for block in blocks])
+        _print([terminal.comparison(block, notes.title(block, traces)) for block in blocks])
     elif output is None:
         sys.stdout.write(full.write_csv())
     if output is not None:
         files.write(full, output)
         note(f"wrote {output}: {len(full):,} rows")
     for trace in traces:
-        _note_limits(trace.meta)
-    _note_bugs(chosen(results))
-
-
-def _title(block: pl.DataFrame, keys: list[str], traces: list[Trace]) -> str:
-    if "mm" in keys:
-        row = block.row(0, named=True)
-        return f"{row['trace']}: address space {row['mm']}, {row['comm']} ({row['pid']})"
-    spaces = block["address_spaces"][0]
-    what = block["trace"][0] if keys else ", ".join(trace.name for trace in traces[:3])
-    more = "" if keys or len(traces) <= 3 else f" and {len(traces) - 3} more"
-    return f"{what}{more}: {spaces:,} address space{'' if spaces == 1 else 's'}, {block['ptes'][0]:,} PTEs"
-
-
-def _note_bugs(results: pl.DataFrame) -> None:
-    """Report what an algorithm does wrong: these are bugs of the algorithm, not of the replay."""
-    from replay.teardown.replayer import CHECKS
-
-    for name in ("rmap_missed", *CHECKS):
-        for row in results.filter(results[name] != 0).iter_rows(named=True):
-            what = {"rmap_missed": "pages torn down whose rmap is never removed"} | CHECKS
-            note(
-                f"bug of {row['algorithm']}: {row[name]:,} {what[name]} ({name}), "
-                f"{row['trace']} address space {row['mm']}, {row['comm']} ({row['pid']})"
-            )
+        note(*notes.limits(trace.meta))
+    note(*notes.bugs(chosen(results)))
 
 
 def _print(renderables: list[Any]) -> None:
@@ -374,7 +344,7 @@ def inspect(
 ) -> None:
     """Show what a trace maps: kinds, folio orders, sharing, VMAs."""
     from replay.report import inspect as report
-    from replay.report import terminal
+    from replay.report import notes, terminal
     from replay.trace.file import read
 
     loaded = read(trace)
@@ -385,7 +355,7 @@ def inspect(
     for line in report.header(loaded):
         typer.echo(line)
     _print(list(terminal.inspection(loaded, rows, vmas)))
-    _note_limits(loaded.meta)
+    note(*notes.limits(loaded.meta))
 
 
 @app.command()

@@ -84,6 +84,12 @@ def test_help_loads_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+def test_capture_does_not_load_numba():
+    code = "import sys, replay.capture.exits, replay.report.notes; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize(
     "command", ["", "capture", "record", "run", "inspect", "algorithms", "validate", "doctor"]
 )

@@ -66,7 +66,7 @@ def conclusion(result: Result) -> str:
     )
     unexplained = len(result.verdicts) - exact - explained
     return (
-        f"{exact:,} of {len(result.verdicts):,} exits freed just the folios predicted, in the order predicted, "
+        f"{exact:,} of {len(result.verdicts):,} exits freed the predicted folios in the predicted order, "
         f"{explained:,} differ for a known cause, {unexplained:,} without one"
     )
 

@@ -42,6 +42,13 @@ COUNTERS: Final = {
 COUNTED: Final = tuple(name for name in COUNTERS if name not in ("rmap_missed", "atomics", "locks"))
 """The counters that a replay counts; the others are sums and differences of them."""
 
+CHECKS: Final = {
+    "freed_while_mapped": "pages freed though their rmap was never removed",
+    "references_left": "references of the process that were never dropped",
+    "references_dropped_twice": "references dropped below zero",
+}
+"""What must be 0 beside `rmap_missed`: check -> meaning."""
+
 COMPARED: Final = (
     "rmap_calls",
     "atomics",

@@ -17,18 +17,11 @@ from replay.teardown.algorithms import (
     select,
     tables_in_gather,
 )
-from replay.teardown.counters import COUNTED, COUNTERS, complete
+from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.extents import I64, Bool, Extents, decode, huge_zero, page_tables
 from replay.trace.file import Trace
 from replay.trace.metadata import AddressSpace
 from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
-
-CHECKS = {
-    "freed_while_mapped": "pages freed though their rmap was never removed",
-    "references_left": "references of the process that were never dropped",
-    "references_dropped_twice": "references dropped below zero",
-}
-"""What must be 0 beside `rmap_missed`: check -> meaning."""
 
 
 def run(

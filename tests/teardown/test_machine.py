@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
+from replay.teardown.counters import CHECKS
 from replay.teardown.extents import page_tables
-from replay.teardown.replayer import CHECKS, address_spaces, run_checked
+from replay.teardown.replayer import address_spaces, run_checked
 from replay.trace.check import check_frame
 from tests.teardown.address_spaces import Piece, pieces, trace_of
 
