@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.capture.folios import Bools, Folios, Pages, folios_of
+from replay.capture.folios import Bools, Folios, Pages, all_frames
 from replay.capture.procfs import PM_EXCLUSIVE, PM_FILE, PM_SOFT_DIRTY, PM_UFFD_WP, SWAP_TYPE_BITS, U64, Vma
 from replay.capture.runs import Runs, cuts_inside
 from replay.trace.kpageflags import (
@@ -66,9 +66,9 @@ NO_RANGES: Final = Ranges(*(np.zeros(0, np.int64) for _ in range(3)))
 class Extents(NamedTuple):
     """Rows of a trace but for the columns that follow from address space and VMA; arrays of shape (n,)."""
 
-    vma: I64
+    vma: npt.NDArray[np.int32]
     vpn: I64
-    pages: I64
+    pages: npt.NDArray[np.uint32]
     kind: npt.NDArray[np.uint8]
     pfn: I64
     file: Bools
@@ -76,13 +76,13 @@ class Extents(NamedTuple):
     soft_dirty: Bools
     uffd_wp: Bools
     kpageflags: U64
-    mapcount: I64
-    own: I64
+    mapcount: npt.NDArray[np.uint32]
+    own: npt.NDArray[np.uint32]
     dirty: Bools
     folio: I64
     order: npt.NDArray[np.uint8]
-    folio_mapped: I64
-    folio_mapcount: I64
+    folio_mapped: npt.NDArray[np.uint32]
+    folio_mapcount: npt.NDArray[np.uint64]
 
 
 def vma_facts(vmas: Sequence[Vma]) -> VmaFacts:
@@ -100,51 +100,53 @@ def vma_facts(vmas: Sequence[Vma]) -> VmaFacts:
 
 def build(
     runs: Runs,
+    index: I64,
     pages: Pages,
+    folios: Folios,
     facts: VmaFacts,
     own: Ranges,
     huge: Ranges,
     dirty: Ranges | None,
     page_size: int,
-    precise: bool,
 ) -> tuple[Extents, int]:
-    """The extents of `runs`, in address order, and how many pages were seen to change.
+    """The extents of `runs`, in address order, and how many folios changed while they were read.
 
-    runs: in address order. pages: words of every folio that they touch; counts are raised in place to the
-    mappings that are known. own: frame ranges that the address space maps several times, with the number.
-    huge: page ranges mapped by a PMD. dirty: page ranges dirty in the PTE if that is known. precise:
-    whether kpagecount counts each page.
+    runs: in address order. index: int64, shape (runs,), the place of each run's first frame in `pages`; -1
+    for swap entries. pages, folios: every folio that the runs touch. own: frame ranges that the address
+    space maps several times, with the number. huge: page ranges mapped by a PMD. dirty: page ranges dirty
+    in the PTE if that is known.
     """
-    present = np.flatnonzero(runs.present)
-    index = np.full(len(runs.vpn), -1)
-    index[present] = pages.places(runs.frame[present])
-    changed = _raise_counts(runs.select(present), index[present], pages, own, precise)
-    folios = folios_of(pages)
     run, offset = _split(runs, index, pages, folios, facts, own, huge, dirty, page_size)
-    extents = _columns(
-        runs, run, offset, index[run] + offset, pages, folios, facts, own, huge, dirty, page_size
-    )
-    return extents, changed + int(folios.torn[_folio_of(folios, extents, index[run] + offset)].sum())
+    if len(run) != len(index):
+        index = np.where(index[run] < 0, -1, index[run] + offset)
+    extents = _columns(runs, run, offset, index, pages, folios, facts, own, huge, dirty, page_size)
+    if not folios.torn.any():
+        return extents, 0
+    mapped = folios.of(index[(extents.kind != SWAP) & (extents.kind != SPECIAL)])
+    return extents, len(np.unique(mapped[folios.torn[mapped]]))
 
 
-def _folio_of(folios: Folios, extents: Extents, index: I64) -> I64:
-    return np.unique(folios.number[index[(extents.kind != SWAP) & (extents.kind != SPECIAL)]])
-
-
-def _raise_counts(present: Runs, index: I64, pages: Pages, own: Ranges, precise: bool) -> int:
-    """Raise counts below the address space's own mappings; returns how many pages that changed.
+def raise_counts(
+    blocks: Sequence[Runs], places: Sequence[I64], pages: Pages, own: Ranges, precise: bool
+) -> int:
+    """Raise counts in place to the address space's own mappings; returns how many pages that changed.
 
     The kernel says 0 for device pages (NOPAGE), an average where it does not count pages
-    (CONFIG_NO_PAGE_MAPCOUNT), and too little where a page was unmapped while it was read.
+    (CONFIG_NO_PAGE_MAPCOUNT; precise: False), and too little where a page was unmapped while it was read.
     """
-    change = np.bincount(index, minlength=len(pages.counts) + 1) - np.bincount(
-        index + present.pages, minlength=len(pages.counts) + 1
-    )
-    least = (np.cumsum(change[:-1]) > 0).astype(np.int64)
-    least[pages.flags & ZERO_PAGE != 0] = 0
-    if len(own.start):
-        frames = np.repeat(pages.start - pages.offset, pages.end - pages.start) + np.arange(len(least))
-        least *= own.at(frames, 1)
+    mapped = np.zeros(len(pages.counts), np.int8)
+    begins, ends = [], []
+    for block, index in zip(blocks, places, strict=True):
+        present = index >= 0
+        mapped[index[present & (block.pages == 1)]] = 1
+        long = present & (block.pages > 1)
+        begins.append(index[long])
+        ends.append(index[long] + block.pages[long])
+    if any(map(len, begins)):
+        begin, end = (np.bincount(np.concatenate(at), minlength=len(mapped) + 1) for at in (begins, ends))
+        mapped |= np.cumsum(begin - end)[:-1] > 0
+    mapped[pages.flags & ZERO_PAGE != 0] = 0
+    least = mapped * own.at(all_frames(pages), 1) if len(own.start) else mapped
     low = pages.counts < least
     changed = int((low & (pages.flags & NOPAGE == 0)).sum()) if precise else 0
     np.maximum(pages.counts, least, out=pages.counts)
@@ -163,31 +165,33 @@ def _split(
     page_size: int,
 ) -> tuple[I64, I64]:
     """Where extents begin: (run, offset in it), in address order."""
+    begins = np.arange(len(runs.vpn)), np.zeros(len(runs.vpn), np.int64)
     long = np.flatnonzero(runs.pages > 1)
-    vpn, size = runs.vpn[long], runs.pages[long]
-    parts = [(np.arange(len(runs.vpn)), np.zeros(len(runs.vpn), np.int64))]
+    if not len(long):
+        return begins
+    vpn, size, at = runs.vpn[long], runs.pages[long], index[long]
+    cuts = [begins]
 
-    def cut(which: Bools | slice, starts: I64, cuts: I64) -> None:
-        among, offset = cuts_inside(starts[which], size[which], cuts)
-        parts.append((long[which][among], offset))
+    def cut(which: Bools | slice, starts: I64, points: I64) -> None:
+        among, offset = cuts_inside(starts[which], size[which], points)
+        cuts.append((long[which][among], offset))
 
-    table = ~facts.hugetlb[runs.vma[long]]
-    parts.append(_table_cuts(long[table], vpn[table], size[table], ptes_per_table(page_size)))
+    in_tables = ~facts.hugetlb[runs.vma[long]]
+    cuts.append(_table_cuts(long[in_tables], vpn[in_tables], size[in_tables], ptes_per_table(page_size)))
     cut(slice(None), vpn, huge.bounds())
     if dirty is not None:
         cut(slice(None), vpn, dirty.bounds())
-    present = index[long] >= 0
-    cut(present, runs.frame[long], own.bounds())
-    cut(present, index[long], _differences(pages, folios))
-    if len(parts[1:]) and not any(len(run) for run, _ in parts[1:]):
-        return parts[0]
-    run, offset = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    vpn = np.unique(runs.vpn[run] + offset)
-    run = np.searchsorted(runs.vpn, vpn, side="right") - 1
-    return run, vpn - runs.vpn[run]
+    cut(at >= 0, runs.frame[long], own.bounds())
+    cut(at >= 0, at, _differences(pages, folios))
+    if not any(len(run) for run, _ in cuts[1:]):
+        return begins
+    run, offset = (np.concatenate(columns) for columns in zip(*cuts, strict=True))
+    starts = np.unique(runs.vpn[run] + offset)
+    run = np.searchsorted(runs.vpn, starts, side="right") - 1
+    return run, starts - runs.vpn[run]
 
 
-def _table_cuts(run: I64, vpn: I64, size: I64, entries: int) -> tuple[I64, I64]:
+def _table_cuts(run: I64, vpn: I64, size: npt.NDArray[np.int32], entries: int) -> tuple[I64, I64]:
     """Where runs go on to the next page-table page."""
     counts = (vpn + size - 1) // entries - vpn // entries
     among = np.repeat(np.arange(len(run)), counts)
@@ -197,13 +201,15 @@ def _table_cuts(run: I64, vpn: I64, size: I64, entries: int) -> tuple[I64, I64]:
 
 def _differences(pages: Pages, folios: Folios) -> I64:
     """Indices of frames that cannot be in one extent with the frame before them."""
-    counts, number = pages.counts, folios.number
-    differ = counts[1:] != counts[:-1]
+    differ = pages.counts[1:] != pages.counts[:-1]
+    other_flags = folios.flags[1:] != folios.flags[:-1]
+    if folios.number is None:
+        return np.flatnonzero(differ | other_flags) + 1
     # a folio begins, and it is not an order-0 folio like its neighbour
-    joins = np.zeros(len(folios.head), bool)
-    joins[1:] = (folios.order[1:] == 0) & (folios.order[:-1] == 0) & (folios.flags[1:] == folios.flags[:-1])
-    begins = number[1:] != number[:-1]
-    return np.flatnonzero(differ | (begins & ~joins[number[1:]])) + 1
+    apart = other_flags | (folios.order[1:] > 0) | (folios.order[:-1] > 0)
+    begins = np.flatnonzero(np.diff(folios.number)) + 1
+    differ[begins[apart[folios.number[begins] - 1]] - 1] = True
+    return np.flatnonzero(differ) + 1
 
 
 def _columns(
@@ -219,53 +225,82 @@ def _columns(
     dirty: Ranges | None,
     page_size: int,
 ) -> Extents:
-    word, vma, vpn = runs.word[run], runs.vma[run], runs.vpn[run] + offset
-    swap = ~runs.present[run]
-    number = np.where(swap, 0, index)
-    if len(folios.head):
-        number = folios.number[number]
-        flags, order = folios.flags[number], folios.order[number]
-        head, mapped, mapcount = folios.head[number], folios.mapped[number], folios.mapcount[number]
-        counts = pages.counts[np.where(swap, 0, index)]
-    else:
-        flags, order = np.zeros(len(run), np.uint64), np.zeros(len(run), np.uint8)
-        head = mapped = mapcount = counts = np.zeros(len(run), np.int64)
-    frame = runs.frame[run]
-    frame = np.where(swap, frame >> SWAP_TYPE_BITS, frame) + offset
+    """Rows that begin at `offset` of `run`; index: their place in `pages`, -1 for swap entries."""
+    if len(run) != len(runs.vpn):
+        runs = Runs(runs.vpn[run] + offset, runs.word[run], _sizes(runs, run, offset), runs.vma[run])
+    rows, word, vma = len(runs.vpn), runs.word, runs.vma
+    pfn = runs.frame
+    swap = index < 0
+    any_swap = bool(swap.any())
+    if any_swap:
+        pfn = np.where(swap, pfn >> SWAP_TYPE_BITS, pfn)
+        index = np.where(swap, 0, index)
+    pfn = pfn + offset
+    number = folios.of(index)
+    counts, order, flags, mapped, mapcount, head = (
+        column[at]
+        for column, at in (
+            (pages.counts, index),
+            (folios.order, number),
+            (folios.flags, number),
+            (folios.mapped, number),
+            (folios.mapcount, number),
+            (folios.head, number),
+        )
+    )
     file = word & PM_FILE != 0
-    anon = (flags & ANON != 0) & ~facts.raw_frames[vma]
-    normal = ~swap & (file | anon) & (flags & ZERO_PAGE == 0)
-    by_pmd = (huge.at(vpn, 0) > 0) & ((order >= _order(ptes_per_table(page_size))) | (flags & NOPAGE != 0))
-    hugetlb = normal & (facts.hugetlb[vma] | (flags & HUGE != 0))
-    kind = np.select([swap, ~normal, hugetlb, by_pmd], [SWAP, SPECIAL, HUGETLB, PMD], PAGE).astype(np.uint8)
-    if dirty is None:
-        is_dirty = normal & (flags & ANON == 0) & facts.writes_back[vma] & (flags & DIRTY != 0)
+    is_anon = flags & ANON != 0
+    normal = (file | is_anon) & ~swap & (flags & ZERO_PAGE == 0)
+    if facts.raw_frames.any():
+        normal &= file | ~facts.raw_frames[vma]
+    kind = np.full(rows, PAGE, np.uint8)
+    if len(huge.start):
+        whole = (order >= _order(ptes_per_table(page_size))) | (flags & NOPAGE != 0)
+        kind[(huge.at(runs.vpn, 0) > 0) & whole] = PMD
+    kind[facts.hugetlb[vma] | (flags & HUGE != 0)] = HUGETLB
+    kind[~normal] = SPECIAL
+    kind[swap] = SWAP
+    if dirty is not None:
+        is_dirty = normal & (dirty.at(runs.vpn, 0) > 0)
+    elif facts.writes_back.any():
+        is_dirty = normal & ~is_anon & facts.writes_back[vma] & (flags & DIRTY != 0)
     else:
-        is_dirty = normal & (dirty.at(vpn, 0) > 0)
-    begin = np.append(vpn, 0)
-    end = runs.vpn[run] + runs.pages[run]
-    following = np.flatnonzero(run[1:] == run[:-1])
-    size = end - vpn
-    size[following] = begin[following + 1] - begin[following]
+        is_dirty = np.zeros(rows, bool)
+    folio = np.where(order > 0, head, pfn) if folios.number is not None else pfn
+    mappings = own.at(pfn, 1)
+    if not normal.all():
+        counts, mapped, mapcount, mappings = (
+            np.where(normal, column, 0) for column in (counts, mapped, mapcount, mappings)
+        )
+    if any_swap:
+        folio, order, flags = (np.where(swap, 0, column) for column in (folio, order, flags))
     return Extents(
         vma=vma,
-        vpn=vpn,
-        pages=size,
+        vpn=runs.vpn,
+        pages=runs.pages.astype(np.uint32),
         kind=kind,
-        pfn=frame,
+        pfn=pfn,
         file=file,
         exclusive=word & PM_EXCLUSIVE != 0,
         soft_dirty=word & PM_SOFT_DIRTY != 0,
         uffd_wp=word & PM_UFFD_WP != 0,
-        kpageflags=np.where(swap, np.uint64(0), flags),
-        mapcount=np.where(normal, counts, 0),
-        own=np.where(normal, own.at(frame, 1), 0),
+        kpageflags=flags.astype(np.uint64, copy=False),
+        mapcount=counts.astype(np.uint32),
+        own=mappings.astype(np.uint32),
         dirty=is_dirty,
-        folio=np.where(swap, 0, np.where(order > 0, head, frame)),
-        order=np.where(swap, np.uint8(0), order),
-        folio_mapped=np.where(normal, mapped, 0),
-        folio_mapcount=np.where(normal, mapcount, 0),
+        folio=folio,
+        order=order.astype(np.uint8, copy=False),
+        folio_mapped=mapped.astype(np.uint32, copy=False),
+        folio_mapcount=mapcount.astype(np.uint64, copy=False),
     )
+
+
+def _sizes(runs: Runs, run: I64, offset: I64) -> npt.NDArray[np.int32]:
+    """Pages of the rows: up to the next row of the run, or to its end."""
+    end = runs.pages[run].astype(np.int64)
+    following = np.flatnonzero(run[1:] == run[:-1])
+    end[following] = offset[following + 1]
+    return (end - offset).astype(np.int32)
 
 
 def _order(pages: int) -> int:

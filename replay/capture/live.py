@@ -19,7 +19,8 @@ from replay.capture.reconcile import Figure
 from replay.capture.space import Options, Progress, Space, Tree
 from replay.capture.table import frame_of, table
 from replay.errors import ReplayError
-from replay.trace.file import ARROW_SCHEMA, AddressSpace, Metadata, Trace, open_writer
+from replay.trace.file import ARROW_SCHEMA, Trace, open_writer
+from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
 
 ATTEMPTS: Final = 3

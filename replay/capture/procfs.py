@@ -13,6 +13,7 @@ import ctypes
 import errno
 import gzip
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -169,26 +170,31 @@ def read_status(root: Path, pid: int, page_size: int) -> Status:
     )
 
 
-def read_vmas(root: Path, pid: int, page_size: int) -> list[Vma]:
-    """The VMAs of a process with VmFlags and totals, in address order, without vsyscall.
+def read_places(root: Path, pid: int, page_size: int) -> list[tuple[int, int]]:
+    """(first page, end page) of the VMAs that maps names, in address order, without vsyscall.
 
-    maps and smaps must name the same VMAs; if they do not, the file that is shorter was cut, or the
-    process ran on between the two.
+    Far cheaper than smaps, which visits every page.
     """
-    places = [line.split(" ", 1)[0] for line in read_text(root, pid, "maps").splitlines()]
-    vmas = _parse_smaps(read_text(root, pid, "smaps"), page_size, str(root / str(pid) / "smaps"))
-    if [place for place, _ in vmas] != places:
-        if is_live(root):
-            raise ProcessGoneError(
-                f"the address space of process {pid} changes while it is read: hold it still"
+    path = root / str(pid) / "maps"
+    try:
+        places = [
+            (int(first, 16) // page_size, int(last, 16) // page_size)
+            for first, last in (
+                line.split(" ", 1)[0].split("-") for line in read_text(root, pid, "maps").splitlines()
             )
-        raise ReplayError(
-            f"maps and smaps of {root / str(pid)} name different VMAs: one is cut, save the tree again"
-        )
-    return [vma for place, vma in vmas if int(place.split("-")[0], 16) < 1 << 63]
+        ]
+    except ValueError:
+        raise ReplayError(f"{path} is damaged: save the tree again") from None
+    return [place for place in places if place[0] * page_size < 1 << 63]
 
 
-def _parse_smaps(text: str, page_size: int, path: str) -> list[tuple[str, Vma]]:
+def read_vmas(root: Path, pid: int, page_size: int) -> list[Vma]:
+    """The VMAs that smaps names, with VmFlags and totals, in address order, without vsyscall."""
+    vmas = _parse_smaps(read_text(root, pid, "smaps"), page_size, str(root / str(pid) / "smaps"))
+    return [vma for vma in vmas if vma.start * page_size < 1 << 63]
+
+
+def _parse_smaps(text: str, page_size: int, path: str) -> list[Vma]:
     vmas = []
     header, values = "", dict[str, str]()
     for line in text.splitlines():
@@ -201,7 +207,7 @@ def _parse_smaps(text: str, page_size: int, path: str) -> list[tuple[str, Vma]]:
         values[key] = value.strip()
         if key == "VmFlags":
             try:
-                vmas.append((header.split(" ", 1)[0], _vma(header, values, page_size)))
+                vmas.append(_vma(header, values, page_size))
             except (KeyError, ValueError, IndexError) as error:
                 raise ReplayError(
                     f"{path} is damaged near {header!r} ({error}): save the tree again"
@@ -296,14 +302,27 @@ def read_words(fd: int, first: int, out: U64) -> int:
 
     out: uint64, shape (n,), contiguous. Interrupted and short reads are continued.
     """
+    return _read_bytes(fd, first * 8, out.view(np.uint8).data) // 8
+
+
+def read_pieces(fd: int, pieces: Sequence[tuple[int, int, int]], out: U64) -> None:
+    """Read several pieces (first word, index in `out`, words); what the file does not have is left alone."""
     buffer = out.view(np.uint8).data
-    done, size, offset = 0, len(buffer), first * 8
+    for first, index, count in pieces:
+        part = buffer[index * 8 : (index + count) * 8]
+        # the usual small piece in one call
+        if count * 8 > BLOCK_BYTES or os.preadv(fd, [part], first * 8) < count * 8:
+            _read_bytes(fd, first * 8, part)
+
+
+def _read_bytes(fd: int, offset: int, buffer: memoryview) -> int:
+    done, size = 0, len(buffer)
     while done < size:
         count = os.preadv(fd, [buffer[done : done + BLOCK_BYTES]], offset + done)
         if not count:
             break
         done += count
-    return done // 8
+    return done
 
 
 def kernel_config(root: Path) -> str:

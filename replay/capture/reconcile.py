@@ -10,18 +10,10 @@ import numpy as np
 
 from replay.capture.extents import ANON, Extents
 from replay.capture.procfs import Status, Vma
-from replay.capture.runs import Runs
 from replay.trace.kpageflags import KPF_SWAPBACKED, bit
 from replay.trace.schema import HUGETLB, SPECIAL, SWAP
 
 SWAPBACKED: Final = np.uint64(bit(KPF_SWAPBACKED))
-
-FIRST_OTHER_SWAP_TYPE: Final = 23
-"""Swap types from here on are never swap devices.
-
-Of 32 types (include/linux/swap.h, MAX_SWAPFILES) at most 9 are set aside for migration, hwpoison, device
-and marker entries.
-"""
 
 
 @dataclass
@@ -66,13 +58,6 @@ def add_extents(totals: Totals, rows: Extents) -> None:
     counted = np.bincount(rows.vma, np.where(rows.kind == SPECIAL, 0, rows.pages), minlength=0)
     for vma in np.flatnonzero(counted).tolist():
         totals.by_vma[vma] = totals.by_vma.get(vma, 0) + int(counted[vma])
-
-
-def other_entries(found: Runs) -> int:
-    """Entries in swap format that stand for migration, poison, devices or markers."""
-    swap = ~found.present
-    kinds = found.frame[swap] & 31
-    return int(found.pages[swap][kinds >= FIRST_OTHER_SWAP_TYPE].sum())
 
 
 def reconcile(totals: Totals, status: Status, vmas: Sequence[Vma], changed: int) -> tuple[Figure, ...]:

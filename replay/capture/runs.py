@@ -6,6 +6,7 @@ one before it plus one frame, and equal in all flags. A 2 MiB folio is one run, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,58 +23,82 @@ from replay.capture.procfs import (
 )
 
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 
 
 class Runs(NamedTuple):
-    """vpn: int64, word: uint64 (of the first page), pages: int64, vma: int64 (index); each of shape (n,)."""
+    """vpn: int64, word: uint64 (of the first page), pages: int32, vma: int32 (index); each of shape (n,)."""
 
     vpn: I64
     word: U64
-    pages: I64
-    vma: I64
+    pages: I32
+    vma: I32
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
         """Whether the runs are of present PTEs; the others are swap entries."""
-        return self.word & PM_PRESENT != 0
+        return self.word >= PM_PRESENT  # the highest bit
 
     @property
     def frame(self) -> I64:
         """First page frame, or swap type and offset."""
-        return (self.word & PM_PFRAME).astype(np.int64)
+        return (self.word & PM_PFRAME).view(np.int64)
 
     def select(self, which: npt.NDArray[np.bool_] | I64 | slice) -> Runs:
         """Some of the runs, by mask, indices or slice."""
         return Runs(self.vpn[which], self.word[which], self.pages[which], self.vma[which])
 
 
-def concat(parts: list[Runs]) -> Runs:
+def concat(parts: Sequence[Runs]) -> Runs:
     """Runs one after the other."""
-    none = Runs(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    if len(parts) == 1:
+        return parts[0]
+    none = Runs(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32))
     vpn, word, pages, vma = zip(*(parts or [none]), strict=True)
     return Runs(np.concatenate(vpn), np.concatenate(word), np.concatenate(pages), np.concatenate(vma))
 
 
 def runs_of(first: int, words: U64, vma_starts: I64) -> Runs:
     """Runs of the pagemap words of pages `first`.., which lie in VMAs that start at `vma_starts` (sorted)."""
-    taken = np.flatnonzero(words & (PM_PRESENT | PM_SWAP))
-    if len(taken) != len(words):
-        words = words[taken]
-    if not len(words):
-        return concat([])
-    step = np.where(words[1:] & PM_PRESENT != 0, np.uint64(1), np.uint64(1 << SWAP_TYPE_BITS))
-    start = np.ones(len(words), bool)
-    start[1:] = (words[1:] - words[:-1] != step) | (np.diff(taken) != 1)
-    low, high = np.searchsorted(vma_starts, (first + taken[0], first + taken[-1]), side="right")
-    start[np.searchsorted(taken, vma_starts[low:high] - first)] = True
+    taken = words >= PM_SWAP  # PM_PRESENT or PM_SWAP, the two highest bits
+    start = np.empty(len(words), bool)
+    start[:1] = True
+    # present words that go on by one frame, swap entries that go on by one offset
+    step = words[1:] - words[:-1]
+    start[1:] = step != 1
+    if not words.min(initial=PM_PRESENT) >= PM_PRESENT:
+        start[1:] &= (step != 1 << SWAP_TYPE_BITS) | (words[1:] >= PM_PRESENT)
+        start[1:] |= (step == 1) & (words[1:] < PM_PRESENT)
+        start[1:] |= ~taken[:-1]
+        start &= taken
+    low, high = np.searchsorted(vma_starts, (first, first + len(words)))
+    borders = vma_starts[low:high] - first
+    start[borders] = taken[borders]
     begin = np.flatnonzero(start)
-    vpn = first + taken[begin]
+    # a run ends where the next begins, or before that at the first hole
+    ends = np.append(begin[1:], len(words))
+    holes = np.flatnonzero(taken[:-1] & ~taken[1:]) + 1
+    if len(holes) and len(begin):
+        hole = np.append(holes, len(words))[np.searchsorted(holes, begin, side="right")]
+        ends = np.minimum(ends, hole)
+    vpn = begin + first
     return Runs(
         vpn=vpn,
         word=words[begin],
-        pages=np.diff(begin, append=len(words)),
-        vma=np.searchsorted(vma_starts, vpn, side="right") - 1,
+        pages=(ends - begin).astype(np.int32),
+        vma=_vma_index(vpn, vma_starts),
     )
+
+
+def _vma_index(vpn: I64, vma_starts: I64) -> I32:
+    """The VMA of each page; both sorted."""
+    if not len(vpn):
+        return np.zeros(0, np.int32)
+    low, high = np.searchsorted(vma_starts, (vpn[0], vpn[-1]), side="right")
+    index = np.full(len(vpn), low - 1, np.int32)
+    for number in range(low, high):
+        index[np.searchsorted(vpn, vma_starts[number]) :] = number
+    return index
 
 
 def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
@@ -90,7 +115,7 @@ def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
     return points[inside], points[inside + 1], depth[inside]
 
 
-def cuts_inside(starts: I64, pages: I64, cuts: I64) -> tuple[I64, I64]:
+def cuts_inside(starts: I64, pages: I64 | I32, cuts: I64) -> tuple[I64, I64]:
     """Which sorted `cuts` fall inside ranges that start at `starts` with `pages` each.
 
     Returns (index of the range, offset in it) of each cut that is not at a range's start.
@@ -108,7 +133,8 @@ def difference(before: Runs, after: Runs) -> int:
 
     Changes of PM_EXCLUSIVE and PM_SOFT_DIRTY do not count: other processes and their exits make the first.
     """
-    if all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+    unchanged = np.array_equal(before.vpn, after.vpn) and np.array_equal(before.word, after.word)
+    if unchanged and np.array_equal(before.pages, after.pages):
         return 0
     (old_vpn, old_word), (new_vpn, new_word) = _expanded(before), _expanded(after)
     common, old_place, new_place = np.intersect1d(old_vpn, new_vpn, assume_unique=True, return_indices=True)

@@ -24,6 +24,7 @@ from replay.capture.procfs import Vma
 from replay.errors import ProcessGoneError, ReplayError
 
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 PAGE_IS_PRESENT: Final = 1 << 3
 PAGE_IS_SWAPPED: Final = 1 << 4
@@ -74,7 +75,9 @@ def _scan(fd: int, start: int, end: int) -> tuple[npt.NDArray[np.void], int]:
         return_mask=PAGE_IS_HUGE,
     )
     count = fcntl.ioctl(fd, _PAGEMAP_SCAN, arg)
-    return regions[:count], arg.walk_end
+    # walk_end tells where to go on if regions were many; else it may be left from inside the walk: the kernel
+    # collects 512 regions at a time, and sets it where these were full (do_pagemap_scan(), seen on v6.18)
+    return regions[:count], arg.walk_end if count == len(regions) else end
 
 
 @functools.cache
@@ -93,35 +96,27 @@ def supported() -> bool:
     return True
 
 
-def scanned(
-    fd: int, vmas: Sequence[Vma], page_size: int, pid: int
-) -> Iterator[tuple[I64, I64, npt.NDArray[np.bool_]]]:
+def scanned(fd: int, places: Sequence[tuple[int, int]], page_size: int, pid: int) -> tuple[I64, I64, Bools]:
     """Populated regions by PAGEMAP_SCAN: (first page, end page, mapped by a PMD), in address order.
 
-    VM_PFNMAP mappings, which the ioctl leaves out, are regions as a whole.
+    places: the VMAs. The ioctl leaves VM_PFNMAP mappings out (pagemap_scan_test_walk()).
     """
-    maps = [vma for vma in vmas if vma.has("pf")]
-    position, end = (vmas[0].start, vmas[-1].end) if vmas else (0, 0)
-    for vma in [*maps, None]:
-        limit = vma.start if vma else end
-        while position < limit:
-            try:
-                regions, walked = _scan(fd, position * page_size, limit * page_size)
-            except OSError as error:
-                if error.errno == errno.ESRCH:
-                    raise ProcessGoneError(f"process {pid} ended while it was read") from None
-                raise ReplayError(
-                    f"PAGEMAP_SCAN of process {pid} failed ({error.strerror}): use --no-pagemap-scan"
-                ) from None
-            yield (
-                (regions["start"] // page_size).astype(np.int64),
-                (regions["end"] // page_size).astype(np.int64),
-                regions["categories"] & np.uint64(PAGE_IS_HUGE) != 0,
-            )
-            position = walked // page_size
-        if vma:
-            yield np.array([vma.start]), np.array([vma.end]), np.zeros(1, bool)
-            position = vma.end
+    parts = []
+    position, end = (places[0][0], places[-1][1]) if places else (0, 0)
+    while position < end:
+        try:
+            regions, walked = _scan(fd, position * page_size, end * page_size)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise ProcessGoneError(f"process {pid} ended while it was read") from None
+            raise ReplayError(
+                f"PAGEMAP_SCAN of process {pid} failed ({error.strerror}): use --no-pagemap-scan"
+            ) from None
+        parts.append(regions)
+        position = walked // page_size
+    regions = np.concatenate(parts) if parts else np.zeros(0, REGION)
+    start, stop = ((regions[name] // page_size).astype(np.int64) for name in ("start", "end"))
+    return start, stop, regions["categories"] & np.uint64(PAGE_IS_HUGE) != 0
 
 
 def unscanned(vmas: Sequence[Vma]) -> tuple[I64, I64]:
@@ -147,14 +142,16 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         position = hole
 
 
-def spans(starts: I64, ends: I64, block_pages: int) -> tuple[I64, I64]:
-    """Join regions over small holes, then cut at multiples of `block_pages`.
+def spans(starts: I64, ends: I64, borders: I64, block_pages: int) -> tuple[I64, I64]:
+    """Join regions over small holes inside a VMA, then cut at multiples of `block_pages`.
 
-    starts, ends: int64, shape (n,), sorted, in pages. Returns the same, each within one block.
+    starts, ends: int64, shape (n,), sorted, in pages. borders: where VMAs start. Returns the same, each
+    within one block.
     """
     if not len(starts):
         return starts, ends
-    apart = np.flatnonzero(starts[1:] - ends[:-1] > BRIDGE_PAGES) + 1
+    border = np.searchsorted(borders, ends[:-1]) != np.searchsorted(borders, starts[1:], side="right")
+    apart = np.flatnonzero(border | (starts[1:] - ends[:-1] > BRIDGE_PAGES)) + 1
     starts, ends = starts[np.r_[0, apart]], ends[np.r_[apart - 1, len(ends) - 1]]
     pieces = (ends - 1) // block_pages - starts // block_pages + 1
     index = np.repeat(np.arange(len(starts)), pieces)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,9 @@ import numpy.typing as npt
 from replay.capture import extents as ex
 from replay.capture import folios, procfs, runs, scan, settings
 from replay.capture.extents import Extents, Ranges
+from replay.capture.kept import Kept
 from replay.capture.procfs import Status, Vma
-from replay.capture.reconcile import Figure, Totals, add_extents, other_entries, reconcile
+from replay.capture.reconcile import Figure, Totals, add_extents, reconcile
 from replay.capture.runs import Runs
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.kpageflags import bit
@@ -33,7 +34,7 @@ I64 = npt.NDArray[np.int64]
 BLOCK_PAGES: Final = 1 << 18
 """Words of one block: no page-table page and no huge page of hugetlb (at most 1 GiB) spans two."""
 
-PORTION_PAGES: Final = 1 << 20
+PORTION_PAGES: Final = 1 << 21
 """Pages whose folios are held at a time."""
 
 UPTODATE: Final = np.uint64(bit(3))
@@ -88,7 +89,9 @@ class Survey:
     """The page tables of a process. huge: ranges mapped by a PMD; own: frames mapped several times."""
 
     vmas: list[Vma]
-    runs: Runs
+    starts: I64
+    """First pages of the VMAs."""
+    blocks: Kept
     huge: Ranges
     huge_known: bool
     own: Ranges
@@ -126,93 +129,122 @@ def capture_space(
 ) -> Space:
     """Capture the address space of `pid`, which the caller holds still, handing extents to `emit` in order.
 
+    `emit` is called by a thread of `tree.pool`, while the next extents are built.
+
     Raises `ProcessGoneError` if the process has ended, `ReplayError` for a kernel thread, for missing
     rights and for a saved tree that is incomplete.
     """
     status = procfs.read_status(tree.root, pid, tree.page_size)
     fd = procfs.open_pagemap(tree.root, pid)
+    emitting: Future[None] | None = None
     try:
-        survey = _survey(tree, fd, pid, options)
-        facts = ex.vma_facts(survey.vmas)
-        dirty = None if options.known_dirty is None else _ranges(options.known_dirty)
-        totals = Totals(other_entries=other_entries(survey.runs))
-        changed = done = 0
-        total = int(survey.runs.pages.sum())
-        for portion in _portions(survey.runs):
-            pages = _read_folios(tree, portion)
-            changed += _second_look(fd, survey.vmas, portion) if tree.live else 0
-            rows, torn = ex.build(
-                portion,
-                pages,
-                facts,
-                survey.own,
-                survey.huge,
-                dirty,
-                tree.page_size,
-                tree.mapcounts == "precise",
-            )
-            changed += torn
-            _check_saved(tree, rows, survey.vmas)
-            add_extents(totals, rows)
-            emit(rows, survey.vmas, status)
-            done += int(portion.pages.sum())
-            if progress:
-                progress(done, total)
-        if not tree.live:
-            _check_pagemap_whole(tree, fd, pid, survey.vmas, totals)
+        with contextlib.closing(Kept()) as blocks:
+            survey = _survey(tree, fd, pid, options, blocks)
+            facts = ex.vma_facts(survey.vmas)
+            dirty = None if options.known_dirty is None else _ranges(options.known_dirty)
+            totals = Totals(other_entries=blocks.other_entries)
+            precise = tree.mapcounts == "precise"
+            changed = done = 0
+            for portion in blocks.portions(PORTION_PAGES):
+                pages, places = _read_folios(tree, portion)
+                changed += ex.raise_counts(portion, places, pages, survey.own, precise)
+                found = folios.folios_of(pages)
+                for batch, index in _batches(portion, places):
+                    if tree.live:
+                        changed += _second_look(fd, survey.starts, batch)
+                    rows, torn = ex.build(
+                        batch, index, pages, found, facts, survey.own, survey.huge, dirty, tree.page_size
+                    )
+                    changed += torn
+                    _check_saved(tree, rows, survey.vmas)
+                    add_extents(totals, rows)
+                    if emitting:
+                        emitting.result()
+                    emitting = tree.pool.submit(emit, rows, survey.vmas, status)
+                    done += int(batch.pages.sum())
+                    if progress:
+                        progress(done, blocks.pages)
+            if emitting:
+                emitting.result()
+            if not tree.live:
+                _check_pagemap_whole(tree, fd, pid, survey.vmas, totals)
     finally:
         os.close(fd)
+        if emitting:
+            # what `emit` writes to is closed by the caller only when it has ended
+            emitting.exception()
     figures = reconcile(totals, status, survey.vmas, changed)
-    return Space(status, survey.huge_known, changed, total, figures)
+    return Space(status, survey.huge_known, changed, blocks.pages, figures)
 
 
-def _survey(tree: Tree, fd: int, pid: int, options: Options) -> Survey:
-    vmas = procfs.read_vmas(tree.root, pid, tree.page_size)
-    if not vmas:
-        raise ProcessGoneError(f"process {pid} has ended: it has no memory left")
-    starts = np.array([vma.start for vma in vmas], np.int64)
-    huge: list[tuple[I64, I64]] = []
-    parts: list[Runs] = []
-    use_scan = tree.live and options.use_scan and scan.supported()
-    for begin, end in _populated(tree, fd, pid, vmas, huge if use_scan else None):
-        for first, words in _words(fd, begin, end):
-            if words is None:
-                if tree.live and _inside(vmas, first):
-                    raise ProcessGoneError(f"process {pid} ended while it was read")
-                continue
-            parts.append(runs.runs_of(first, words, starts))
-    found = runs.concat(parts)
-    _check_rights(tree, found)
-    own = _own(found, ex.vma_facts(vmas), trust_exclusive=options.held and tree.mapcounts == "precise")
-    known = options.known_pmd
-    if known is None and not use_scan:
-        known = _saved_huge(tree, pid)
-    if known is not None:
-        return Survey(vmas, found, _ranges(known), True, own)
-    if use_scan:
-        return Survey(vmas, found, _joined(huge), True, own)
-    ranges, is_known = _huge_by_smaps(tree, found, vmas)
-    return Survey(vmas, found, ranges, is_known, own)
-
-
-def _populated(
-    tree: Tree, fd: int, pid: int, vmas: list[Vma], huge: list[tuple[I64, I64]] | None
-) -> Iterator[tuple[I64, I64]]:
-    """Regions to read, in address order. huge: where PAGEMAP_SCAN puts PMD mappings; None: do not use it."""
-    if huge is not None:
-        for start, end, by_pmd in scan.scanned(fd, vmas, tree.page_size, pid):
-            huge.append((start[by_pmd], end[by_pmd]))
-            yield scan.spans(start, end, BLOCK_PAGES)
+def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Survey:
+    """Read all page tables into `blocks`; smaps, the slowest of all files, is read meanwhile."""
+    places = procfs.read_places(tree.root, pid, tree.page_size)
+    starts = np.array([start for start, _ in places], np.int64)
+    smaps = tree.pool.submit(procfs.read_vmas, tree.root, pid, tree.page_size)
+    scanned = tree.live and options.use_scan and scan.supported()
+    huge = _ranges(())
+    try:
+        if scanned:
+            begin, end, by_pmd = scan.scanned(fd, places, tree.page_size, pid)
+            huge = Ranges(begin[by_pmd], end[by_pmd], np.ones(int(by_pmd.sum()), np.int64))
+            _keep(tree, fd, pid, begin, end, places, blocks)
+    finally:
+        smaps.exception()
+    vmas = smaps.result()
+    _check_places(tree, pid, places, vmas)
+    if scanned:
+        maps_frames = [(vma.start, vma.end) for vma in vmas if vma.has("pf")]
+        _keep(tree, fd, pid, *_columns(maps_frames), places, blocks)
+        blocks.sort()
     elif tree.live:
-        yield scan.spans(*scan.unscanned(vmas), BLOCK_PAGES)
+        _keep(tree, fd, pid, *scan.unscanned(vmas), places, blocks)
     else:
         data = [part for vma in vmas for part in scan.data_extents(fd, vma.start, vma.end)]
-        yield scan.spans(*_columns(data), BLOCK_PAGES)
+        _keep(tree, fd, pid, *_columns(data), places, blocks)
+    if blocks.present and not blocks.frames:
+        raise _hidden(tree)
+    own = _own(blocks, ex.vma_facts(vmas), trust_exclusive=options.held and tree.mapcounts == "precise")
+    known = options.known_pmd if scanned or options.known_pmd is not None else _saved_huge(tree, pid)
+    if known is not None:
+        return Survey(vmas, starts, blocks, _ranges(known), True, own)
+    if scanned:
+        return Survey(vmas, starts, blocks, huge, True, own)
+    huge, is_known = _huge_by_smaps(tree, blocks, vmas)
+    return Survey(vmas, starts, blocks, huge, is_known, own)
+
+
+def _check_places(tree: Tree, pid: int, places: list[tuple[int, int]], vmas: list[Vma]) -> None:
+    """Refuse an address space of which maps and smaps say different things."""
+    if not vmas or not places:
+        if tree.live:
+            raise ProcessGoneError(f"process {pid} has ended: it has no memory left")
+        raise ReplayError(f"maps or smaps of {tree.root / str(pid)} is cut: save the tree again")
+    if [(vma.start, vma.end) for vma in vmas] != places:
+        if tree.live:
+            raise ReplayError(
+                f"the address space of process {pid} changes while it is read: hold it still, or try again"
+            )
+        raise ReplayError(
+            f"maps and smaps of {tree.root / str(pid)} name different VMAs: one is cut, save the tree again"
+        )
+
+
+def _keep(
+    tree: Tree, fd: int, pid: int, begin: I64, end: I64, places: list[tuple[int, int]], blocks: Kept
+) -> None:
+    """Read regions of pagemap into `blocks`."""
+    starts = np.array([start for start, _ in places], np.int64)
+    for first, words in _words(fd, *scan.spans(begin, end, starts, BLOCK_PAGES)):
+        if words is not None:
+            blocks.append(runs.runs_of(first, words, starts))
+        elif tree.live and any(start <= first < stop for start, stop in places):
+            raise ProcessGoneError(f"process {pid} ended while it was read")
 
 
 def _words(fd: int, starts: I64, ends: I64) -> Iterator[tuple[int, procfs.U64 | None]]:
     """(first page, words) of each span; None instead of words where the file has none."""
-    buffer = np.empty(BLOCK_PAGES, np.uint64)
+    buffer = np.empty(BLOCK_PAGES if len(starts) else 0, np.uint64)
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         count = procfs.read_words(fd, start, buffer[: end - start])
         if count:
@@ -221,57 +253,58 @@ def _words(fd: int, starts: I64, ends: I64) -> Iterator[tuple[int, procfs.U64 | 
             yield start + count, None
 
 
-def _inside(vmas: list[Vma], vpn: int) -> bool:
-    return any(vma.start <= vpn < vma.end for vma in vmas)
+def _read_folios(tree: Tree, portion: list[Runs]) -> tuple[folios.Pages, list[I64]]:
+    """Words of all folios that the runs touch; for each block, the place of each run in them (-1: swap)."""
+    sizes = np.concatenate([block.pages for block in portion])
+    present = np.flatnonzero(np.concatenate([block.present for block in portion]))
+    # frame and index sorted as one number: many times faster than argsort()
+    bits = len(sizes).bit_length()
+    keys = np.concatenate([block.frame for block in portion])[present]
+    keys <<= bits
+    keys |= present
+    keys.sort()
+    order = keys & (1 << bits) - 1
+    keys >>= bits
+    pages = folios.read(tree.flags_fd, tree.counts_fd, keys, sizes[order], tree.pool)
+    index = np.full(len(sizes), -1)
+    index[order] = pages.places(keys)
+    return pages, np.split(index, np.cumsum([len(block.vpn) for block in portion])[:-1])
 
 
-def _portions(all_runs: Runs) -> Iterator[Runs]:
-    """Runs in address order, about `PORTION_PAGES` at a time, cut where a block begins."""
-    if not len(all_runs.vpn):
-        return
-    total = np.cumsum(all_runs.pages)
-    block = all_runs.vpn // BLOCK_PAGES
-    begins = np.flatnonzero(np.diff(block)) + 1
-    start = 0
-    while start < len(total):
-        full = (total[start - 1] if start else 0) + PORTION_PAGES
-        # the last block that ends before the portion is full, but at least one
-        after = begins[begins > start]
-        fitting = after[total[after - 1] <= full]
-        stop = int(fitting[-1]) if len(fitting) else int(after[0]) if len(after) else len(total)
-        if total[-1] <= full:
-            stop = len(total)
-        yield all_runs.select(slice(start, stop))
-        start = stop
+def _batches(portion: list[Runs], places: list[I64]) -> Iterator[tuple[Runs, I64]]:
+    """Blocks with their places, small ones put together."""
+    some: list[Runs] = []
+    begin = 0
+    for number, block in enumerate(portion):
+        some.append(block)
+        if number + 1 == len(portion) or sum(int(part.pages.sum()) for part in some) >= BLOCK_PAGES:
+            yield runs.concat(some), np.concatenate(places[begin : number + 1])
+            some, begin = [], number + 1
 
 
-def _read_folios(tree: Tree, portion: Runs) -> folios.Pages:
-    present = portion.select(portion.present)
-    order = np.argsort(present.frame, kind="stable")
-    return folios.read(tree.flags_fd, tree.counts_fd, present.frame[order], present.pages[order], tree.pool)
+def _second_look(fd: int, starts: I64, portion: Runs) -> int:
+    """Entries of the portion that are no longer as they were."""
+    spans = scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
+    again = [runs.runs_of(first, words, starts) for first, words in _words(fd, *spans) if words is not None]
+    return runs.difference(portion, runs.concat(again))
 
 
-def _second_look(fd: int, vmas: list[Vma], portion: Runs) -> int:
-    """Entries of the portion that are no longer as they were; changes of PM_EXCLUSIVE alone do not count."""
-    starts = np.array([vma.start for vma in vmas], np.int64)
-    spans = scan.spans(portion.vpn, portion.vpn + portion.pages, BLOCK_PAGES)
-    again = runs.concat(
-        [runs.runs_of(first, words, starts) for first, words in _words(fd, *spans) if words is not None]
-    )
-    return runs.difference(portion, again)
-
-
-def _own(found: Runs, facts: ex.VmaFacts, trust_exclusive: bool) -> Ranges:
+def _own(blocks: Kept, facts: ex.VmaFacts, trust_exclusive: bool) -> Ranges:
     """Frames that the address space maps several times, with the number of times.
 
     PM_EXCLUSIVE says that a page is mapped once in all, but for hugetlb, and where the kernel does not
     count the mappings of each page.
     """
-    several = found.present & ~facts.raw_frames[found.vma]
-    if trust_exclusive:
-        several &= (found.word & procfs.PM_EXCLUSIVE == 0) | facts.hugetlb[found.vma]
-    some = found.select(several)
-    return Ranges(*runs.cover(some.frame, some.frame + some.pages, least=2))
+    starts, ends = [], []
+    for block in blocks.blocks():
+        several = block.present & ~facts.raw_frames[block.vma]
+        if trust_exclusive:
+            several &= (block.word & procfs.PM_EXCLUSIVE == 0) | facts.hugetlb[block.vma]
+        some = block.select(several)
+        starts.append(some.frame)
+        ends.append(some.frame + some.pages)
+    none = [np.zeros(0, np.int64)]
+    return Ranges(*runs.cover(np.concatenate(starts or none), np.concatenate(ends or none), least=2))
 
 
 def _saved_huge(tree: Tree, pid: int) -> tuple[tuple[int, int], ...] | None:
@@ -282,7 +315,7 @@ def _saved_huge(tree: Tree, pid: int) -> tuple[tuple[int, int], ...] | None:
     return tuple(zip(start.tolist(), end.tolist(), strict=True))
 
 
-def _huge_by_smaps(tree: Tree, found: Runs, vmas: list[Vma]) -> tuple[Ranges, bool]:
+def _huge_by_smaps(tree: Tree, blocks: Kept, vmas: list[Vma]) -> tuple[Ranges, bool]:
     """PMD mappings by the totals of smaps, and whether these leave only one reading.
 
     A candidate is an aligned, whole PMD-sized folio mapped as a whole. v6.1 leaves PMD mappings of a
@@ -291,7 +324,8 @@ def _huge_by_smaps(tree: Tree, found: Runs, vmas: list[Vma]) -> tuple[Ranges, bo
     size = ptes_per_table(tree.page_size)
     huge: list[I64] = []
     known = True
-    candidates, is_dirty = _pmd_candidates(tree, found, size)
+    parts = [_pmd_candidates(tree, block, size) for block in blocks.blocks()]
+    candidates, is_dirty = (np.concatenate(column) for column in zip(*parts, strict=True))
     for number, vma in enumerate(vmas):
         if vma.has("ht"):
             continue
@@ -300,7 +334,7 @@ def _huge_by_smaps(tree: Tree, found: Runs, vmas: list[Vma]) -> tuple[Ranges, bo
         here = candidates[place][np.argsort(is_dirty[place], kind="stable")]
         total = vma.pmd_mapped
         if vma.perms.startswith("---") and len(here):
-            total += _mapped_pages(tree, found.select(found.vma == number)) - vma.rss
+            total += _mapped_pages(tree, blocks, number) - vma.rss
         count = min(max(total // size, 0), len(here))
         known &= total == count * size and count in (0, len(here))
         huge.append(np.sort(here[:count]))
@@ -308,26 +342,41 @@ def _huge_by_smaps(tree: Tree, found: Runs, vmas: list[Vma]) -> tuple[Ranges, bo
     return Ranges(start, start + size, np.ones_like(start)), known
 
 
-def _pmd_candidates(tree: Tree, found: Runs, size: int) -> tuple[I64, folios.Bools]:
+def _pmd_candidates(tree: Tree, block: Runs, size: int) -> tuple[I64, folios.Bools]:
     """Aligned, whole folios of `size` pages or more, mapped in order at an aligned address.
 
     Returns the first page of each and whether the folio is dirty.
     """
-    vpn, frame = _aligned_parts(runs.contiguous(found), size)
+    vpn, frame = _aligned_parts(runs.contiguous(block), size)
     # an aligned power of two: head first and a tail in the middle means that no folio begins between
-    flags = np.zeros((len(frame), 2), np.uint64)
-    for row, head in enumerate(frame.tolist()):
-        procfs.read_words(tree.flags_fd, head, flags[row, :1])
-        procfs.read_words(tree.flags_fd, head + size // 2, flags[row, 1:])
-    head, middle = flags.T
+    head = _flags(tree, frame)
+    middle = _flags(tree, frame + size // 2)
     whole = (head & folios.HEAD != 0) & (middle & folios.TAIL != 0) & (head & ex.ZERO_PAGE == 0)
     # PM_EXCLUSIVE is that of the head for all pages of a PMD mapping up to Linux kernel commit 2c1f057e5be6
     # "fs/proc/task_mmu: properly detect PM_MMAP_EXCLUSIVE per page of PMD-mapped THPs" (in v6.11); kernels
     # that show UPTODATE on heads only are older still (v6.10)
     per_page = (head ^ middle) & UPTODATE == 0
-    alike = np.isin(vpn, _aligned_parts(found.select(found.present), size)[0])
+    alike = np.isin(vpn, _aligned_parts(block.select(block.present), size)[0])
     taken = whole & (per_page | alike)
     return vpn[taken], (head & ex.DIRTY != 0)[taken]
+
+
+def _mapped_pages(tree: Tree, blocks: Kept, vma: int) -> int:
+    """Present pages of a VMA that are not zero pages."""
+    count = 0
+    for block in blocks.blocks():
+        present = block.select(block.present & (block.vma == vma))
+        frames, inverse = np.unique(present.frame, return_inverse=True)
+        zero = _flags(tree, frames) & ex.ZERO_PAGE != 0
+        count += int(present.pages[~zero[inverse]].sum())
+    return count
+
+
+def _flags(tree: Tree, frames: I64) -> procfs.U64:
+    """kpageflags of single frames."""
+    flags = np.zeros(len(frames), np.uint64)
+    procfs.read_pieces(tree.flags_fd, [(frame, row, 1) for row, frame in enumerate(frames.tolist())], flags)
+    return flags
 
 
 def _aligned_parts(mapped: Runs, size: int) -> tuple[I64, I64]:
@@ -341,26 +390,11 @@ def _aligned_parts(mapped: Runs, size: int) -> tuple[I64, I64]:
     return vpn[aligned], frame[aligned]
 
 
-def _mapped_pages(tree: Tree, of_vma: Runs) -> int:
-    """Present pages of a VMA that are not zero pages."""
-    present = of_vma.select(of_vma.present)
-    frames, inverse = np.unique(present.frame, return_inverse=True)
-    flags = np.zeros(len(frames), np.uint64)
-    for row, frame in enumerate(frames.tolist()):
-        procfs.read_words(tree.flags_fd, frame, flags[row : row + 1])
-    zero = flags & ex.ZERO_PAGE != 0
-    return int(present.pages[~zero[inverse]].sum())
-
-
-def _check_rights(tree: Tree, found: Runs) -> None:
-    """Refuse frames that read as 0: pagemap_read() hides them from who lacks CAP_SYS_ADMIN."""
-    present = found.present
-    if present.any() and not (found.frame[present]).any():
-        raise ReplayError(
-            "page frames read as 0: CAP_SYS_ADMIN is missing: run replay as root of the host"
-            if tree.live
-            else f"page frames in {tree.root} read as 0: the tree was saved without CAP_SYS_ADMIN"
-        )
+def _hidden(tree: Tree) -> ReplayError:
+    """Frames read as 0: pagemap_read() hides them from who lacks CAP_SYS_ADMIN."""
+    if tree.live:
+        return ReplayError("page frames read as 0: CAP_SYS_ADMIN is missing: run replay as root of the host")
+    return ReplayError(f"page frames in {tree.root} read as 0: it was saved without CAP_SYS_ADMIN")
 
 
 def _check_saved(tree: Tree, rows: Extents, vmas: list[Vma]) -> None:
@@ -399,10 +433,4 @@ def _ranges(pairs: Sequence[tuple[int, int]]) -> Ranges:
     """Ranges with value 1; those that touch become one."""
     start, end = _columns(pairs)
     start, end = folios.pieces_of(start, end - start, 0)
-    return Ranges(start, end, np.ones_like(start))
-
-
-def _joined(parts: list[tuple[I64, I64]]) -> Ranges:
-    start = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int64)
-    end = np.concatenate([part[1] for part in parts]) if parts else start
     return Ranges(start, end, np.ones_like(start))
