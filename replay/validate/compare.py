@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
+from replay.validate.fate import Fate
 from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
 
 UNEXPLAINED: Final = "unexplained"
 
 CAUSES: Final = {
-    "lru batch": "a reference of another CPU's LRU batch: at the exit stop the folio is not on the LRU",
+    "lru batch": "a reference of another CPU's LRU batch: the folio was freed when that batch was emptied",
     "reference": "a reference that procfs does not show (a pin, a pipe): after the exit nobody maps the "
     "folio, and it is still there",
     "freed later": "a reference that procfs does not show; another task dropped it soon after and freed",
@@ -31,11 +32,11 @@ CAUSES: Final = {
 
 
 class Frame(NamedTuple):
-    """A frame after the exit: its kpageflags word, kpagecount, and who freed it since, if anyone was seen."""
+    """A frame after the exit: its kpageflags word, kpagecount, and how it was freed since, if it was."""
 
     flags: int
     mapcount: int
-    freed_by: str = ""
+    fate: Fate | None = None
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,9 @@ def _why_stayed(pfn: int, prediction: Prediction, after: Mapping[int, Frame]) ->
     frame = after.get(pfn)
     if frame is None:
         return UNEXPLAINED, ""
-    seen = frame.freed_by or f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
-    if not folios.lru[index]:
-        return "lru batch", f"no KPF LRU at the exit stop; {seen}"
-    if frame.freed_by:
-        return "freed later", seen
+    seen = f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
+    if frame.fate:
+        return "lru batch" if frame.fate.lru_batch else "freed later", f"{frame.fate.evidence}; {seen}"
     if frame.mapcount:
         return "mapped since", seen
     if frame.flags & bit(KPF_SWAPCACHE) and folios.swapcache[index]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import mmap
 from typing import Final
 
@@ -10,17 +10,20 @@ MADV_COLLAPSE: Final = 25
 """include/uapi/asm-generic/mman-common.h."""
 
 SIZE: Final = 4 << 20
-"""Holds a whole PMD-sized piece wherever it lies."""
+"""Holds a whole piece of 2 MiB wherever it lies."""
 
 
-def drain() -> None:
-    """Empty the LRU batches of all CPUs; does nothing where the kernel cannot collapse pages.
+def drain() -> bool:
+    """Empty the LRU batches of all CPUs; returns whether the kernel did.
 
-    MADV_COLLAPSE calls lru_add_drain_all() before it looks at the memory it is given, which is empty here
-    (Linux kernel commit 7d8faaf15545 "mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse", in v6.1).
+    MADV_COLLAPSE, here on memory of our own, calls lru_add_drain_all() before it looks at that memory (Linux
+    kernel commit 7d8faaf15545 "mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse", in v6.1).
     """
-    with (
-        mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory,
-        contextlib.suppress(OSError),
-    ):
-        memory.madvise(MADV_COLLAPSE)
+    with mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[SIZE // 2] = 1
+        try:
+            memory.madvise(MADV_COLLAPSE)
+        except OSError as error:
+            # the advice is unknown; other failures come after the batches were emptied
+            return error.errno != errno.EINVAL
+        return True

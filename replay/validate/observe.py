@@ -17,6 +17,9 @@ EVENTS: Final = (
 )
 """Tracepoints as "system/name"; `sched_switch` shows preemption."""
 
+EVIDENCE: Final = ("kmem/mm_page_free", "pagemap/mm_lru_insertion", "pagemap/mm_lru_activate")
+"""Tracepoints that show, of all tasks, who frees a folio later, and when it leaves an LRU batch."""
+
 RECORD_BYTES: Final = 64
 """Ring-buffer bytes for each folio freed: mm_page_free takes 28, mm_page_free_batched 20."""
 SPARE_BYTES: Final = 1 << 18

@@ -222,6 +222,16 @@ def mlock() -> None:
     call("mlock", address, MIB)
 
 
+def pinned() -> None:
+    """Pages that a pipe holds too: it is closed after the memory is gone."""
+    address = map_memory(64 * PAGE)
+    write(address, 64 * PAGE)
+    _, pipe = os.pipe()
+    for number in range(8):
+        piece = (ctypes.c_size_t * 2)(address + number * 3 * PAGE, PAGE)
+        call("vmsplice", pipe, ctypes.addressof(piece), 1, 0)
+
+
 def threads() -> None:
     """Several threads, each with a stack and an arena of its own, alive at the exit."""
     held = []
@@ -261,6 +271,7 @@ PROGRAMS: Final = {
         swap_fork,
         mremap,
         mlock,
+        pinned,
         threads,
         numpy,
     )

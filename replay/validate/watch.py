@@ -6,9 +6,9 @@ import contextlib
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -22,7 +22,7 @@ from replay.capture.table import frame_of, table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.file import ARROW_SCHEMA, Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_LRU, KPF_SWAPCACHE, bit
-from replay.validate import lru, observe, predict, tracefs
+from replay.validate import fate, lru, observe, predict, tracefs
 from replay.validate.compare import Comparison, Frame, compare, stayed
 from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
@@ -107,7 +107,7 @@ def watcher() -> Iterator[Watcher]:
         tracefs.remove_stale(root)
         with (
             tracefs.instance(root, undo, "exit", observe.EVENTS) as instance,
-            tracefs.instance(root, undo, "others", observe.EVENTS[:1], overwrite=True) as others,
+            tracefs.instance(root, undo, "others", observe.EVIDENCE, overwrite=True) as others,
         ):
             if "mm_page_free" not in instance.events:
                 raise ReplayError(
@@ -280,27 +280,21 @@ def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdi
 
 
 def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation) -> dict[int, Frame]:
-    """What became of frames that were not freed: the kernel's words about them, and who freed them since."""
+    """What became of frames that were not freed: the kernel's words, and how they were freed since.
+
+    The LRU batches are emptied to see whether that frees them.
+    """
     if not pfns:
         return {}
-    wanted = set(pfns)
-    freed_by: dict[int, str] = {}
-    for event in watching.others.read(all_of_them=False):
-        pfn = observe.number(event, "pfn")
-        if event.time_ns >= observation.began_ns and pfn in wanted:
-            late = (event.time_ns - observation.ended_ns) / 1000
-            freed_by.setdefault(pfn, f"freed by {_name(event.pid)} {late:.0f} us after the exit")
-    found = {}
-    word = np.zeros(2, np.uint64)
-    for pfn in pfns:
-        procfs.read_words(watching.tree.flags_fd, pfn, word[:1])
-        procfs.read_words(watching.tree.counts_fd, pfn, word[1:])
-        found[pfn] = Frame(int(word[0]), int(word[1]), freed_by.get(pfn, ""))
-    return found
-
-
-def _name(pid: int) -> str:
-    try:
-        return f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
-    except OSError:
-        return f"process {pid}"
+    words = np.zeros((len(pfns), 2), np.uint64)
+    for row, pfn in enumerate(pfns):
+        procfs.read_words(watching.tree.flags_fd, pfn, words[row, :1])
+        procfs.read_words(watching.tree.counts_fd, pfn, words[row, 1:])
+    drained_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if lru.drain() else None
+    fates = fate.fates(
+        watching.others.read(all_of_them=False), frozenset(pfns), observation.began_ns, drained_ns
+    )
+    return {
+        pfn: Frame(int(flags), int(mapcount), fates.get(pfn))
+        for pfn, (flags, mapcount) in zip(pfns, words.tolist(), strict=True)
+    }

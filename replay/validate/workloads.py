@@ -15,7 +15,8 @@ _PROGRAMS: Final = Path(__file__).with_name("programs.py")
 class Workload:
     """A workload. thp: what files below transparent_hugepage say meanwhile. swap: it needs a swap device.
 
-    order: folios of this order must be there, or the workload did not test what it is for.
+    order: folios of this order must be there, or the workload did not test what it is for. cause: why the kernel
+    must free other folios than predicted, by something that procfs does not show.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Workload:
     thp: Mapping[str, str] = field(default_factory=dict)
     swap: bool = False
     order: int | None = None
+    cause: str = ""
 
 
 def _program(name: str) -> tuple[str, ...]:
@@ -43,6 +45,7 @@ WORKLOADS: Final = (
     Workload("holes", "holes and zero pages", _program("holes")),
     Workload("mremap", "moved memory", _program("mremap")),
     Workload("mlock", "locked memory", _program("mlock")),
+    Workload("pinned", "pages held by a pipe", _program("pinned"), cause="reference"),
     Workload("threads", "threads", _program("threads")),
     Workload("thp-pmd", "PMD-mapped THPs", _program("thp_pmd"), thp=_PMD_THP, order=9),
     Workload("thp-pte", "PTE-mapped THPs", _program("thp_pte"), thp=_PMD_THP, order=9),
@@ -57,5 +60,7 @@ WORKLOADS: Final = (
     Workload("shared", "shared memory", _program("shared_memory")),
     Workload("files", "private and shared file mappings", _program("files")),
     Workload("swap", "swapped pages", _program("swap"), swap=True),
-    Workload("swap-fork", "swap entries shared by fork", _program("swap_fork"), swap=True),
+    Workload(
+        "swap-fork", "swap entries shared by fork", _program("swap_fork"), swap=True, cause="swap entry"
+    ),
 )
