@@ -16,9 +16,8 @@ UNEXPLAINED: Final = "unexplained"
 
 CAUSES: Final = {
     "lru batch": "a reference of another CPU's LRU batch: the folio was freed when that batch was emptied",
-    "reference": "a reference that procfs does not show (a pin, a pipe): after the exit nobody maps the "
-    "folio, and it is still there",
-    "freed later": "a reference that procfs does not show; another task dropped it soon after and freed",
+    "reference": "a reference that procfs does not show (a pin, a pipe): the folio is freed later, or it is "
+    "still there though nobody maps it",
     "swap entry": "another user of the swap entry: after the exit the folio is still in the swap cache",
     "mapped since": "another process maps it now: the mapping appeared after the capture",
     "other user left": "at the capture mapped by another process, or in the page cache; freed here, so that "
@@ -39,8 +38,7 @@ class Frame(NamedTuple):
     fate: Fate | None = None
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """One thing that the kernel did otherwise.
 
     what: `stayed` (predicted, not freed), `freed` (not predicted), `size` (freed with another order), `moved`
@@ -180,7 +178,7 @@ def _why_stayed(pfn: int, prediction: Prediction, after: Mapping[int, Frame]) ->
         return UNEXPLAINED, ""
     seen = f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
     if frame.fate:
-        return "lru batch" if frame.fate.lru_batch else "freed later", f"{frame.fate.evidence}; {seen}"
+        return "lru batch" if frame.fate.lru_batch else "reference", f"{frame.fate.evidence}; {seen}"
     if frame.mapcount:
         return "mapped since", seen
     if frame.flags & bit(KPF_SWAPCACHE) and folios.swapcache[index]:

@@ -17,14 +17,15 @@ from replay.validate.workloads import WORKLOADS, Workload
 
 @dataclass(frozen=True)
 class Result:
-    """All verdicts. missed: address spaces that could not be compared. skipped: workloads not run -> why.
+    """All verdicts. missed: address spaces that could not be compared.
 
-    status: exit status of the command; 0 for the built-in workloads.
+    notes: workload -> why it was not run, or did not test what it is for. status: exit status of the command;
+    0 for the built-in workloads.
     """
 
     verdicts: tuple[Verdict, ...]
     missed: dict[Missed, int]
-    skipped: dict[str, str]
+    notes: dict[str, str]
     status: int
 
     @property
@@ -37,20 +38,21 @@ def validate(
     argv: Sequence[str] | None = None,
     *,
     only: Sequence[str] | None = None,
-    drain: bool = False,
+    drain: bool = True,
     progress: Callable[[Verdict], None] | None = None,
 ) -> Result:
     """Compare the replay with what this kernel does at each exit of a command, or of the built-in workloads.
 
-    only: names of built-in workloads. drain: empty the LRU batches of all CPUs before each exit. progress:
-    called with each verdict.
+    only: names of built-in workloads. drain: empty the LRU batches of all CPUs before each exit, as they hold
+    references that procfs does not show; without it such folios stay, and are differences with that cause.
+    progress: called with each verdict.
 
     Raises `ReplayError` with cause and remedy: no tracefs, no rights, lost trace events, no such command.
     """
     chosen = _choose(only)
     verdicts: list[Verdict] = []
     missed: dict[Missed, int] = {}
-    skipped: dict[str, str] = {}
+    notes: dict[str, str] = {}
     status = 0
     with freeze.interruptible(), watcher() as watching:
         if argv is not None:
@@ -60,12 +62,14 @@ def validate(
             try:
                 done = _run(watching, workload, drain, progress)
             except UnavailableError as error:
-                skipped[workload.name] = str(error)
+                notes[workload.name] = str(error)
                 continue
             verdicts += done.verdicts
+            if workload.order is not None and not any(workload.order in v.orders for v in done.verdicts):
+                notes[workload.name] = f"no folio of order {workload.order} came about: memory is fragmented"
             for cause, count in done.missed.items():
                 missed[cause] = missed.get(cause, 0) + count
-    return Result(tuple(verdicts), missed, skipped, status)
+    return Result(tuple(verdicts), missed, notes, status)
 
 
 def _choose(only: Sequence[str] | None) -> list[Workload]:

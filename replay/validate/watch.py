@@ -131,7 +131,7 @@ def watch(
 
     ours: the command is not the user's: it stays on one CPU, so that its pages wait in LRU batches of that
     CPU only, and a signal ends the watching instead of being passed on. drain: empty the LRU batches of all
-    CPUs before each exit; what the kernel then frees is what procfs shows.
+    CPUs before each exit.
 
     Raises `ReplayError` if it cannot be started or traced, or if the kernel lost trace events.
     """

@@ -1,0 +1,58 @@
+"""What became of folios that an exit did not free: who freed them later, and out of which hands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from replay.validate.observe import number
+from replay.validate.tracefs import Event
+
+
+@dataclass(frozen=True)
+class Fate:
+    """How a folio was freed after all. evidence: by whom, and when.
+
+    lru_batch: it left an LRU batch right before, or was freed when all of these were emptied.
+    """
+
+    evidence: str
+    lru_batch: bool
+
+
+def fates(
+    events: Iterable[Event], pfns: frozenset[int], began_ns: int, drained_ns: int | None
+) -> dict[int, Fate]:
+    """The first free of each of some frames, by events of all tasks in order of time.
+
+    began_ns: when the exit freed its first folio. drained_ns: when the LRU batches began to be emptied, None
+    if that could not be done.
+    """
+    left_batch: dict[int, Event] = {}
+    found: dict[int, Fate] = {}
+    for event in events:
+        pfn = number(event, "pfn")
+        if pfn not in pfns or pfn in found or event.time_ns < began_ns:
+            continue
+        if event.name != "mm_page_free":
+            left_batch[pfn] = event
+            continue
+        late = f"{(event.time_ns - began_ns) / 1000:.0f} us after the exit began to free"
+        batch = left_batch.get(pfn)
+        if drained_ns is not None and event.time_ns >= drained_ns:
+            found[pfn] = Fate("freed when the LRU batches of all CPUs were emptied", lru_batch=True)
+        elif batch and batch.pid == event.pid:
+            found[pfn] = Fate(
+                f"left an LRU batch and was freed by {_name(event.pid)}, {late}", lru_batch=True
+            )
+        else:
+            found[pfn] = Fate(f"freed by {_name(event.pid)}, {late}", lru_batch=False)
+    return found
+
+
+def _name(pid: int) -> str:
+    try:
+        return f"thread {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    except OSError:
+        return f"thread {pid}"

@@ -1,0 +1,136 @@
+"""Verdicts as tables and as a document."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from typing import Any
+
+import polars as pl
+
+from replay.validate.compare import CAUSES
+from replay.validate.run import Result
+from replay.validate.watch import Verdict
+
+VERDICTS = {
+    "workload": pl.String,
+    "pid": pl.UInt32,
+    "comm": pl.String,
+    "mapped": pl.UInt64,
+    "predicted": pl.UInt64,
+    "observed": pl.UInt64,
+    "prefix": pl.UInt64,
+    "exact": pl.Boolean,
+    "stayed": pl.UInt64,
+    "freed": pl.UInt64,
+    "moved": pl.UInt64,
+    "batch": pl.UInt64,
+    "causes": pl.String,
+    "batches": pl.UInt64,
+    "largest_order": pl.UInt8,
+    "not_on_lru": pl.UInt64,
+    "changed": pl.UInt64,
+    "preempted": pl.UInt64,
+    "page_tables": pl.String,
+    "duration_us": pl.Float64,
+}
+"""Columns of `frame`: folios mapped, predicted to be freed, observed; differences by kind; what went on."""
+
+SUMMARY = {
+    "workload": pl.String,
+    "spaces": pl.UInt64,
+    "exact": pl.UInt64,
+    "mapped": pl.UInt64,
+    "predicted": pl.UInt64,
+    "observed": pl.UInt64,
+    "prefix": pl.UInt64,
+    "differences": pl.UInt64,
+    "unexplained": pl.UInt64,
+    "causes": pl.String,
+}
+"""Columns of `summary`: address spaces, those with the exact sequence, folios, differences."""
+
+KINDS = ("stayed", "freed", "moved", "batch")
+
+
+def frame(result: Result) -> pl.DataFrame:
+    """One row for each address space."""
+    rows = [_row(verdict) for verdict in result.verdicts]
+    return pl.DataFrame(rows, schema=VERDICTS, orient="row")
+
+
+def summary(result: Result) -> pl.DataFrame:
+    """One row for each workload, in their order."""
+    rows = []
+    for name in dict.fromkeys(verdict.workload for verdict in result.verdicts):
+        of_it = [verdict for verdict in result.verdicts if verdict.workload == name]
+        found = [verdict.comparison for verdict in of_it]
+        causes = Counter(difference.cause for each in found for difference in each.differences)
+        rows.append(
+            (
+                name,
+                len(of_it),
+                sum(each.exact for each in found),
+                sum(len(verdict.prediction.folios.pfn) for verdict in of_it),
+                sum(each.predicted for each in found),
+                sum(each.observed for each in found),
+                sum(each.prefix for each in found),
+                causes.total(),
+                causes["unexplained"],
+                _causes(causes),
+            )
+        )
+    return pl.DataFrame(rows, schema=SUMMARY, orient="row")
+
+
+def as_json(result: Result) -> str:
+    """Everything, with each difference and its evidence."""
+    return json.dumps(document(result), indent=1)
+
+
+def document(result: Result) -> dict[str, Any]:
+    """As `as_json`, as a dictionary."""
+    return {
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "agrees": result.agrees,
+        "status": result.status,
+        "address_spaces": len(result.verdicts),
+        "exact": sum(verdict.comparison.exact for verdict in result.verdicts),
+        "missed": {str(cause): count for cause, count in result.missed.items()},
+        "notes": result.notes,
+        "causes": CAUSES,
+        "verdicts": [
+            row | {"differences": [difference._asdict() for difference in verdict.comparison.differences]}
+            for row, verdict in zip(frame(result).to_dicts(), result.verdicts, strict=True)
+        ],
+    }
+
+
+def _row(verdict: Verdict) -> tuple[object, ...]:
+    found, seen = verdict.comparison, verdict.observation
+    kinds = Counter(difference.what for difference in found.differences)
+    return (
+        verdict.workload,
+        verdict.pid,
+        verdict.comm,
+        len(verdict.prediction.folios.pfn),
+        found.predicted,
+        found.observed,
+        found.prefix,
+        found.exact,
+        *(kinds[kind] for kind in KINDS),
+        _causes(Counter(difference.cause for difference in found.differences)),
+        len(seen.batch_ends),
+        max(verdict.orders, default=0),
+        verdict.lru_batched,
+        verdict.changed,
+        seen.preempted,
+        verdict.page_tables,
+        (seen.ended_ns - seen.began_ns) / 1000,
+    )
+
+
+def _causes(causes: Counter[str]) -> str:
+    return ", ".join(f"{cause}: {count}" for cause, count in causes.most_common())
