@@ -23,6 +23,7 @@ KPF_THP: Final = 22
 KPF_ZERO_PAGE: Final = 24
 KPF_IDLE: Final = 25
 KPF_RESERVED: Final = 32
+KPF_MLOCKED: Final = 33
 
 
 def bit(number: int) -> int:

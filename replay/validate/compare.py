@@ -16,6 +16,8 @@ UNEXPLAINED: Final = "unexplained"
 
 CAUSES: Final = {
     "lru batch": "a reference of another CPU's LRU batch: the folio was freed when that batch was emptied",
+    "mlock batch": "a reference of the mlock batch, where munlock at the exit put the folio: it was locked, and "
+    "was freed when the batch was emptied",
     "reference": "a reference that procfs does not show (a pin, a pipe): the folio is freed later, or it is "
     "still there though nobody maps it",
     "swap entry": "another user of the swap entry: after the exit the folio is still in the swap cache",
@@ -177,6 +179,8 @@ def _why_stayed(pfn: int, prediction: Prediction, after: Mapping[int, Frame]) ->
     if frame is None:
         return UNEXPLAINED, ""
     seen = f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
+    if frame.fate and frame.fate.lru_batch and folios.mlocked[index]:
+        return "mlock batch", f"KPF MLOCKED at the exit stop; {frame.fate.evidence}"
     if frame.fate:
         return "lru batch" if frame.fate.lru_batch else "reference", f"{frame.fate.evidence}; {seen}"
     if frame.mapcount:

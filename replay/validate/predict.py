@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from replay.capture import procfs
+from replay.capture.procfs import U64
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
 from replay.teardown.extents import I64, Bool, Extents, page_tables
 from replay.teardown.replayer import address_spaces
 from replay.trace.file import Trace
-from replay.trace.kpageflags import KPF_LRU, bit
+from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
 from replay.trace.schema import HUGETLB, SPECIAL, SWAP
 
 ALGORITHM = "mainline"
@@ -24,7 +25,7 @@ class Folios:
     """The folios that the page tables of an address space map, by pfn; arrays of shape (n,).
 
     own, mapcount: mappings of its pages by this address space, by all. lru: KPF LRU at capture; without it
-    a folio waits in some CPU's LRU batch, or is not for the LRU.
+    a folio waits in some CPU's LRU batch, or is not for the LRU. mlocked: KPF MLOCKED.
     """
 
     pfn: I64
@@ -34,6 +35,7 @@ class Folios:
     anon: Bool
     swapcache: Bool
     lru: Bool
+    mlocked: Bool
 
     def index(self, pfn: int) -> int:
         """Number of the folio that a frame belongs to, -1 for none."""
@@ -76,9 +78,8 @@ def predict(trace: Trace, in_gather: bool) -> Prediction:
     if dirty:
         clean = extents._replace(dirty=np.zeros_like(extents.dirty))
         clean_ends = _batch_ends(reference.replay(clean, tables, trace.meta.page_size, algorithm))
-    lru = (trace.frame["kpageflags"].to_numpy() & np.uint64(bit(KPF_LRU))) != 0
     return Prediction(
-        folios=folios(extents, lru),
+        folios=folios(extents, trace.frame["kpageflags"].to_numpy()),
         freed=tuple(found.freed),
         batch_ends=ends,
         clean_batch_ends=clean_ends,
@@ -91,8 +92,8 @@ def _batch_ends(found: reference.Outcome) -> frozenset[int]:
     return frozenset(np.cumsum(sizes)[sizes > 0].tolist())
 
 
-def folios(e: Extents, lru: Bool) -> Folios:
-    """The folios behind extents. lru: KPF LRU of each extent's folios."""
+def folios(e: Extents, flags: U64) -> Folios:
+    """The folios behind extents. flags: kpageflags of each extent's folios."""
     rows = np.flatnonzero((e.kind != SPECIAL) & (e.kind != SWAP) & (e.kind != HUGETLB))
     # order-0 neighbours share an extent: one row per page, one per extent for the others
     times = np.where(e.order[rows] == 0, e.pages[rows], 1)
@@ -110,7 +111,8 @@ def folios(e: Extents, lru: Bool) -> Folios:
         mapcount=e.folio_mapcount[row],
         anon=e.anon[row],
         swapcache=e.swapcache[row],
-        lru=lru[row],
+        lru=flags[row] & np.uint64(bit(KPF_LRU)) != 0,
+        mlocked=flags[row] & np.uint64(bit(KPF_MLOCKED)) != 0,
     )
 
 

@@ -290,10 +290,11 @@ def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation
     for row, pfn in enumerate(pfns):
         procfs.read_words(watching.tree.flags_fd, pfn, words[row, :1])
         procfs.read_words(watching.tree.counts_fd, pfn, words[row, 1:])
-    drained_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if lru.drain() else None
-    fates = fate.fates(
-        watching.others.read(all_of_them=False), frozenset(pfns), observation.began_ns, drained_ns
-    )
+    # the clock of the events
+    now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    drained_ns = now_ns if lru.drain() else None
+    events = watching.others.read(all_of_them=False)
+    fates = fate.fates(events, frozenset(pfns), observation.began_ns, drained_ns)
     return {
         pfn: Frame(int(flags), int(mapcount), fates.get(pfn))
         for pfn, (flags, mapcount) in zip(pfns, words.tolist(), strict=True)
