@@ -16,8 +16,8 @@ UNEXPLAINED: Final = "unexplained"
 
 CAUSES: Final = {
     "lru batch": "a reference of another CPU's LRU batch: the folio was freed when that batch was emptied",
-    "mlock batch": "a reference of the mlock batch, where munlock at the exit put the folio: it was locked, and "
-    "was freed when the batch was emptied",
+    "mlock batch": "a reference of the mlock batch, into which the exit put the folio: it was locked, and was "
+    "freed when that batch was emptied",
     "reference": "a reference that procfs does not show (a pin, a pipe): the folio is freed later, or it is "
     "still there though nobody maps it",
     "swap entry": "another user of the swap entry: after the exit the folio is still in the swap cache",

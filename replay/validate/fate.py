@@ -14,7 +14,8 @@ from replay.validate.tracefs import Event
 class Fate:
     """How a folio was freed after all. evidence: by whom, and when.
 
-    lru_batch: it left an LRU batch right before, or was freed when all of these were emptied.
+    lru_batch: it came out of an LRU batch: it was seen to leave one, or was freed when all of them were
+    emptied, or by the thread that watches, which has no other reference to what it watches.
     """
 
     evidence: str
@@ -22,12 +23,16 @@ class Fate:
 
 
 def fates(
-    events: Iterable[Event], pfns: frozenset[int], began_ns: int, drained_ns: int | None
+    events: Iterable[Event],
+    pfns: frozenset[int],
+    began_ns: int,
+    drained_ns: int | None,
+    watching: frozenset[int],
 ) -> dict[int, Fate]:
     """The first free of each of some frames, by events of all tasks in order of time.
 
     began_ns: when the exit freed its first folio. drained_ns: when the LRU batches began to be emptied, None
-    if that could not be done.
+    if that could not be done. watching: the threads of this process.
     """
     left_batch: dict[int, Event] = {}
     found: dict[int, Fate] = {}

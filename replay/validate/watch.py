@@ -294,7 +294,8 @@ def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation
     now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     drained_ns = now_ns if lru.drain() else None
     events = watching.others.read(all_of_them=False)
-    fates = fate.fates(events, frozenset(pfns), observation.began_ns, drained_ns)
+    ours = frozenset(procfs.threads(procfs.PROC, os.getpid()))
+    fates = fate.fates(events, frozenset(pfns), observation.began_ns, drained_ns, ours)
     return {
         pfn: Frame(int(flags), int(mapcount), fates.get(pfn))
         for pfn, (flags, mapcount) in zip(pfns, words.tolist(), strict=True)
