@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from replay.capture import command, exits, procfs
+from replay.capture import command, encode, procfs
 from replay.capture.exits import Recorded, capture_at_exit, record
 from replay.capture.follow import Missed
 from replay.errors import ProcessGoneError, ReplayError
@@ -329,8 +329,11 @@ def test_strace(tree: str, tmp_path: Path) -> None:
 
 def test_interrupt_reaches_the_command_once(tmp_path: Path) -> None:
     out = tmp_path / "t.parquet"
-    script = "import signal,time\nsignal.signal(2, lambda *a: print('caught', flush=True))\nprint('on', flush=True)\n"
-    with running([sys.executable, "-c", script + "time.sleep(0.4); time.sleep(0.4)"], out) as child:
+    script = """import signal, time
+signal.signal(signal.SIGINT, lambda *_: print("caught", flush=True))
+print("on", flush=True)
+time.sleep(0.8)"""
+    with running([sys.executable, "-c", script], out) as child:
         assert child.stdout
         assert child.stdout.readline() == "on\n"
         os.killpg(child.pid, signal.SIGINT)
@@ -434,7 +437,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk(tree: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command runs to its end, then the failure is told; with rows that fill several row groups."""
-    monkeypatch.setattr(exits, "ROW_GROUP_ROWS", 1000)
+    monkeypatch.setattr(encode, "ROW_GROUP_ROWS", 1000)
     mark = tmp_path / "mark"
     with pytest.raises(ReplayError, match="No space left"):
         record(["sh", "-c", f"{tree} bomb 50; touch {mark}"], small_disk / "t.parquet")
@@ -463,7 +466,7 @@ def test_memory_does_not_grow_with_processes(
     tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several row groups are written on the way."""
-    monkeypatch.setattr(exits, "ROW_GROUP_ROWS", 2000)
+    monkeypatch.setattr(encode, "ROW_GROUP_ROWS", 2000)
     _, trace = recorded([tree, "bomb", "100"], tmp_path / "t.parquet")
     assert len(trace.frame) > 5000
 

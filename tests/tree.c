@@ -22,7 +22,7 @@ static void touch(int pages)
 
 static void *quick(void *unused) { touch(10); return NULL; }
 static void *endless(void *unused) { for (;;) pause(); }
-static void *late(void *unused) { usleep(100000); touch(300); return NULL; }
+static void *late(void *unused) { usleep(300000); touch(300); return NULL; }
 static void *exits(void *unused) { usleep(20000); exit(5); }
 static void *execs(void *path) { usleep(20000); execl(path, path, "quiet", (char *)NULL); return NULL; }
 
@@ -149,6 +149,7 @@ int main(int argc, char **argv)
 	} else if (!strcmp(name, "stops")) {
 		if (!(pid = fork())) {
 			raise(SIGSTOP);
+			usleep(300000);
 			_exit(9);
 		}
 		if (waitpid(pid, &status, WUNTRACED) != pid || !WIFSTOPPED(status))

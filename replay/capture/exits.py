@@ -14,25 +14,23 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
-from replay.capture import command, follow, live, procfs, ptrace, space
+from replay.capture import command, encode, follow, procfs, ptrace, scan, snapshot, space
 from replay.capture.command import Command
-from replay.capture.extents import Extents
+from replay.capture.encode import Done, Encoder, Large
 from replay.capture.follow import Followed, Missed
-from replay.capture.procfs import Status, Vma
-from replay.capture.space import Options, Space, Tree
-from replay.capture.table import frame_of, table
+from replay.capture.snapshot import INLINE
+from replay.capture.space import Options, Tree
 from replay.errors import ProcessGoneError, ReplayError
-from replay.trace.file import ARROW_SCHEMA, ROW_GROUP_ROWS, AddressSpace, Metadata, Trace, open_writer
+from replay.trace import file
+from replay.trace.file import Trace
+from replay.trace.metadata import Metadata
 
 LINGER_SECONDS: Final = 2.0
 """How long descendants that outlive the command are waited for."""
@@ -45,9 +43,8 @@ CAP_SYS_PTRACE: Final = 19
 class Recorded:
     """What became of a recording.
 
-    status: the command's exit status, 128 + signal if it was killed. spaces: address spaces in the trace.
-    missed: those that are not, by cause. changed: entries that changed while they were read.
-    trace: the rows, if they were not written to `path`.
+    status: the command's exit status, 128 + signal if it was killed. missed: address spaces that are not in
+    the trace, by cause. trace: the rows, if they were not written to `path`.
     """
 
     status: int
@@ -59,41 +56,24 @@ class Recorded:
 
     @property
     def recorded(self) -> int:
+        """Address spaces in the trace."""
         return len(self.meta.address_spaces)
 
     @property
     def changed(self) -> int:
+        """Entries that changed while they were read."""
         return self.meta.changed_entries
-
-
-class _Inline(Executor):
-    """Runs what is submitted at once: for short reads threads cost more than they save."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-_Part = tuple[int, int, Extents, Sequence[Vma], Status]
-"""Number of the address space, pid, some of its rows, its VMAs and status."""
 
 
 @dataclass
 class _Recording:
-    """What was read so far. Rows go to the writer as soon as they fill a row group."""
+    """A recording under way: where snapshots go, how many there were, and what ended it early."""
 
-    writer: Any | None
-    encoder: ThreadPoolExecutor
-    spaces: list[AddressSpace] = field(default_factory=list)
-    pmd_known: bool = True
-    changed: int = 0
-    extents: int = 0
-    waiting: list[_Part] = field(default_factory=list)
-    waiting_rows: int = 0
-    writing: Future[None] | None = None
-    tables: list[pa.Table] = field(default_factory=list)
-    failure: BaseException | None = None
+    encoder: Encoder
+    tree: Tree
+    use_snapshots: bool
+    count: int = 0
+    failure: Exception | None = None
 
 
 def record(
@@ -114,25 +94,32 @@ def record(
     Raises `ReplayError`: before the command starts if rights are missing or `out` cannot be made, with
     `status` 127 or 126 if the command cannot be started, after its end if the trace could not be written.
     """
+    if out is None:
+        return _in_memory(
+            lambda path: record(
+                argv, path, use_scan=use_scan, linger_seconds=linger_seconds, progress=progress
+            ),
+            Path(argv[0]).name,
+        )
     _check_rights()
     with (
+        _recording(Path(out), force, Options(use_scan=use_scan)) as recording,
         command.held(argv) as started,
-        _recording(out, force) as (recording, tree),
         command.signals_passed(started),
     ):
-        options = Options(use_scan=use_scan)
 
         def at_exit(pid: int, tid: int) -> Missed | None:
-            cause = _take(recording, tree, pid, tid, options)
+            cause = _take(recording, pid, tid)
             if progress and not cause:
-                progress(len(recording.spaces))
+                progress(recording.count)
             return cause
 
         followed = follow_command(started, at_exit, linger_seconds=linger_seconds)
-        status = os.waitstatus_to_exitcode(followed.root_status or 0)
-        return _finish(
-            recording, tree, options, out, followed.missed, status if status >= 0 else 128 - status, argv[0]
-        )
+        done = _finish(recording)
+    status = os.waitstatus_to_exitcode(followed.root_status or 0)
+    return Recorded(
+        status if status >= 0 else 128 - status, done.meta, done.extents, followed.missed, path=Path(out)
+    )
 
 
 def follow_command(
@@ -177,16 +164,17 @@ def capture_at_exit(
     Raises `ReplayError` if there is no such process, it is traced already, or rights are missing, and
     `ProcessGoneError` if it was killed before it could be read.
     """
+    if out is None:
+        return _in_memory(lambda path: capture_at_exit(pid, path, use_scan=use_scan), str(pid))
     _check_rights()
     _check_target(pid)
     if threading.current_thread() is threading.main_thread():
         # polars installs a SIGINT handler with SA_RESTART, with which waitpid() would never be interrupted
         signal.siginterrupt(signal.SIGINT, True)
-    with _recording(out, force) as (recording, tree):
-        options = Options(use_scan=use_scan)
+    with _recording(Path(out), force, Options(use_scan=use_scan)) as recording:
         followed = Followed(
             pid,
-            lambda pid, tid: _shared_outside(pid, tid) or _take(recording, tree, pid, tid, options),
+            lambda pid, tid: _shared_outside(pid, tid) or _take(recording, pid, tid),
             whole_tree=False,
             execed=True,
         )
@@ -196,10 +184,19 @@ def capture_at_exit(
                 follow.handle_next(followed, block=True)
         finally:
             follow.release(followed)
-        if not recording.spaces:
+        if not recording.count and not recording.failure:
             cause = next(iter(followed.missed), Missed.KILLED)
             raise ProcessGoneError(f"process {pid} ended, but {cause}: nothing was captured")
-        return _finish(recording, tree, options, out, followed.missed, 0, f"{recording.spaces[0].comm}-{pid}")
+        done = _finish(recording)
+    return Recorded(0, done.meta, done.extents, followed.missed, path=Path(out))
+
+
+def _in_memory(make: Callable[[Path], Recorded], name: str) -> Recorded:
+    """What `make` writes to a file, read back."""
+    with tempfile.TemporaryDirectory(prefix="replay-") as folder:
+        path = Path(folder) / f"{name}.parquet"
+        made = make(path)
+        return dataclasses.replace(made, path=None, trace=file.read(path))
 
 
 def _run(followed: Followed, started: Command, linger_seconds: float) -> None:
@@ -229,7 +226,7 @@ def _check_target(pid: int) -> None:
         status = procfs.read_status(procfs.PROC, pid, os.sysconf("SC_PAGE_SIZE"))
         if status.tracer:
             raise ReplayError(
-                f"process {pid} is traced by process {status.tracer} (a debugger or strace): detach that first"
+                f"process {pid} is traced by process {status.tracer} (a debugger or strace): detach that"
             )
 
 
@@ -278,34 +275,46 @@ def _check_rights() -> None:
 
 
 @contextlib.contextmanager
-def _recording(out: str | Path | None, force: bool) -> Iterator[tuple[_Recording, Tree]]:
-    """A recording into `out`, and the open procfs tree to read from."""
+def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]:
+    """A recording into `out`, a file that appears when the block ends without an error."""
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(open_writer(out, force=force)) if out is not None else None
+        target = stack.enter_context(file.whole_file(out, force=force))
         tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
-        encoder = stack.enter_context(ThreadPoolExecutor(1, "replay-encode"))
-        yield _Recording(writer, encoder), dataclasses.replace(tree, pool=_Inline())  # type: ignore[arg-type]
+        # threads would not outlive the encoder's fork
+        tree = dataclasses.replace(tree, pool=INLINE)  # type: ignore[arg-type]
+        encoder = stack.enter_context(encode.encoding(target, tree, options))
+        yield _Recording(encoder, tree, options.use_scan and scan.supported())
 
 
-def _take(recording: _Recording, tree: Tree, pid: int, tid: int, options: Options) -> Missed | None:
+def _take(recording: _Recording, pid: int, tid: int) -> Missed | None:
     """Read the address space of a process whose last task stands at its exit; returns why it was missed."""
     if recording.failure:
         return Missed.UNREADABLE
-    number = len(recording.spaces)
-    parts: list[_Part] = []
     try:
-        with by_task(tree, pid, tid) as seen:
-            captured = space.capture_space(
-                seen, pid, lambda rows, vmas, status: parts.append((number, pid, rows, vmas, status)), options
-            )
-        # SIGKILL ends even this stop; what was read then may be torn
-        ptrace.event_message(tid)
+        with by_task(recording.tree, pid, tid) as tree:
+            taken = _read(recording, tree, pid, tid)
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
-    except ReplayError:
+    except (ReplayError, OSError) as error:
+        # told when the command has ended, which goes on as if nothing had happened
+        recording.failure = error
         return Missed.UNREADABLE
-    _keep(recording, pid, captured, parts)
-    return None
+    recording.count += taken
+    return None if taken else Missed.KILLED
+
+
+def _read(recording: _Recording, tree: Tree, pid: int, tid: int) -> bool:
+    """Hand the address space to the encoder; False if the process ended meanwhile."""
+    taken = None
+    if recording.use_snapshots:
+        taken = snapshot.read(tree.root, pid, tree.flags_fd, tree.counts_fd, tree.page_size)
+    if taken:
+        # SIGKILL ends even this stop before v5.17; what was read then may be torn
+        ptrace.event_message(tid)
+        encode.send(recording.encoder, taken)
+        return True
+    encode.send(recording.encoder, Large(str(tree.root), pid))
+    return bool(encode.receive(recording.encoder))
 
 
 @contextlib.contextmanager
@@ -322,67 +331,13 @@ def by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
         yield dataclasses.replace(tree, root=Path(folder))
 
 
-def _keep(recording: _Recording, pid: int, captured: Space, parts: list[_Part]) -> None:
-    recording.spaces.append(live.address_space(pid, captured))
-    recording.pmd_known &= captured.pmd_known
-    recording.changed += captured.changed
-    recording.waiting += parts
-    recording.waiting_rows += sum(len(part[2].vpn) for part in parts)
-    if recording.waiting_rows >= ROW_GROUP_ROWS:
-        _flush(recording)
-
-
-def _flush(recording: _Recording) -> None:
-    """Hand what waits to the encoder, when it is done with what it got before."""
-    _await_writing(recording)
-    parts, recording.waiting, recording.waiting_rows = recording.waiting, [], 0
-    if parts and not recording.failure:
-        recording.writing = recording.encoder.submit(_encode, recording, parts)
-
-
-def _await_writing(recording: _Recording) -> None:
-    if recording.writing:
-        try:
-            recording.writing.result()
-        except Exception as error:
-            recording.failure = error
-
-
-def _encode(recording: _Recording, parts: list[_Part]) -> None:
-    rows = pa.concat_tables(
-        table(extents, vmas, mm, pid, status.name) for mm, pid, extents, vmas, status in parts
-    ).unify_dictionaries()
-    recording.extents += len(rows)
-    if recording.writer:
-        recording.writer.append_table(rows)
-    else:
-        recording.tables.append(rows)
-
-
-def _finish(
-    recording: _Recording,
-    tree: Tree,
-    options: Options,
-    out: str | Path | None,
-    missed: Counter[Missed],
-    status: int,
-    name: str,
-) -> Recorded:
-    _flush(recording)
-    _await_writing(recording)
-    if recording.failure:
-        raise recording.failure
-    meta = dataclasses.replace(
-        live.metadata(tree, [], options, held="ptrace", mode="exit"),
-        address_spaces=tuple(recording.spaces),
-        pmd="known" if recording.pmd_known else "unknown",
-        changed_entries=recording.changed,
-    )
-    if recording.writer:
-        recording.writer.meta = meta
-        return Recorded(status, meta, recording.extents, missed, path=Path(out or ""))
-    rows = pa.concat_tables(recording.tables or [ARROW_SCHEMA.empty_table()])
-    return Recorded(status, meta, recording.extents, missed, trace=Trace(frame_of(rows), meta, name))
+def _finish(recording: _Recording) -> Done:
+    """Wait until all is written."""
+    if not recording.failure:
+        encode.send(recording.encoder, None)
+        done: Done = encode.receive(recording.encoder)
+        return done
+    raise recording.failure
 
 
 def _shared_outside(pid: int, tid: int) -> Missed | None:

@@ -24,6 +24,14 @@ RELEASE_SECONDS: Final = 2.0
 
 POLL_SECONDS: Final = 0.002
 
+PATIENCE_SECONDS: Final = 1.0
+"""How long a killed task may take to get past its exit stop."""
+
+PF_EXITING: Final = 0x4
+"""include/linux/sched.h: past PTRACE_EVENT_EXIT."""
+SIGKILL_PENDING: Final = 1 << 8
+"""SIGKILL in SigPnd of /proc/TID/status."""
+
 
 class Missed(enum.StrEnum):
     """Why an address space is not in the trace."""
@@ -37,11 +45,15 @@ class Missed(enum.StrEnum):
 
 @dataclass
 class Process:
-    """A process: its tasks that are traced, and those let go at their exit (in /proc still, perhaps)."""
+    """A process: its tasks that are traced, and those let go at their exit (in /proc still, perhaps).
+
+    done: its last task was seen at its exit.
+    """
 
     pid: int
     tasks: set[int] = field(default_factory=set)
     gone: set[int] = field(default_factory=set)
+    done: bool = False
 
 
 @dataclass
@@ -159,11 +171,9 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
     """A task stands at its exit: hand over the process if it is the last, then let the task go."""
     process = followed.processes[pid]
     handed_over = False
-    if (
-        process.tasks == {tid}
-        and not _others_alive(process, tid)
-        and (followed.execed or pid != followed.root)
-    ):
+    started = followed.execed or pid != followed.root
+    if started and not process.done and _is_last(process, tid):
+        process.done = True
         if _lives_on(followed, pid, tid):
             followed.missed[Missed.SHARED] += 1
         elif cause := followed.at_exit(pid, tid):
@@ -176,10 +186,38 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
         followed.after_exit(pid, tid)
 
 
-def _others_alive(process: Process, tid: int) -> bool:
-    """Whether the process has tasks that are traced, but that were not heard of yet."""
+def _is_last(process: Process, tid: int) -> bool:
+    """Whether no other task of the process is going to stop at its exit."""
     others = set(procfs.threads(procfs.PROC, process.pid)) - {tid} - process.gone
-    return any(_is_traced(other) for other in others)
+    return not any(_will_exit(other) for other in others)
+
+
+def _will_exit(tid: int) -> bool:
+    """Whether a task is going to stop at its exit.
+
+    One that stood there, not noticed by us yet, when another task called exit_group(2) does not: the kernel
+    woke it with SIGKILL (kernel/signal.c, zap_other_threads()), and it is past that stop in a moment.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while _is_traced(tid):
+        fields = _status(tid)
+        if fields.get("State", "")[:1] == "t" or not int(fields.get("SigPnd", "0"), 16) & SIGKILL_PENDING:
+            return True
+        if _flags(tid) & PF_EXITING:
+            return False
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(POLL_SECONDS / 20)
+    return False
+
+
+def _flags(tid: int) -> int:
+    """The task's PF_ flags, field 9 of /proc/TID/stat; 0 if it is gone."""
+    try:
+        with open(f"/proc/{tid}/stat", errors="replace") as file:  # noqa: PTH123 - fast
+            return int(file.read().rpartition(")")[2].split()[6])
+    except OSError:
+        return 0
 
 
 def _is_traced(tid: int) -> bool:
@@ -193,14 +231,15 @@ def is_dead(tid: int) -> bool:
 
 def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
     """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM)."""
-    others = (next(iter(other.tasks)) for other in followed.processes.values() if other.pid != pid)
-    return any(ptrace.same_memory(tid, other) for other in others)
+    others = (other for other in followed.processes.values() if other.pid != pid and not other.done)
+    return any(ptrace.same_memory(tid, task) for other in others for task in other.tasks)
 
 
 def _ended(followed: Followed, tid: int, status: int) -> None:
     """A task has ended; one that was not let go at its exit was killed past it."""
     process = _forget(followed, tid)
-    if process and not process.tasks and (followed.execed or process.pid != followed.root):
+    started = followed.execed or tid != followed.root
+    if process and not process.tasks and not process.done and started:
         followed.missed[Missed.KILLED] += 1
     if tid == followed.root:
         followed.root_status = status
