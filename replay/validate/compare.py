@@ -16,8 +16,8 @@ UNEXPLAINED: Final = "unexplained"
 
 CAUSES: Final = {
     "lru batch": "a reference of another CPU's LRU batch: the folio was freed when that batch was emptied",
-    "mlock batch": "a reference of the mlock batch, into which the exit put the folio: it was locked, and was "
-    "freed when that batch was emptied",
+    "mlock batch": "a reference of the mlock batch, into which the exit put the folio: it was locked, and "
+    "was freed by whoever emptied that batch",
     "reference": "a reference that procfs does not show (a pin, a pipe): the folio is freed later, or it is "
     "still there though nobody maps it",
     "swap entry": "another user of the swap entry: after the exit the folio is still in the swap cache",
@@ -96,7 +96,9 @@ def compare(
     before when they were read again, right before the process went on.
     """
     differences = _sequence_differences(prediction.freed, observation.freed)
-    explained = [_explain(difference, prediction, after, changed) for difference in differences]
+    explained = [
+        _explain(difference, observation.thread, prediction, after, changed) for difference in differences
+    ]
     if not differences:
         explained += _batch_differences(prediction, observation)
     if observation.has_end and not observation.finished:
@@ -159,12 +161,16 @@ def _longest_increasing(values: Sequence[int]) -> set[int]:
 
 
 def _explain(
-    difference: Difference, prediction: Prediction, after: Mapping[int, Frame], changed: frozenset[int]
+    difference: Difference,
+    thread: int | None,
+    prediction: Prediction,
+    after: Mapping[int, Frame],
+    changed: frozenset[int],
 ) -> Difference:
     """Give a difference its cause, if there is evidence."""
     cause, evidence = UNEXPLAINED, ""
     if difference.what == "stayed":
-        cause, evidence = _why_stayed(difference.pfn, prediction, after)
+        cause, evidence = _why_stayed(difference.pfn, thread, prediction, after)
     elif difference.what == "freed":
         cause, evidence = _why_freed(difference.pfn, prediction)
     if cause == UNEXPLAINED and difference.pfn in changed:
@@ -172,17 +178,20 @@ def _explain(
     return Difference(difference.what, difference.pfn, difference.order, difference.position, cause, evidence)
 
 
-def _why_stayed(pfn: int, prediction: Prediction, after: Mapping[int, Frame]) -> tuple[str, str]:
+def _why_stayed(
+    pfn: int, thread: int | None, prediction: Prediction, after: Mapping[int, Frame]
+) -> tuple[str, str]:
     folios = prediction.folios
     index = folios.index(pfn)
     frame = after.get(pfn)
     if frame is None:
         return UNEXPLAINED, ""
     seen = f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
-    if frame.fate and frame.fate.lru_batch and folios.mlocked[index]:
-        return "mlock batch", f"KPF MLOCKED at the exit stop; {frame.fate.evidence}"
     if frame.fate:
-        return "lru batch" if frame.fate.lru_batch else "reference", f"{frame.fate.evidence}; {seen}"
+        seen = f"{frame.fate.evidence}; {seen}"
+        if folios.mlocked[index] and frame.fate.thread != thread:
+            return "mlock batch", f"KPF MLOCKED at the exit stop; {seen}"
+        return "lru batch" if frame.fate.lru_batch else "reference", seen
     if frame.mapcount:
         return "mapped since", seen
     if frame.flags & bit(KPF_SWAPCACHE) and folios.swapcache[index]:

@@ -12,13 +12,14 @@ from replay.validate.tracefs import Event
 
 @dataclass(frozen=True)
 class Fate:
-    """How a folio was freed after all. evidence: by whom, and when.
+    """How a folio was freed after all. evidence: by whom, and when. thread: by whom, as in the events.
 
     lru_batch: it came out of an LRU batch: it was seen to leave one, or was freed when all of them were
     emptied, or by the thread that watches, which has no other reference to what it watches.
     """
 
     evidence: str
+    thread: int
     lru_batch: bool
 
 
@@ -46,13 +47,14 @@ def fates(
         late = f"{(event.time_ns - began_ns) / 1000:.0f} us after the exit began to free"
         batch = left_batch.get(pfn)
         if drained_ns is not None and event.time_ns >= drained_ns:
-            found[pfn] = Fate("freed when the LRU batches of all CPUs were emptied", lru_batch=True)
+            seen, out_of_batch = "freed when the LRU batches of all CPUs were emptied", True
         elif batch and batch.pid == event.pid:
             found[pfn] = Fate(
                 f"left an LRU batch and was freed by {_name(event.pid)}, {late}", lru_batch=True
             )
         else:
-            found[pfn] = Fate(f"freed by {_name(event.pid)}, {late}", lru_batch=False)
+            seen, out_of_batch = f"freed by {_name(event.pid)}, {late}", False
+        found[pfn] = Fate(seen, event.pid, out_of_batch)
     return found
 
 

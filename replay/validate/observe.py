@@ -34,6 +34,7 @@ TASK_REPORT_MAX: Final = 0x100
 class Observation:
     """What one thread did between its release from the exit stop and the end of its exit_mmap().
 
+    thread: its number in the events, which is that of the initial PID namespace; None if it freed nothing.
     freed: (pfn, order) of the folios that its page tables mapped, in the order of the kernel's frees.
     batch_ends: positions in `freed` (1: behind the first) where a batch of frees ended, as
     mm_page_free_batched shows. other_frees: frees of anything else. again: frees of a frame that had been
@@ -43,6 +44,7 @@ class Observation:
     the first free and of the end, by the clock of the events.
     """
 
+    thread: int | None
     freed: tuple[tuple[int, int], ...]
     batch_ends: frozenset[int]
     other_frees: int
@@ -92,11 +94,12 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
         elif event.name == "mm_page_free_batched" and number(event, "pfn") in seen:
             # comes once for each folio of a batch, after all of them were freed
             ends.add(len(freed))
-    owner = next((event.pid for event in teardown if event.name.startswith("mm_page_free")), None)
+    thread = next((event.pid for event in teardown if event.name.startswith("mm_page_free")), None)
     # a switch is recorded in the task that is left: the one that brings our thread back is another task's
-    left = [event for event in teardown if event.name == "sched_switch" and event.pid == owner]
+    left = [event for event in teardown if event.name == "sched_switch" and event.pid == thread]
     preempted = sum(number(event, "prev_state") in (RUNNING, TASK_REPORT_MAX) for event in left)
     return Observation(
+        thread=thread,
         freed=tuple(freed),
         batch_ends=frozenset(ends),
         other_frees=other,
