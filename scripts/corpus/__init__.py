@@ -1,0 +1,1 @@
+"""The corpus: real programs, brought into a known state and captured. `../capture_corpus` is its command."""
