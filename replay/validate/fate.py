@@ -49,9 +49,7 @@ def fates(
         if drained_ns is not None and event.time_ns >= drained_ns:
             seen, out_of_batch = "freed when the LRU batches of all CPUs were emptied", True
         elif batch and batch.pid == event.pid:
-            found[pfn] = Fate(
-                f"left an LRU batch and was freed by {_name(event.pid)}, {late}", lru_batch=True
-            )
+            seen, out_of_batch = f"left an LRU batch and was freed by {_name(event.pid)}, {late}", True
         else:
             seen, out_of_batch = f"freed by {_name(event.pid)}, {late}", False
         found[pfn] = Fate(seen, event.pid, out_of_batch)
