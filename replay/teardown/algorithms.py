@@ -59,7 +59,8 @@ class Algorithm:
     """One teardown algorithm.
 
     `delayed_rmap`: the rmap of file pages that are dirty in the PTE is removed only after the TLB flush
-    at the end of the page-table page (v6.2, commit 5df397dec7c4).
+    at the end of the page-table page (v6.2, commit 5df397dec7c4). `thps_queued`: anonymous PMD-sized folios
+    are on the deferred split queue from birth (v6.12, commit dafff3f4c850 "mm: split underused THPs").
     """
 
     name: str
@@ -69,6 +70,7 @@ class Algorithm:
     rmap: Rmap
     release: Release
     delayed_rmap: bool = True
+    thps_queued: bool = False
     note: str = ""
 
     @property
@@ -142,6 +144,7 @@ ALGORITHMS: Final = {
             Entry.PAGE_RUN,
             Rmap.RUN,
             Release.FOLIOS_PUT_REFS_BATCH,
+            thps_queued=True,
         ),
     )
 }
@@ -155,6 +158,7 @@ NOT_MODELLED: Final = (
     "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
     "and with them release calls, never rmap counts.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
+    "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",
     "Several lruvecs (memory cgroups, NUMA nodes): one is assumed for lruvec_locks.",
     "Zone-device folios: procfs shows neither their size nor their counts.",
 )

@@ -626,6 +626,9 @@ def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages
     if not r.relock:
         if lru:
             lock_calls(r, c, c[POSITION] - 1, 1)
+        else:
+            # free_huge_folio() must not be called under the lock: the next folio takes it again
+            c[LOCKED_CALL] = min(c[LOCKED_CALL], (c[POSITION] - 1) // r.release_batch - 1)
     elif f[folio, F_ORDER] > 0:
         c[HELD] = 0
         c[LRUVEC_LOCKS] += lru

@@ -178,6 +178,8 @@ class _Teardown:
             folio.refs += folio.pages
         if folio.anon and not folio.hugetlb and folio.order >= 2 and folio.mapped < folio.pages:
             folio.partially_mapped = folio.queued = True
+        if self.algorithm.thps_queued and folio.anon and not folio.hugetlb:
+            folio.queued |= folio.pages == self.ptes_per_table
         return folio
 
     def _begins_huge_mapping(self, i: int) -> bool:
@@ -511,7 +513,10 @@ class _Teardown:
                 continue
             folio = entry.folio
             freed.append(folio)
-            if relock and folio.large:
+            if folio.hugetlb:
+                # free_huge_folio() must not be called under the lock
+                locked = False
+            elif relock and folio.large:
                 locked = False
                 self.count["lruvec_locks"] += folio.lru
             elif folio.lru and not locked:

@@ -84,7 +84,10 @@ def replay(extents: Extents, tables: int, page_size: int, algorithm: Algorithm) 
 
 def replay_tables(table: I64, folios: I64, tables: int, chosen: state.Rules) -> dict[str, int]:
     """The tables of `lay_out` through the machine; folios is left as it was."""
-    counts = machine.exit_mmap(table, folios.copy(), chosen, tables)
+    folios = folios.copy()
+    queued = (folios[:, state.F_ORDER] == chosen.queued_order) & (folios[:, state.F_ANON] != 0)
+    folios[queued & (folios[:, state.F_HUGETLB] == 0), state.F_QUEUED] = 1
+    counts = machine.exit_mmap(table, folios, chosen, tables)
     found = dict(zip(state.COUNTS, counts.tolist(), strict=True))
     held = found["ptes"] + found["pmd_mappings"] + found["hugetlb_pages"] + tables
     found["references_left"] = held - found["references_dropped"]
@@ -101,6 +104,7 @@ def rules(algorithm: Algorithm, page_size: int) -> state.Rules:
         release_batch=RELEASE_BATCH.get(algorithm.release, 0),
         slots=batch_slots(algorithm.entry, page_size),
         batches=max_batches(algorithm.entry, page_size),
+        queued_order=ptes_per_table(page_size).bit_length() - 1 if algorithm.thps_queued else -1,
     )
 
 
@@ -165,7 +169,30 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
     )
     table[:, state.FOLIO] = folio
     table[:, state.PAGE_ROW] = page_row
-    return table, folios
+    return _joined(table), folios
+
+
+def _joined(table: I64) -> I64:
+    """Join neighbours that no algorithm tells apart: order-0 pages without a state, swap and special entries.
+
+    An order-0 page is an entry of its own wherever its frame lies: what counts is that the next page is its
+    neighbour in the address space, is dirty or clean like it, and is freed like it or not. This makes
+    scattered pages as quick as contiguous ones.
+    """
+    plain = (table[:, state.FOLIO] == state.NO_FOLIO) & (table[:, state.KIND] != state.HUGE_ZERO)
+    freed = table[:, state.MAPCOUNT] == 1
+    joins = np.zeros(len(table), np.bool_)
+    joins[1:] = plain[1:] & plain[:-1] & (freed[1:] == freed[:-1])
+    joins[1:] &= table[1:, state.VPN] == table[:-1, state.VPN] + table[:-1, state.PAGES]
+    for column in (state.KIND, state.TABLE, state.FLAGS):
+        joins[1:] &= table[1:, column] == table[:-1, column]
+    starts = np.flatnonzero(~joins)
+    if len(starts) == len(table):
+        return table
+    pages = np.add.reduceat(table[:, state.PAGES], starts)
+    table = table[starts]
+    table[:, state.PAGES] = pages
+    return table
 
 
 def _numbered_tables(e: Extents, begins: Bool) -> I64:

@@ -155,7 +155,8 @@ class Rules(NamedTuple):
 
     entry, rmap: `algorithms.Entry`, `algorithms.Rmap`. delayed_rmap: the rmap of dirty file pages waits.
     relock: the lruvec lock is handled as in release_pages(). release_batch: entries of a release call, 0 for
-    the whole piece. slots, batches: of the gather.
+    the whole piece. slots, batches: of the gather. queued_order: order of the anonymous folios that are on
+    the deferred split queue from birth, or -1.
     """
 
     entry: int
@@ -165,3 +166,4 @@ class Rules(NamedTuple):
     release_batch: int
     slots: int
     batches: int
+    queued_order: int
