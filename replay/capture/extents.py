@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.capture.folios import Bools, Folios, Pages, all_frames
+from replay.capture.folios import Bools, Folios, Pages
 from replay.capture.procfs import PM_EXCLUSIVE, PM_FILE, PM_SOFT_DIRTY, PM_UFFD_WP, SWAP_TYPE_BITS, U64, Vma
 from replay.capture.runs import Runs, cuts_inside
 from replay.trace.kpageflags import (
@@ -109,7 +109,7 @@ def build(
     dirty: Ranges | None,
     page_size: int,
 ) -> tuple[Extents, int]:
-    """The extents of `runs`, in address order, and how many folios changed while they were read.
+    """The extents of `runs`, in address order, and how many of them show that a folio changed.
 
     runs: in address order. index: int64, shape (runs,), the place of each run's first frame in `pages`; -1
     for swap entries. pages, folios: every folio that the runs touch. own: frame ranges that the address
@@ -122,8 +122,8 @@ def build(
     extents = _columns(runs, run, offset, index, pages, folios, facts, own, huge, dirty, page_size)
     if not folios.torn.any():
         return extents, 0
-    mapped = folios.of(index[(extents.kind != SWAP) & (extents.kind != SPECIAL)])
-    return extents, len(np.unique(mapped[folios.torn[mapped]]))
+    mapped = index[(extents.kind != SWAP) & (extents.kind != SPECIAL)]
+    return extents, int(folios.torn[mapped].sum())
 
 
 def raise_counts(
@@ -146,7 +146,7 @@ def raise_counts(
         begin, end = (np.bincount(np.concatenate(at), minlength=len(mapped) + 1) for at in (begins, ends))
         mapped |= np.cumsum(begin - end)[:-1] > 0
     mapped[pages.flags & ZERO_PAGE != 0] = 0
-    least = mapped * own.at(all_frames(pages), 1) if len(own.start) else mapped
+    least = mapped * own.at(pages.frames(np.arange(len(mapped))), 1) if len(own.start) else mapped
     low = pages.counts < least
     changed = int((low & (pages.flags & NOPAGE == 0)).sum()) if precise else 0
     np.maximum(pages.counts, least, out=pages.counts)
@@ -170,7 +170,7 @@ def _split(
     if not len(long):
         return begins
     vpn, size, at = runs.vpn[long], runs.pages[long], index[long]
-    cuts = [begins]
+    cuts: list[tuple[I64, I64]] = []
 
     def cut(which: Bools | slice, starts: I64, points: I64) -> None:
         among, offset = cuts_inside(starts[which], size[which], points)
@@ -183,12 +183,18 @@ def _split(
         cut(slice(None), vpn, dirty.bounds())
     cut(at >= 0, runs.frame[long], own.bounds())
     cut(at >= 0, at, _differences(pages, folios))
-    if not any(len(run) for run, _ in cuts[1:]):
+    cut_run, cut_offset = (np.concatenate(columns) for columns in zip(*cuts, strict=True))
+    if not len(cut_run):
         return begins
-    run, offset = (np.concatenate(columns) for columns in zip(*cuts, strict=True))
-    starts = np.unique(runs.vpn[run] + offset)
-    run = np.searchsorted(runs.vpn, starts, side="right") - 1
-    return run, starts - runs.vpn[run]
+    order = np.lexsort((cut_offset, cut_run))
+    cut_run, cut_offset = cut_run[order], cut_offset[order]
+    other = np.append(True, (cut_run[1:] != cut_run[:-1]) | (cut_offset[1:] != cut_offset[:-1]))
+    cut_run, cut_offset = cut_run[other], cut_offset[other]
+    parts = 1 + np.bincount(cut_run, minlength=len(runs.vpn))
+    run = np.repeat(begins[0], parts)
+    offset = np.zeros(len(run), np.int64)
+    offset[np.append(False, run[1:] == run[:-1])] = cut_offset
+    return run, offset
 
 
 def _table_cuts(run: I64, vpn: I64, size: npt.NDArray[np.int32], entries: int) -> tuple[I64, I64]:
@@ -201,15 +207,12 @@ def _table_cuts(run: I64, vpn: I64, size: npt.NDArray[np.int32], entries: int) -
 
 def _differences(pages: Pages, folios: Folios) -> I64:
     """Indices of frames that cannot be in one extent with the frame before them."""
-    differ = pages.counts[1:] != pages.counts[:-1]
-    other_flags = folios.flags[1:] != folios.flags[:-1]
-    if folios.number is None:
-        return np.flatnonzero(differ | other_flags) + 1
-    # a folio begins, and it is not an order-0 folio like its neighbour
-    apart = other_flags | (folios.order[1:] > 0) | (folios.order[:-1] > 0)
-    begins = np.flatnonzero(np.diff(folios.number)) + 1
-    differ[begins[apart[folios.number[begins] - 1]] - 1] = True
-    return np.flatnonzero(differ) + 1
+    differ = np.zeros(len(pages.counts) + 1, bool)
+    for column in (pages.counts, folios.flags, folios.order):
+        differ[1:-1] |= column[1:] != column[:-1]
+    # large folios that are alike still are two
+    differ[folios.place] = True
+    return np.flatnonzero(differ)
 
 
 def _columns(
@@ -236,18 +239,14 @@ def _columns(
         pfn = np.where(swap, pfn >> SWAP_TYPE_BITS, pfn)
         index = np.where(swap, 0, index)
     pfn = pfn + offset
-    number = folios.of(index)
-    counts, order, flags, mapped, mapcount, head = (
-        column[at]
-        for column, at in (
-            (pages.counts, index),
-            (folios.order, number),
-            (folios.flags, number),
-            (folios.mapped, number),
-            (folios.mapcount, number),
-            (folios.head, number),
-        )
-    )
+    counts, flags, order = pages.counts[index], folios.flags[index], folios.order[index]
+    folio, mapped, mapcount = pfn, (counts > 0).astype(np.uint32), counts
+    large = np.flatnonzero(order)
+    if len(large):
+        number = np.searchsorted(folios.place, index[large], side="right") - 1
+        folio, mapcount = folio.copy(), mapcount.copy()
+        folio[large], mapped[large] = folios.head[number], folios.mapped[number]
+        mapcount[large] = folios.mapcount[number]
     file = word & PM_FILE != 0
     is_anon = flags & ANON != 0
     normal = (file | is_anon) & ~swap & (flags & ZERO_PAGE == 0)
@@ -266,7 +265,6 @@ def _columns(
         is_dirty = normal & ~is_anon & facts.writes_back[vma] & (flags & DIRTY != 0)
     else:
         is_dirty = np.zeros(rows, bool)
-    folio = np.where(order > 0, head, pfn) if folios.number is not None else pfn
     mappings = own.at(pfn, 1)
     if not normal.all():
         counts, mapped, mapcount, mappings = (

@@ -47,25 +47,28 @@ class Pages(NamedTuple):
         piece = np.searchsorted(self.start, frames, side="right") - 1
         return self.offset[piece] + frames - self.start[piece]
 
+    def frames(self, index: I64) -> I64:
+        """The frame at each index."""
+        piece = np.searchsorted(self.offset, index, side="right") - 1
+        return self.start[piece] + index - self.offset[piece]
+
 
 class Folios(NamedTuple):
-    """Folios of `Pages`: `number` (shape (frames,)) is the folio of each frame; the others are per folio.
+    """Folios of `Pages`.
 
-    number is None if every frame is a folio of its own, of order 0.
+    flags: uint64, order: uint8, torn: bool, of shape (frames,): of the folio that each frame belongs to;
+    torn: whether head and tails did not fit together, because the folio changed, or was read in part.
+    place: int64, shape (large folios,), index of the head in `Pages`, sorted; head (its frame), mapped and
+    mapcount: of the same shape. Frames of order 0 are not in these: they speak for themselves.
     """
 
-    number: I64 | None
-    head: I64
-    order: npt.NDArray[np.uint8]
     flags: U64
-    mapped: npt.NDArray[np.uint32]
-    mapcount: I64
+    order: npt.NDArray[np.uint8]
     torn: Bools
-    """Whether head and tails did not fit together: the folio changed, or was read in part."""
-
-    def of(self, index: I64) -> I64:
-        """The folio of each frame, given by its index in `Pages`."""
-        return index if self.number is None else self.number[index]
+    place: I64
+    head: I64
+    mapped: I64
+    mapcount: I64
 
 
 def pieces_of(frames: I64, counts: I64 | I32, bridge: int) -> tuple[I64, I64]:
@@ -181,44 +184,26 @@ def _joined(old: Pages, new: Pages) -> Pages:
 
 def folios_of(pages: Pages) -> Folios:
     """Find the folios and add up their counts (which must be those of the mappings already)."""
-    if not (pages.flags & (HEAD | TAIL)).any():
-        return Folios(
-            number=None,
-            head=all_frames(pages),
-            order=np.zeros(len(pages.flags), np.uint8),
-            flags=pages.flags,
-            mapped=(pages.counts > 0).view(np.uint8).astype(np.uint32),
-            mapcount=pages.counts,
-            torn=np.zeros(len(pages.flags), bool),
-        )
-    is_head = pages.flags & TAIL == 0
-    is_head[pages.offset] = True
-    heads = np.flatnonzero(is_head)
-    size = np.diff(heads, append=len(is_head))
-    frame = all_frames(pages)[heads]
-    compound = pages.flags[heads] & HEAD != 0
-    orphan = pages.flags[heads] & TAIL != 0
-    whole = (size > 1) & (size & (size - 1) == 0) & (frame & (size - 1) == 0)
-    torn = orphan | np.where(compound, ~whole, size != 1)
-    if torn.any():
-        # each page of what does not fit together stands for itself
-        inside = np.repeat(torn, size)
-        is_head |= inside
-        heads = np.flatnonzero(is_head)
-        size = np.diff(heads, append=len(is_head))
-        frame, torn = all_frames(pages)[heads], inside[heads]
-    order = np.frexp(size.astype(np.float64))[1].astype(np.uint8) - np.uint8(1)
-    return Folios(
-        number=np.cumsum(is_head) - 1,
-        head=frame,
-        order=order,
-        flags=pages.flags[heads],
-        mapped=np.add.reduceat((pages.counts > 0).astype(np.uint32), heads),
-        mapcount=np.add.reduceat(pages.counts, heads),
-        torn=torn,
-    )
-
-
-def all_frames(pages: Pages) -> I64:
-    """The frame of each index."""
-    return np.repeat(pages.start - pages.offset, pages.end - pages.start) + np.arange(len(pages.flags))
+    flags, order = pages.flags, np.zeros(len(pages.flags), np.uint8)
+    torn = np.zeros(len(flags), bool)
+    compound = np.flatnonzero(flags & (HEAD | TAIL))
+    if not len(compound):
+        return Folios(flags, order, torn, compound, compound, compound, compound)
+    is_tail = flags[compound] & TAIL != 0
+    begins = ~is_tail
+    # tails whose head is not there stand for themselves: where a piece begins, or after an order-0 frame
+    begins[1:] |= np.diff(compound) != 1
+    begins |= np.isin(compound, pages.offset)
+    first = np.flatnonzero(begins)
+    index, size = compound[first], np.diff(first, append=len(compound))
+    frame = pages.frames(index)
+    whole = ~is_tail[first] & (size > 1) & (size & (size - 1) == 0) & (frame & (size - 1) == 0)
+    torn[compound] = np.repeat(~whole, size)
+    counts = pages.counts[compound]
+    mapped, mapcount = np.add.reduceat((counts > 0).astype(np.int64), first), np.add.reduceat(counts, first)
+    orders = np.frexp(size.astype(np.float64))[1].astype(np.uint8) - np.uint8(1)
+    order[compound] = np.repeat(np.where(whole, orders, np.uint8(0)), size)
+    # several flags stand only on the head (v6.1)
+    flags = flags.copy()
+    flags[compound] = np.where(np.repeat(whole, size), np.repeat(flags[index], size), flags[compound])
+    return Folios(flags, order, torn, index[whole], frame[whole], mapped[whole], mapcount[whole])
