@@ -204,7 +204,8 @@ def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Su
         _keep(tree, fd, pid, *_columns(data), places, blocks)
     if blocks.present and not blocks.frames:
         raise _hidden(tree)
-    own = _own(blocks, ex.vma_facts(vmas), trust_exclusive=options.held and tree.mapcounts == "precise")
+    trust_exclusive = options.held and tree.mapcounts == "precise"
+    own = _own(blocks, ex.vma_facts(vmas), ptes_per_table(tree.page_size), trust_exclusive)
     known = options.known_pmd if scanned or options.known_pmd is not None else _saved_huge(tree, pid)
     if known is not None:
         return Survey(vmas, starts, blocks, _ranges(known), True, own)
@@ -289,17 +290,20 @@ def _second_look(fd: int, starts: I64, portion: Runs) -> int:
     return runs.difference(portion, runs.concat(again))
 
 
-def _own(blocks: Kept, facts: ex.VmaFacts, trust_exclusive: bool) -> Ranges:
+def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) -> Ranges:
     """Frames that the address space maps several times, with the number of times.
 
-    PM_EXCLUSIVE says that a page is mapped once in all, but for hugetlb, and where the kernel does not
-    count the mappings of each page.
+    PM_EXCLUSIVE says that a page is mapped once in all, but for hugetlb, in a PMD mapping up to v6.10 (where
+    it is that of the head for all pages, commit 2c1f057e5be6), and where the kernel does not count the
+    mappings of each page. entries: PTEs of a page-table page; so many neighbours may be a PMD mapping.
     """
     starts, ends = [], []
     for block in blocks.blocks():
         several = block.present & ~facts.raw_frames[block.vma]
         if trust_exclusive:
-            several &= (block.word & procfs.PM_EXCLUSIVE == 0) | facts.hugetlb[block.vma]
+            several &= (
+                (block.word & procfs.PM_EXCLUSIVE == 0) | facts.hugetlb[block.vma] | (block.pages >= entries)
+            )
         some = block.select(several)
         starts.append(some.frame)
         ends.append(some.frame + some.pages)
