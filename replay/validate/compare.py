@@ -27,6 +27,7 @@ CAUSES: Final = {
     "changed": "the page tables or folios of the stopped process changed between capture and release",
     "dirty rule": "PTEs are taken for dirty by a rule; without them the batches end where the kernel's did",
     "preemption": "the exiting thread lost its CPU in the middle of page tables with dirty PTEs",
+    "last user": "another task used the address space longer (a reader of /proc): exit_mmap() ran there",
     UNEXPLAINED: "no evidence of a cause",
 }
 """Causes of a difference -> what is the evidence."""
@@ -95,16 +96,15 @@ def compare(
     after: the frames of `stayed` as they were after the exit. changed: heads of folios that were not as
     before when they were read again, right before the process went on.
     """
+    if observation.has_end and not observation.finished and not observation.freed:
+        end = Difference("end", 0, 0, 0, "last user", "no exit_mmap() in this thread, and nothing freed")
+        return Comparison(len(prediction.freed), 0, 0, (end,))
     differences = _sequence_differences(prediction.freed, observation.freed)
     explained = [
         _explain(difference, observation.thread, prediction, after, changed) for difference in differences
     ]
     if not differences:
         explained += _batch_differences(prediction, observation)
-    if observation.has_end and not observation.finished:
-        explained.append(
-            Difference("end", 0, 0, len(observation.freed), evidence="the address space has another user")
-        )
     prefix = 0
     for ours, theirs in zip(prediction.freed, observation.freed, strict=False):
         if ours != theirs:

@@ -48,6 +48,8 @@ def fates(
         batch = left_batch.get(pfn)
         if drained_ns is not None and event.time_ns >= drained_ns:
             seen, out_of_batch = "freed when the LRU batches of all CPUs were emptied", True
+        elif event.pid in watching:
+            seen, out_of_batch = f"freed out of a batch of a CPU where replay ran, {late}", True
         elif batch and batch.pid == event.pid:
             seen, out_of_batch = f"left an LRU batch and was freed by {_name(event.pid)}, {late}", True
         else:
