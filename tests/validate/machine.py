@@ -1,0 +1,48 @@
+"""The settings of this machine that validate touches, and whether it can run here at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from replay.capture.settings import THP
+from replay.errors import ReplayError
+from replay.validate import settings, tracefs
+
+
+def unusable() -> str:
+    """Why validate cannot run here; empty if it can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    try:
+        with tracefs.mounted() as (root, _):
+            if not (root / "events/kmem/mm_page_free").exists():
+                return "the kernel has no tracepoint kmem:mm_page_free"
+    except (ReplayError, OSError) as error:
+        return str(error)
+    return ""
+
+
+needs_kernel = pytest.mark.skipif(bool(unusable()), reason=unusable() or "usable")
+
+
+def state() -> dict[str, object]:
+    """All that must be as before; taken while no other run has THP switches changed."""
+    with settings._locked(), tracefs.mounted() as (root, _):
+        switches = [root / name for name in ("tracing_on", "current_tracer", "trace_clock", "set_event_pid")]
+        switches += [root / "events" / name / "enable" for name in ("kmem", "tlb", "mmap", "pagemap")]
+        return {
+            "switches": {str(path.relative_to(root)): path.read_text() for path in switches},
+            "thp": {str(path): path.read_text() for path in sorted(THP.rglob("*enabled")) if path.is_file()},
+            "mounts": Path("/proc/self/mounts").read_text(),
+            "swaps": Path("/proc/swaps").read_text(),
+            "zram": sorted(path.name for path in Path("/sys/block").glob("zram*")),
+        }
+
+
+def instances(pid: int) -> list[str]:
+    """Tracing instances of a replay process."""
+    with tracefs.mounted() as (root, _):
+        return [path.name for path in (root / "instances").glob(f"replay-{pid}-*")]

@@ -1,0 +1,111 @@
+"""The replay against this kernel: every built-in workload, commands, and tracing itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from replay.errors import ReplayError, UsageError
+from replay.validate import compare, rows, run, tracefs
+from replay.validate.undo import undone
+from replay.validate.workloads import WORKLOADS
+from tests.validate.machine import needs_kernel
+
+pytestmark = needs_kernel
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_built_in_workloads_agree(workload):
+    result = run.validate(only=[workload.name])
+    if not result.verdicts:
+        pytest.skip(result.notes[workload.name])
+    table = rows.frame(result)
+    assert result.agrees, rows.as_json(result)
+    causes = {
+        difference.cause for verdict in result.verdicts for difference in verdict.comparison.differences
+    }
+    if workload.cause:
+        assert causes == {workload.cause}
+    else:
+        assert table["exact"].all(), rows.as_json(result)
+    assert not result.missed
+    if workload.name in result.notes:
+        pytest.skip(result.notes[workload.name])
+
+
+def test_an_altered_prediction_is_a_disagreement():
+    """The observation of a real exit against a prediction that is right but for one folio."""
+    [verdict] = run.validate(only=["python"]).verdicts
+    right = verdict.prediction
+    for freed in (right.freed[1:], right.freed[:-1], (right.freed[1], right.freed[0], *right.freed[2:])):
+        wrong = dataclasses.replace(right, freed=freed)
+        found = compare.compare(wrong, verdict.observation, after={})
+        assert not found.exact and not found.explained
+        altered = dataclasses.replace(verdict, comparison=found)
+        assert not run.Result((altered,), {}, {}, 0).agrees
+
+
+def test_a_command_with_children_and_threads():
+    code = "import subprocess, threading; subprocess.run(['sh', '-c', 'true; (true)']); " + (
+        "threading.Thread(target=print).start()"
+    )
+    result = run.validate([sys.executable, "-c", code])
+    assert result.status == 0
+    assert result.agrees, rows.as_json(result)
+    assert {verdict.comm for verdict in result.verdicts} >= {"sh"}
+    document = json.loads(rows.as_json(result))
+    assert document["address_spaces"] == len(result.verdicts) == len(document["verdicts"])
+
+
+def test_the_commands_exit_status_is_kept():
+    assert run.validate(["sh", "-c", "exit 7"]).status == 7
+    assert run.validate(["sh", "-c", "kill -TERM $$"]).status == 128 + 15
+
+
+def test_without_draining_differences_are_lru_batches():
+    result = run.validate(["sh", "-c", "ls / >/dev/null; sed --version >/dev/null"], drain=False)
+    assert result.agrees, rows.as_json(result)
+
+
+def test_unknown_workloads_are_refused():
+    with pytest.raises(UsageError, match="choose from"):
+        run.validate(only=["nonsense"])
+
+
+def test_lost_events_are_an_error():
+    with (
+        tracefs.mounted() as (root, fd),
+        undone([fd]) as undo,
+        tracefs.instance(root, undo, "test", ["kmem/mm_page_free"]) as instance,
+    ):
+        instance.reserve(4096)
+        instance.record()
+        for _ in range(3):
+            subprocess.run([sys.executable, "-c", "bytearray(1 << 25)"], check=True)
+        with pytest.raises(ReplayError, match="lost trace events"):
+            instance.read()
+
+
+def test_events_of_one_thread_only_and_in_order():
+    with (
+        tracefs.mounted() as (root, fd),
+        undone([fd]) as undo,
+        tracefs.instance(root, undo, "test", ["kmem/mm_page_free", "no/such_event"]) as instance,
+    ):
+        assert instance.events == {"mm_page_free"}
+        instance.reserve(1 << 22)
+        instance.only(os.getpid())
+        instance.record()
+        subprocess.run(["true"], check=True)
+        for _ in range(50):
+            bytearray(1 << 22)
+        instance.rest()
+        events = instance.read()
+    assert len(events) > 50
+    assert {event.pid for event in events if not event.interrupt} == {os.getpid()}
+    assert events == sorted(events, key=lambda event: event.time_ns)

@@ -1,0 +1,109 @@
+"""After any run, also an interrupted one, the machine is as it was before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from replay.errors import ReplayError
+from replay.validate import run, tracefs
+from replay.validate.undo import undone
+from tests.validate.machine import instances, needs_kernel, state
+
+RUN = "from replay.validate.run import validate; validate(only={only!r})"
+
+
+@pytest.mark.parametrize("end", ["return", "exception", signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_undo_happens_however_the_process_ends(tmp_path: Path, end):
+    (tmp_path / "switch").write_text("before")
+    (tmp_path / "second").write_text("before")
+    code = f"""
+import os, sys
+from pathlib import Path
+from replay.validate.undo import undone
+folder = Path({str(tmp_path)!r})
+with undone() as undo:
+    undo.write(folder / "switch", "before")
+    undo.write(folder / "switch", "undone first")
+    (folder / "switch").write_text("changed")
+    undo.remove_directory(folder / "instance")
+    (folder / "instance").mkdir()
+    undo.remove_file(folder / "file")
+    (folder / "file").write_text("")
+    undo.remove_file(folder / "never made")
+    if {end!r} == "exception":
+        raise ValueError
+    if {end!r} != "return":
+        os.kill(os.getpid(), {end if isinstance(end, int) else 0})
+"""
+    subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    until(lambda: sorted(path.name for path in tmp_path.iterdir()) == ["second", "switch"])
+    until(lambda: (tmp_path / "switch").read_text() == "before")
+
+
+def test_what_cannot_be_undone_is_told(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="rmdir"), undone() as undo:
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").write_text("")
+        undo.remove_directory(tmp_path / "full")
+
+
+@needs_kernel
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize("only", [["thp-pmd", "order-3"], ["swap"]], ids=lambda only: only[0])
+@pytest.mark.parametrize("after", [0.4, 0.8, 1.3])
+def test_an_interrupted_run_leaves_nothing_behind(number, only, after):
+    before = state()
+    started = subprocess.Popen(
+        [sys.executable, "-c", RUN.format(only=only)],
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    )
+    time.sleep(after)
+    started.send_signal(number)
+    started.wait(60)
+    until(lambda: not instances(started.pid))
+    until(lambda: state() == before)
+
+
+@needs_kernel
+def test_a_run_and_a_failed_run_leave_nothing_behind():
+    before = state()
+    run.validate(only=["thp-pte", "swap"])
+    assert not instances(os.getpid())
+    assert state() == before
+    with pytest.raises(ReplayError, match="no command"):
+        run.validate(["/nonexistent/command"])
+    assert not instances(os.getpid())
+    assert state() == before
+
+
+@needs_kernel
+def test_instances_of_processes_that_are_no_more_are_removed():
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with tracefs.mounted() as (root, _):
+        stale = root / "instances" / f"replay-{ended.pid}-exit"
+        living = root / "instances" / f"replay-{os.getpid()}-mine"
+        for path in (stale, living):
+            path.mkdir()
+        try:
+            tracefs.remove_stale(root)
+            assert not stale.exists()
+            assert living.exists()
+        finally:
+            living.rmdir()
+
+
+def until(condition, seconds: float = 15):
+    """Wait for what another process is about to do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not as before"
+        time.sleep(0.1)
