@@ -37,7 +37,7 @@ def _cell(row: dict[str, object], name: str) -> str:
         return f"{count}\n(baseline: 0)"
     # what is left of a count must not round away
     change = -float(str(share))
-    digits = 1 if abs(change) < 99.9 or change == -100 else 2
+    digits = 2 if -100 < change <= -99.9 else 1
     return f"{count}\n{change:+.{digits}f} %"
 
 
