@@ -152,6 +152,74 @@ def _ptrace(request: int, tid: int, data: int = 0) -> None:
         raise OSError(number, os.strerror(number))
 
 
+# ---------------------------------------------------------------------- cgroups
+
+
+HIERARCHIES: Final = tuple(Path("/sys/fs/cgroup") / name for name in ("", "unified", "freezer"))
+"""Where cgroup v2 is mounted, alone or beside v1, and the freezer of v1."""
+
+
+def cgroup_folder(cgroup: str | Path) -> Path:
+    """The folder of a cgroup given by folder or by name; `ReplayError` if there is none."""
+    name = str(cgroup).lstrip("/")
+    for path in (Path(cgroup), *(hierarchy / name for hierarchy in HIERARCHIES)):
+        if (path / "cgroup.procs").is_file():
+            return path
+    raise ReplayError(f"no cgroup {cgroup}: name its folder below /sys/fs/cgroup")
+
+
+def members(cgroup: Path) -> list[int]:
+    """Processes of a cgroup and of those below it."""
+    found: set[int] = set()
+    for procs in cgroup.rglob("cgroup.procs"):
+        with contextlib.suppress(OSError):  # removed meanwhile, or a threaded cgroup
+            found.update(int(pid) for pid in procs.read_text().split())
+    return sorted(found - {0})
+
+
+def has_freezer(cgroup: Path) -> bool:
+    """Whether a cgroup can be frozen: v2 but for its root, or the freezer of v1."""
+    return (cgroup / "cgroup.freeze").exists() or (cgroup / "freezer.state").exists()
+
+
+@contextlib.contextmanager
+def frozen(cgroup: Path) -> Iterator[None]:
+    """Freeze a cgroup and those below it while the block runs; one that was frozen before stays frozen.
+
+    Raises `ReplayError` if it may not be frozen, or does not freeze in time.
+    """
+    if (cgroup / "cgroup.freeze").exists():
+        control, freeze, thaw = cgroup / "cgroup.freeze", "1", "0"
+        shows, word = cgroup / "cgroup.events", "frozen 1"
+    else:
+        control, freeze, thaw = cgroup / "freezer.state", "FROZEN", "THAWED"
+        shows, word = control, "FROZEN"
+    if control.read_text().strip() == freeze:
+        yield
+        return
+    try:
+        control.write_text(freeze)
+    except OSError as error:
+        raise ReplayError(
+            f"cannot freeze cgroup {cgroup}: {error.strerror}: run replay as root, or use --no-freeze"
+        ) from None
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while word not in shows.read_text().splitlines():
+            if time.monotonic() > deadline:
+                raise ReplayError(
+                    f"cgroup {cgroup} does not freeze: a process in it sleeps in the kernel: try again, "
+                    "or use --no-freeze"
+                )
+            time.sleep(0.001)
+        yield
+    finally:
+        control.write_text(thaw)
+
+
+# ---------------------------------------------------------------------- signals
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into an exception while the block runs, so that everything is released.

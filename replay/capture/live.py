@@ -1,4 +1,4 @@
-"""Capture of one running process, or of one in a saved procfs tree."""
+"""Capture of running processes: one, those of a cgroup, all; or of those in a saved procfs tree."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure
 from replay.capture.space import Options, Progress, Space, Tree
 from replay.capture.table import frame_of, table
-from replay.errors import ReplayError
-from replay.trace.file import ARROW_SCHEMA, Trace, open_writer
+from replay.errors import ProcessGoneError, ReplayError
+from replay.trace.file import ARROW_SCHEMA, ROW_GROUP_ROWS, Trace, TraceWriter, open_writer
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
 
@@ -35,7 +35,7 @@ class Capture:
 
     trace: the rows, if they were not written to `path`. figures: per address space, the kernel's figures
     beside what was captured (`reconcile.text` makes lines of them). vanished: processes that ended before
-    they could be read.
+    they could be read. refused: a line for each process that could not be captured.
     """
 
     meta: Metadata
@@ -44,22 +44,38 @@ class Capture:
     path: Path | None = None
     trace: Trace | None = None
     vanished: int = 0
+    refused: tuple[str, ...] = ()
 
 
 class _Sink:
-    """Takes the rows of address spaces in turn: into a trace file, or together in memory."""
+    """Takes the rows of address spaces in turn: into row groups of a trace file, or together in memory."""
 
-    def __init__(self, writer: Any | None) -> None:
+    def __init__(self, writer: TraceWriter | None) -> None:
         self.writer = writer
         self.tables: list[pa.Table] = []
         self.extents = 0
+        self.written = 0
+
+    def drop(self, extents: int) -> None:
+        """Forget the rows after the first `extents`, which are not written yet."""
+        while self.extents > extents:
+            self.extents -= len(self.tables.pop())
 
     def take(self, rows: pa.Table) -> None:
         self.extents += len(rows)
-        if self.writer:
-            self.writer.append_table(rows)
-        else:
-            self.tables.append(rows)
+        self.tables.append(rows)
+        if self.writer and sum(map(len, self.tables)) >= ROW_GROUP_ROWS // 2:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.writer and self.tables:
+            self.writer.append_table(self.rows())
+            self.tables = []
+            self.written = self.extents
+
+    def rows(self) -> pa.Table:
+        """What has not been written."""
+        return pa.concat_tables(self.tables or [ARROW_SCHEMA.empty_table()]).unify_dictionaries()
 
 
 def capture_process(
@@ -118,11 +134,113 @@ def _attempt(
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
         meta = metadata(tree, [(pid, captured)], options, held=how)
-        if writer:
-            writer.meta = meta
-    return _capture(
-        meta, [captured], sink, None if out is None else Path(out), f"{captured.status.name}-{pid}"
-    )
+        return _finish(sink, meta, [captured], out, f"{captured.status.name}-{pid}")
+
+
+def capture_all(
+    out: str | Path | None = None,
+    *,
+    procfs_root: str | Path = procfs.PROC,
+    hold: bool = True,
+    use_scan: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Capture:
+    """Capture all processes but replay itself, each held still while it is read, into one trace.
+
+    progress: called with processes done and in all; the rest as in `capture_process`. Kernel threads have
+    no memory and are left out. Raises `ReplayError` if not one process can be captured.
+    """
+    root = Path(procfs_root)
+    pids = procfs.pids(root)
+    with freeze.interruptible(), space.opened(root, pids[0] if pids else 0) as tree:
+        options = Options(use_scan=use_scan, held=hold or not tree.live)
+        return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
+
+
+def capture_cgroup(
+    cgroup: str | Path,
+    out: str | Path | None = None,
+    *,
+    procfs_root: str | Path = procfs.PROC,
+    hold: bool = True,
+    use_scan: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Capture:
+    """Capture the processes of a cgroup and of those below it into one trace.
+
+    cgroup: its folder, or its name in any hierarchy. They are held together by its freezer where it has
+    one, one by one otherwise. The rest as in `capture_all`.
+    """
+    root = Path(procfs_root)
+    path = freeze.cgroup_folder(cgroup)
+    with freeze.interruptible(), contextlib.ExitStack() as stack:
+        own = procfs.own_pid(procfs.PROC)
+        freezes = hold and freeze.has_freezer(path) and own not in freeze.members(path)
+        if freezes:
+            stack.enter_context(freeze.frozen(path))
+        pids = freeze.members(path)
+        if not pids:
+            raise ReplayError(f"no process in cgroup {path}: name one with processes")
+        tree = stack.enter_context(space.opened(root, pids[0]))
+        options = Options(use_scan=use_scan, held=hold)
+        together = "cgroup" if freezes else ""
+        return _capture_each(tree, pids, out, force, options, progress, together=together, name=path.name)
+
+
+def _capture_each(
+    tree: Tree,
+    pids: Sequence[int],
+    out: str | Path | None,
+    force: bool,
+    options: Options,
+    progress: Progress | None,
+    *,
+    together: str,
+    name: str,
+) -> Capture:
+    """Capture processes one after the other; together: how they are all held already, if they are."""
+    spaces: list[tuple[int, Space]] = []
+    refused: list[str] = []
+    vanished = 0
+    own = procfs.own_pid(tree.root)
+    with open_writer(out, force=force) if out is not None else contextlib.nullcontext() as writer:
+        sink = _Sink(writer)
+        for done, pid in enumerate(pids, 1):
+            if pid == own or not procfs.has_memory(tree.root, pid):
+                continue
+            before = sink.extents
+            try:
+                with _held(tree, pid, options.held and not together):
+                    spaces.append((pid, capture_into(tree, pid, len(spaces), sink.take, options)))
+            except ReplayError as error:
+                if sink.written > before:
+                    raise  # half of an address space is in the file already
+                sink.drop(before)
+                if isinstance(error, ProcessGoneError):
+                    vanished += 1
+                else:
+                    refused.append(str(error))
+            if progress:
+                progress(done, len(pids))
+        if not spaces:
+            raise ReplayError(refused[0] if refused else "no process to capture: all have ended")
+        how = together or ("ptrace" if options.held and tree.live else "none")
+        meta = metadata(tree, spaces, options, held=how)
+        found = [captured for _, captured in spaces]
+        return _finish(sink, meta, found, out, name, vanished=vanished, refused=tuple(refused))
+
+
+def _finish(
+    sink: _Sink, meta: Metadata, spaces: list[Space], out: str | Path | None, name: str, **counts: Any
+) -> Capture:
+    figures = tuple(captured.figures for captured in spaces)
+    if sink.writer:
+        sink.flush()
+        sink.writer.meta = meta
+        return Capture(meta, figures, sink.extents, path=Path(out or ""), **counts)
+    return Capture(meta, figures, sink.extents, trace=Trace(frame_of(sink.rows()), meta, name), **counts)
 
 
 def capture_into(
@@ -188,11 +306,3 @@ def metadata(
         thp=settings.thp(tree.live),
         tool_version=replay.__version__,
     )
-
-
-def _capture(meta: Metadata, spaces: list[Space], sink: _Sink, path: Path | None, name: str) -> Capture:
-    trace = None
-    if path is None:
-        rows = pa.concat_tables(sink.tables) if sink.tables else ARROW_SCHEMA.empty_table()
-        trace = Trace(frame_of(rows), meta, name)
-    return Capture(meta, tuple(captured.figures for captured in spaces), sink.extents, path, trace)

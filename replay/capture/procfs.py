@@ -99,6 +99,14 @@ def pids(root: Path) -> list[int]:
     return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit())
 
 
+def has_memory(root: Path, pid: int) -> bool:
+    """Whether a process has an address space, which kernel threads have not; True if it has ended."""
+    try:
+        return "VmPTE:" in (root / str(pid) / "status").read_text(errors="replace")
+    except OSError:
+        return True
+
+
 def threads(root: Path, pid: int) -> list[int]:
     """Thread ids of a process; empty if it is gone."""
     try:

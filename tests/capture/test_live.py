@@ -15,12 +15,13 @@ import pytest
 
 import replay
 from replay.capture import freeze, procfs, reconcile, scan, space
-from replay.capture.live import capture_process
+from replay.capture.live import capture_all, capture_cgroup, capture_process
 from replay.errors import ReplayError
 from replay.trace.check import check_frame
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 from tests.capture import processes
 from tests.capture.processes import needs_root, program
+from tests.capture.test_errors import small_process
 
 pytestmark = needs_root()
 
@@ -297,7 +298,7 @@ def test_released_after_a_signal(number: int, tmp_path: Path) -> None:
     """The command is stopped while it holds a process: that runs on, and no file is left."""
     code = f"""
 import sys, time
-from replay.capture.live import capture_process
+from replay.capture.live import capture_all, capture_cgroup, capture_process
 def wait(done, total):
     print("held", flush=True)
     time.sleep(600)
@@ -371,3 +372,105 @@ def test_library_entry() -> None:
         trace = replay.capture(pid)
         assert trace.meta.address_spaces[0].pid == pid
         assert trace.frame["pages"].sum() > 100
+
+
+# ---------------------------------------------------------------------- several processes
+
+
+@pytest.fixture(params=["unified", "freezer"])
+def cgroup(request: pytest.FixtureRequest):
+    """An empty cgroup of each kind of freezer."""
+    path = Path("/sys/fs/cgroup") / request.param / f"replay-test-{os.getpid()}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"{path}: {error.strerror}")
+    yield path
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            path.rmdir()
+            return
+        except OSError:
+            time.sleep(0.01)
+
+
+def test_cgroup(cgroup: Path, tmp_path: Path) -> None:
+    with (
+        program("ready(0)") as (one, _),
+        program("a = area(1 << 20); libc.memset(a, 1, 1 << 20); ready(0)") as (
+            two,
+            _,
+        ),
+    ):
+        for pid in (one, two):
+            (cgroup / "cgroup.procs").write_text(str(pid))
+        states = []
+        done = capture_cgroup(
+            cgroup.name, tmp_path / "t.parquet", progress=lambda *_: states.append(frozen_state(cgroup))
+        )
+        assert states == [True, True]
+        assert not frozen_state(cgroup)
+        assert done.meta.held == "cgroup"
+        trace = replay.read(tmp_path / "t.parquet")
+        assert sorted(space.pid for space in trace.meta.address_spaces) == sorted((one, two))
+        assert trace.frame["mm"].unique().sort().to_list() == [0, 1]
+        assert len(done.figures) == 2
+
+
+def test_cgroup_thawed_after_an_error(cgroup: Path, tmp_path: Path) -> None:
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    with program("ready(0)") as (pid, _):
+        (cgroup / "cgroup.procs").write_text(str(pid))
+        with pytest.raises(KeyboardInterrupt):
+            capture_cgroup(cgroup, tmp_path / "t.parquet", progress=broken)
+        assert not frozen_state(cgroup)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_cgroup_frozen_before_stays_frozen(cgroup: Path) -> None:
+    with program("ready(0)") as (pid, _):
+        (cgroup / "cgroup.procs").write_text(str(pid))
+        with freeze.frozen(cgroup):
+            assert capture_cgroup(cgroup).extents
+            assert frozen_state(cgroup)
+
+
+def frozen_state(path: Path) -> bool:
+    if (path / "cgroup.events").exists():
+        return "frozen 1" in (path / "cgroup.events").read_text()
+    return (path / "freezer.state").read_text().strip() == "FROZEN"
+
+
+def test_cgroup_unknown_or_empty(cgroup: Path) -> None:
+    with pytest.raises(ReplayError, match="no process in cgroup"):
+        capture_cgroup(cgroup)
+    with pytest.raises(ReplayError, match="no cgroup nothing-like-it"):
+        capture_cgroup("nothing-like-it")
+
+
+def test_all_processes_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel threads left out, the caller too, vanished ones counted, what is refused said."""
+    with program("ready(0)") as (one, _), program("ready(0)") as (two, _), freeze.held(procfs.PROC, two):
+        monkeypatch.setattr(procfs, "pids", lambda root: [2, one, two, os.getpid(), 4194399])
+        done = capture_all(tmp_path / "t.parquet")
+        assert [space.pid for space in done.meta.address_spaces] == [one]
+        assert done.vanished == 1
+        assert len(done.refused) == 1
+        assert f"process {two} is traced" in done.refused[0]
+        assert replay.read(tmp_path / "t.parquet").frame["mm"].unique().to_list() == [0]
+
+
+def test_half_an_address_space_is_dropped(tmp_path: Path) -> None:
+    """A process of a saved tree that is cut leaves no rows among those of the others."""
+    cut, whole = small_process(), small_process()
+    cut.pid = 1000
+    cut.write(tmp_path / "proc")
+    whole.write(tmp_path / "proc")
+    os.truncate(tmp_path / "proc/1000/pagemap", (0x500 + 39) * 8)
+    done = capture_all(tmp_path / "t.parquet", procfs_root=tmp_path / "proc")
+    assert len(done.refused) == 1
+    assert "pagemap is cut" in done.refused[0]
+    assert replay.read(tmp_path / "t.parquet").frame["pages"].sum() == 73
