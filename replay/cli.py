@@ -244,7 +244,10 @@ def progress(unit: str) -> Iterator[Any]:
 
 @app.command()
 def run(
-    traces: Annotated[list[Path], typer.Argument(help="Traces made by capture.", show_default=False)],
+    traces: Annotated[
+        list[Path],
+        typer.Argument(help="Traces made by capture or record.", metavar="TRACE...", show_default=False),
+    ],
     algorithms: Annotated[
         str | None, typer.Option("-a", "--algorithms", help="Which, separated by commas; default all.")
     ] = None,
@@ -338,7 +341,7 @@ def _print(renderables: list[Any]) -> None:
 
 @app.command()
 def inspect(
-    trace: Annotated[Path, typer.Argument(help="A trace.", show_default=False)],
+    trace: Annotated[Path, typer.Argument(help="A trace.", metavar="TRACE", show_default=False)],
     vmas: Annotated[int, typer.Option(help="How many VMAs to list.", min=0)] = 20,
     json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:

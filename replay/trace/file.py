@@ -92,7 +92,10 @@ def _arrow_type(dtype: pl.DataType) -> pa.DataType:
     return pl.Series([], dtype=dtype).to_arrow().type
 
 
-ARROW_SCHEMA: Final = pa.schema([(name, _arrow_type(dtype)) for name, dtype in SCHEMA.items()])
+ARROW_SCHEMA: Final = pa.schema(
+    [pa.field(name, _arrow_type(dtype), nullable=False) for name, dtype in SCHEMA.items()]
+)
+"""No column has empty values, and saying so saves the writer a quarter of its time."""
 
 
 @contextlib.contextmanager
@@ -195,16 +198,14 @@ def _open(path: Path) -> Any:
         raise TraceError(f"no such file: {path}") from None
     except PermissionError:
         raise TraceError(f"no right to read {path}: traces are readable by their owner only") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError):
         if path.stat().st_size == 0:
             raise TraceError(f"{path} is empty: capture it again") from None
         with path.open("rb") as file:
             magic = file.read(4)
         if magic == b"PAR1":
             raise TraceError(f"{path} is a cut or damaged Parquet file: capture or copy it again") from None
-        raise TraceError(
-            f"{path} is not a Parquet file ({_first_line(error)}): give a trace made by 'replay capture'"
-        ) from None
+        raise TraceError(f"{path} is not a Parquet file: give a trace made by 'replay capture'") from None
 
 
 def _check_columns(schema: pa.Schema, path: Path) -> None:
