@@ -98,42 +98,59 @@ PagemapScan = Annotated[
 
 @app.command()
 def capture(
-    pid: Annotated[int, typer.Argument(help="The process.", metavar="PID", show_default=False)],
+    pid: Annotated[int | None, typer.Argument(help="The process.", metavar="PID", show_default=False)] = None,
     output: Output = None,
+    cgroup: Annotated[
+        str | None, typer.Option(help="All processes of a cgroup and those below it, frozen together.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All processes, held one by one.")] = False,
     at_exit: Annotated[
         bool, typer.Option("--at-exit", help="Wait until the process exits, and capture it there.")
     ] = False,
     procfs: Annotated[
-        Path,
-        typer.Option("--procfs", help="A procfs tree elsewhere: a container's /host/proc, or a saved one."),
+        Path, typer.Option("--procfs", help="A procfs tree elsewhere: /host/proc, or a saved one.")
     ] = Path("/proc"),
     freeze: Annotated[bool, typer.Option(help="Hold the process still while it is read.")] = True,
     pagemap_scan: PagemapScan = True,
     redact: Redact = False,
     force: Force = False,
 ) -> None:
-    """Capture the page tables of a running process into a trace."""
+    """Capture the page tables of running processes into a trace."""
     from replay.capture import exits, live
 
-    path = output or _default_name(_comm(procfs, pid), pid)
-    if at_exit:
+    if (pid is not None) + (cgroup is not None) + everything != 1:
+        raise UsageError("name a PID, --cgroup PATH or --all: one of them")
+    if at_exit and pid is None:
+        raise UsageError("--at-exit waits for one process: name its PID")
+    path = output or _default_name(*_subject(procfs, pid, cgroup))
+    target = _target(path, redact, force)
+    if at_exit and pid is not None:
         note(f"waiting for process {pid} to exit; Ctrl-C gives up and leaves it running")
-        recorded = exits.capture_at_exit(
-            pid, _target(path, redact, force), force=force, use_scan=pagemap_scan
-        )
+        recorded = exits.capture_at_exit(pid, target, force=force, use_scan=pagemap_scan)
         _after_record(recorded, path, force)
         return
-    with progress("pages") as report:
-        done = live.capture_process(
-            pid,
-            _target(path, redact, force),
-            procfs_root=procfs,
-            hold=freeze,
-            use_scan=pagemap_scan,
-            force=force,
-            progress=report,
-        )
+    with progress("pages" if pid is not None else "processes") as report:
+        options: dict[str, Any] = {
+            "procfs_root": procfs,
+            "hold": freeze,
+            "use_scan": pagemap_scan,
+            "force": force,
+            "progress": report,
+        }
+        if pid is not None:
+            done = live.capture_process(pid, target, **options)
+        elif cgroup is not None:
+            done = live.capture_cgroup(cgroup, target, **options)
+        else:
+            done = live.capture_all(target, **options)
     _after_capture(done, path, force)
+
+
+def _subject(procfs: Path, pid: int | None, cgroup: str | None) -> tuple[str, int]:
+    """What a capture is named after: a command's name and PID, a cgroup or all processes and our PID."""
+    if pid is not None:
+        return _comm(procfs, pid), pid
+    return (Path(cgroup).name if cgroup is not None else "all"), os.getpid()
 
 
 def _target(path: Path, redact: bool, force: bool) -> Path | None:
@@ -204,8 +221,18 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
     from replay.report import notes
 
     _write_redacted(done.trace, path, force)
-    for figures in done.figures:
-        note(*reconcile.text(figures, done.meta.page_size))
+    spaces = done.meta.address_spaces
+    for space, figures in zip(spaces, done.figures, strict=True):
+        lines = reconcile.text(figures, done.meta.page_size)
+        if len(spaces) == 1:
+            note(*lines)
+        elif len(lines) > 1:
+            note(*(f"{space.comm} ({space.pid}): {line}" for line in lines))
+    if len(spaces) > 1:
+        note(f"captured {len(spaces):,} processes; those not named above: as /proc/PID/status says")
+    note(*(f"not captured: {line}" for line in done.refused))
+    if done.vanished:
+        note(f"not captured: {done.vanished:,} that ended before they could be read")
     note(*notes.limits(done.meta))
     note(f"wrote {path}: {done.extents:,} extents")
     note(f"next: replay run {path}")

@@ -183,7 +183,7 @@ def test_a_negative_count_is_of_a_wrong_type(path: Path):
 def test_an_empty_value(path: Path):
     table = pq.read_table(path)
     place = table.schema.names.index("pfn")
-    rewrite(path, table.set_column(place, ARROW_SCHEMA.field("pfn"), [pa.nulls(len(table), pa.int64())]))
+    rewrite(path, table.set_column(place, pa.field("pfn", pa.int64()), [pa.nulls(len(table), pa.int64())]))
     assert "column 'pfn' has empty values" in refused(path)
 
 
