@@ -408,6 +408,9 @@ def validate(
         typer.Argument(help="A command; without one, built-in workloads.", metavar="[-- CMD ARGS...]"),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Built-in workloads, separated by commas.")] = None,
+    drain: Annotated[
+        bool, typer.Option(help="Empty the LRU batches of all CPUs first: they hold references unseen.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Every exit with every difference, as JSON.")] = False,
     every: Annotated[
         bool, typer.Option("--every", help="A row for each exit, not for each workload.")
@@ -429,14 +432,14 @@ def validate(
             if report:
                 report(seen, None)
 
-        result = observe(command, only=only.split(",") if only else None, progress=count)
+        result = observe(command, only=only.split(",") if only else None, drain=drain, progress=count)
     if json:
         typer.echo(verdicts.as_json(result))
     else:
         rows = verdicts.rows(result.verdicts)
         _print([terminal.plain(rows if every else verdicts.by_workload(rows), "Folios freed at exit")])
-    for name, why in result.skipped.items():
-        note(f"not run: {name}: {why}")
+    for name, why in result.notes.items():
+        note(f"{name}: {why}")
     for missed, missing in result.missed.items():
         note(f"not compared: {missing:,} {missed.value}")
     note(verdicts.conclusion(result))

@@ -78,7 +78,7 @@ def as_json(result: Result) -> str:
             "agrees": result.agrees,
             "status": result.status,
             "missed": {cause.value: count for cause, count in result.missed.items()},
-            "skipped": result.skipped,
+            "notes": result.notes,
             "exits": [_verdict(verdict) for verdict in result.verdicts],
         },
         indent=1,
