@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Final, NoReturn
 
+from replay.capture import guard
 from replay.capture.ptrace import STOP_SIGNALS
 from replay.errors import ReplayError
 
@@ -68,11 +69,14 @@ def held(argv: Sequence[str]) -> Iterator[Command]:
                 os.waitpid(pid, 0)
 
 
-def let_go(command: Command) -> None:
-    """Let the child become the command."""
+def let_go(command: Command) -> int | None:
+    """Let the child become the command; returns the listener of its `guard`, if it has one."""
     command.let_go = True
     with contextlib.suppress(OSError):
         command.channel.send(b"\0")
+        _, files, _, _ = socket.recv_fds(command.channel, 1, 1)
+        return files[0] if files else None
+    return None
 
 
 def check_started(command: Command) -> None:
@@ -96,6 +100,8 @@ def _become(channel: socket.socket, argv: Sequence[str], mask: Iterable[int]) ->
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if channel.recv(1):
+            listener = guard.install()
+            socket.send_fds(channel, [b"\0"], [] if listener is None else [listener])
             os.execvp(argv[0], list(argv))
     except OSError as error:
         channel.send((error.errno or 0).to_bytes(4, "little"))

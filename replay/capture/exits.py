@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from replay.capture import command, encode, follow, procfs, ptrace, scan, snapshot, space
+from replay.capture import command, encode, follow, guard, procfs, ptrace, scan, snapshot, space
 from replay.capture.command import Command
 from replay.capture.encode import Done, Encoder, Large
 from replay.capture.follow import Followed, Missed
@@ -140,8 +140,8 @@ def follow_command(
         followed.after_exit = after_exit
     try:
         _seize(followed, started.pid)
-        command.let_go(started)
-        _run(followed, started, linger_seconds)
+        with guard.giving_way(command.let_go(started), followed):
+            _run(followed, started, linger_seconds)
     finally:
         started.ended = True
         follow.release(followed)
@@ -295,8 +295,8 @@ def _take(recording: _Recording, pid: int, tid: int) -> Missed | None:
             taken = _read(recording, tree, pid, tid)
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
-    except (ReplayError, OSError) as error:
-        # told when the command has ended, which goes on as if nothing had happened
+    except Exception as error:
+        # told when the command has ended: whatever it is, the command goes on as if nothing had happened
         recording.failure = error
         return Missed.UNREADABLE
     recording.count += taken

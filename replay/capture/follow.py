@@ -73,6 +73,8 @@ class Followed:
     root_status: int | None = None
     root_stopped: bool = False
     """The root is in a group stop that nothing has been done about."""
+    wanted: set[int] = field(default_factory=set)
+    """Tasks that another tracer wants, to be let go when they stop."""
     execed: bool = False
     """The root has become the command."""
     on_signal: Callable[[int], None] = lambda number: None
@@ -114,6 +116,8 @@ def _stopped(followed: Followed, tid: int, status: int) -> None:
     elif not followed.whole_tree and pid != followed.root:
         _forget(followed, tid)
         ptrace.call(ptrace.DETACH, tid)
+    elif event == ptrace.EVENT_STOP and tid in followed.wanted:
+        _give_up(followed, pid, tid)
     elif event == ptrace.EVENT_STOP and number in ptrace.STOP_SIGNALS:
         followed.root_stopped |= pid == followed.root
         ptrace.call(ptrace.LISTEN, tid)
@@ -127,6 +131,25 @@ def _stopped(followed: Followed, tid: int, status: int) -> None:
         if pid == followed.root:
             followed.on_signal(number)
         ptrace.call(ptrace.CONT, tid, number)
+
+
+def interrupt_wanted(followed: Followed) -> None:
+    """Make the tasks stop that another tracer wants."""
+    for tid in list(followed.wanted):
+        with contextlib.suppress(OSError):
+            ptrace.call(ptrace.INTERRUPT, tid)
+
+
+def _give_up(followed: Followed, pid: int, tid: int) -> None:
+    """Let a task go to another tracer; its process cannot be caught any more."""
+    process = followed.processes[pid]
+    if not process.done:
+        process.done = True
+        followed.missed[Missed.TRACED] += 1
+    followed.wanted.discard(tid)
+    # the call to attach may go ahead as soon as the task is forgotten
+    ptrace.call(ptrace.DETACH, tid)
+    _forget(followed, tid)
 
 
 def _learn(followed: Followed, tid: int) -> int:

@@ -7,7 +7,6 @@ and later.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.procfs import U64, Status, Vma
 from replay.errors import ProcessGoneError
+from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
 
@@ -31,8 +31,6 @@ BLOCK_PAGES: Final = 1 << 18
 
 MOST_PAGES: Final = 1 << 20
 """Pagemap words up to which an address space is read at once."""
-
-_PFNMAP: Final = re.compile(r"^VmFlags:.* pf\b", re.MULTILINE)
 
 
 class Inline(Executor):
@@ -75,15 +73,19 @@ def read(root: Path, pid: int, flags_fd: int, counts_fd: int, page_size: int) ->
     None if it is too large for that. Raises `ProcessGoneError` if it has ended.
     """
     status = procfs.read_status(root, pid, page_size)
-    places = procfs.read_places(root, pid, page_size)
     smaps = procfs.read_text(root, pid, "smaps")
+    vmas = _vmas(smaps, page_size)
+    if not vmas:
+        raise ProcessGoneError(f"process {pid} has ended: it has no memory left")
+    places = [(vma.start, vma.end) for vma in vmas]
     fd = procfs.open_pagemap(root, pid)
     try:
         begin, end, by_pmd = scan.scanned(fd, places, page_size, pid)
         huge = begin[by_pmd], end[by_pmd]
         # PAGEMAP_SCAN leaves VM_PFNMAP mappings out
-        frames = np.array(_frame_maps(smaps, page_size), np.int64).reshape(-1, 2)
-        begin, end = np.sort(np.r_[begin, frames[:, 0]]), np.sort(np.r_[end, frames[:, 1]])
+        frames = [place for place, vma in zip(places, vmas, strict=True) if vma.has("pf")]
+        begin = np.sort(np.r_[begin, [start for start, _ in frames]]).astype(np.int64)
+        end = np.sort(np.r_[end, [stop for _, stop in frames]]).astype(np.int64)
         first, stop = scan.spans(begin, end, np.array([start for start, _ in places]), BLOCK_PAGES)
         if int((stop - first).sum()) > MOST_PAGES:
             return None
@@ -111,14 +113,33 @@ def _words(fd: int, pid: int, first: I64, stop: I64) -> U64:
     return words
 
 
-def _frame_maps(smaps: str, page_size: int) -> list[tuple[int, int]]:
-    """(first page, end page) of the VM_PFNMAP mappings, found by text: parsing takes longer than all else."""
-    places = []
-    for flags in _PFNMAP.finditer(smaps):
-        end = smaps.rfind("\nSize:", 0, flags.start())
-        start, stop = smaps[smaps.rfind("\n", 0, end) + 1 : end].split(" ", 1)[0].split("-")
-        places.append((int(start, 16) // page_size, int(stop, 16) // page_size))
-    return places
+def _vmas(smaps: str, page_size: int) -> list[Vma]:
+    """The VMAs but for their totals, without vsyscall; parsing all lines would take longer than all else."""
+    header, *rest = smaps.split("\nVmFlags: ")
+    vmas = []
+    for part in rest:
+        flags, _, following = part.partition("\n")
+        place, perms, _offset, _device, inode, *name = header.partition("\n")[0].split(None, 5)
+        first, last = (int(address, 16) // page_size for address in place.split("-"))
+        if first * page_size < 1 << 63:
+            vmas.append(
+                Vma(
+                    start=first,
+                    pages=last - first,
+                    perms=perms,
+                    flags=flags.strip(),
+                    name=name[0] if name else "",
+                    inode=int(inode),
+                    page_size=page_size,
+                    rss=0,
+                    anonymous=0,
+                    swap=0,
+                    pmd_mapped=0,
+                    hugetlb=0,
+                )
+            )
+        header = following
+    return vmas
 
 
 def build(snapshot: Snapshot, page_size: int, precise: bool) -> tuple[Extents, Sequence[Vma], int]:
@@ -126,7 +147,7 @@ def build(snapshot: Snapshot, page_size: int, precise: bool) -> tuple[Extents, S
 
     precise: whether kpagecount counts each page.
     """
-    vmas = procfs._parse_smaps(snapshot.smaps, page_size, f"smaps of process {snapshot.pid}")
+    vmas = _vmas(snapshot.smaps, page_size)
     starts = np.array([vma.start for vma in vmas])
     offsets = np.cumsum(snapshot.size) - snapshot.size
     spans = zip(snapshot.first.tolist(), offsets.tolist(), snapshot.size.tolist(), strict=True)
@@ -137,7 +158,11 @@ def build(snapshot: Snapshot, page_size: int, precise: bool) -> tuple[Extents, S
     # PM_EXCLUSIVE says that a page is mapped once in all, but for hugetlb
     several = found.present & ~facts.raw_frames[found.vma]
     if precise:
-        several &= (found.word & procfs.PM_EXCLUSIVE == 0) | facts.hugetlb[found.vma]
+        several &= (
+            (found.word & procfs.PM_EXCLUSIVE == 0)
+            | facts.hugetlb[found.vma]
+            | (found.pages >= ptes_per_table(page_size))
+        )
     some = found.select(several)
     own = Ranges(*runs.cover(some.frame, some.frame + some.pages, least=2))
     huge = Ranges(*snapshot.huge, np.ones_like(snapshot.huge[0]))
