@@ -1,23 +1,26 @@
-"""What the replay of `mainline` says that the kernel will free, and what it knows of each folio."""
+"""What the replay says that the kernel will free, and what it knows of each folio."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from replay.capture import procfs
 from replay.capture.procfs import U64
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
+from replay.teardown.algorithms import ALGORITHMS, Algorithm, tables_in_gather
 from replay.teardown.extents import I64, Bool, Extents, page_tables
 from replay.teardown.replayer import address_spaces
 from replay.trace.file import Trace
 from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
 from replay.trace.schema import HUGETLB, SPECIAL, SWAP
 
-ALGORITHM = "mainline"
+ALGORITHM_SINCE: Final = (((6, 9), "mainline"), ((6, 2), "baseline"), ((0, 0), "v6.1"))
+"""Releases from which on the kernel does what the algorithm does, newest first."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,13 @@ class Prediction:
     dirty: int
 
 
-def predict(trace: Trace, in_gather: bool) -> Prediction:
+def predict(trace: Trace, algorithm: Algorithm, in_gather: bool) -> Prediction:
     """Replay the one address space of a trace.
 
     in_gather: whether its page-table pages go through the gather.
     """
     [(_, space, extents)] = address_spaces(trace)
     tables = page_tables(extents, space, trace.meta) if in_gather else 0
-    algorithm = ALGORITHMS[ALGORITHM]
     found = reference.replay(extents, tables, trace.meta.page_size, algorithm)
     ends = _batch_ends(found)
     clean_ends = ends
@@ -114,6 +116,12 @@ def folios(e: Extents, flags: U64) -> Folios:
         lru=flags[row] & np.uint64(bit(KPF_LRU)) != 0,
         mlocked=flags[row] & np.uint64(bit(KPF_MLOCKED)) != 0,
     )
+
+
+def algorithm_of(release: str) -> Algorithm:
+    """The algorithm of a kernel, by `uname -r`: nothing that procfs shows tells them apart."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+    return ALGORITHMS[next(name for since, name in ALGORITHM_SINCE if numbers >= since)]
 
 
 def page_tables_in_gather(root: Path, architecture: str) -> bool:

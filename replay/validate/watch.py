@@ -20,6 +20,7 @@ from replay.capture.follow import Missed
 from replay.capture.space import Options, Tree
 from replay.capture.table import frame_of, table
 from replay.errors import ProcessGoneError, ReplayError
+from replay.teardown.algorithms import Algorithm
 from replay.trace.file import ARROW_SCHEMA, Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_LRU, KPF_SWAPCACHE, bit
 from replay.validate import fate, lru, observe, predict, tracefs
@@ -84,12 +85,13 @@ class Watched:
 class Watcher:
     """What watching needs. instance: records the exiting thread; others: the frees of all tasks, as evidence.
 
-    in_gather: whether page-table pages go through the gather.
+    algorithm: what this kernel does. in_gather: whether page-table pages go through the gather.
     """
 
     tree: Tree
     instance: tracefs.Instance
     others: tracefs.Instance
+    algorithm: Algorithm
     in_gather: bool
 
 
@@ -115,7 +117,8 @@ def watcher() -> Iterator[Watcher]:
                     "CONFIG_EVENT_TRACING"
                 )
             in_gather = predict.page_tables_in_gather(procfs.PROC, settings.architecture(live=True))
-            yield Watcher(tree, instance, others, in_gather)
+            algorithm = predict.algorithm_of(procfs.kernel_release(procfs.PROC))
+            yield Watcher(tree, instance, others, algorithm, in_gather)
 
 
 def watch(
@@ -139,11 +142,17 @@ def watch(
     stopped: dict[int, _Stopped] = {}
 
     def at_exit(pid: int, tid: int) -> Missed | None:
+        forget()
         found = _stop(watching, pid, tid, drain)
         if isinstance(found, Missed):
             return found
         stopped[pid] = found
         return None
+
+    def forget() -> None:
+        """Drop a process that was killed at its exit stop, after which nothing was heard of it."""
+        while stopped:
+            os.close(stopped.popitem()[1].pidfd)
 
     def after_exit(pid: int, tid: int) -> None:
         found = stopped.pop(pid)
@@ -158,6 +167,7 @@ def watch(
             progress(verdict)
 
     with contextlib.ExitStack() as stack:
+        stack.callback(forget)
         if ours:
             with _on_one_cpu():
                 started = stack.enter_context(command.held(argv))
@@ -202,8 +212,10 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
     """Capture a process at its exit stop twice, and get ready for what it does next."""
     try:
         first = _read(watching.tree, pid, tid)
-        watching.instance.reserve(observe.buffer_bytes(int(first.frame["pages"].sum())))
+        watching.instance.reserve(observe.buffer_bytes(_folios_at_most(first.frame)))
+        watching.instance.rest()
         watching.instance.only(tid)
+        watching.instance.read(all_of_them=False)
         if drain:
             lru.drain()
         watching.instance.record()
@@ -229,6 +241,11 @@ def _read(tree: Tree, pid: int, tid: int) -> Trace:
     meta = live.metadata(tree, [(pid, captured)], options, held="ptrace", mode="exit")
     rows = pa.concat_tables(parts).unify_dictionaries() if parts else ARROW_SCHEMA.empty_table()
     return Trace(frame_of(rows), meta, f"{captured.status.name}-{pid}")
+
+
+def _folios_at_most(frame: pl.DataFrame) -> int:
+    """How many folios may be freed: order-0 neighbours share an extent."""
+    return int(frame.select(pl.when(pl.col("order") == 0).then("pages").otherwise(1).sum()).item())
 
 
 def _changed(first: pl.DataFrame, second: pl.DataFrame) -> frozenset[int]:
@@ -261,7 +278,7 @@ def _await_end(pidfd: int, pid: int) -> None:
 
 
 def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdict:
-    prediction = predict.predict(found.trace, watching.in_gather)
+    prediction = predict.predict(found.trace, watching.algorithm, watching.in_gather)
     observation = observe.observe(watching.instance.read(), watching.instance.events, prediction.folios.maps)
     after = _afterwards(watching, stayed(prediction.freed, observation.freed), observation)
     orders = np.unique(prediction.folios.order, return_counts=True)

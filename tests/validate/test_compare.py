@@ -9,7 +9,7 @@ from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.validate.compare import UNEXPLAINED, Frame, compare, stayed
 from replay.validate.fate import Fate, fates
 from replay.validate.observe import Observation, observe
-from replay.validate.predict import Folios, Prediction
+from replay.validate.predict import Folios, Prediction, algorithm_of
 from replay.validate.tracefs import Event
 
 FREED = ((100, 0), (7, 0), (512, 9), (64, 4), (9, 0), (8, 0))
@@ -194,3 +194,18 @@ def test_fates_need_evidence_of_a_batch():
 
 def test_stayed_asks_for_frames_only():
     assert stayed(FREED, FREED[2:]) == [100, 7]
+
+
+RELEASES = {
+    "7.0": "mainline",
+    "6.18.44-fc-v657": "mainline",
+    "6.9.0": "mainline",
+    "6.8.12-amd64": "baseline",
+    "6.1.0-30-cloud-amd64": "v6.1",
+    "5.10.0": "v6.1",
+}
+
+
+@pytest.mark.parametrize(("release", "name"), RELEASES.items())
+def test_the_algorithm_is_that_of_the_kernel(release, name):
+    assert algorithm_of(release).name == name
