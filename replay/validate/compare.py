@@ -34,10 +34,14 @@ CAUSES: Final = {
 
 
 class Frame(NamedTuple):
-    """A frame after the exit: its kpageflags word, kpagecount, and how it was freed since, if it was."""
+    """A frame after the exit: its kpageflags word and kpagecount, and how it was freed since, if seen.
+
+    stays: whether it was still the same after the LRU batches of all CPUs had been emptied.
+    """
 
     flags: int
     mapcount: int
+    stays: bool
     fate: Fate | None = None
 
 
@@ -192,13 +196,15 @@ def _why_stayed(
         if folios.mlocked[index] and frame.fate.thread != thread:
             return "mlock batch", f"KPF MLOCKED at the exit stop; {seen}"
         return "lru batch" if frame.fate.lru_batch else "reference", seen
+    held = bool(frame.flags & bit(KPF_ANON)) and not frame.mapcount
+    if not frame.stays:
+        gone = f"{seen}; gone when the LRU batches of all CPUs had been emptied"
+        return ("lru batch", gone) if held else (UNEXPLAINED, seen)
     if frame.mapcount:
         return "mapped since", seen
     if frame.flags & bit(KPF_SWAPCACHE) and folios.swapcache[index]:
         return "swap entry", seen
-    if frame.flags & bit(KPF_ANON):
-        return "reference", seen
-    return UNEXPLAINED, seen
+    return ("reference", seen) if held else (UNEXPLAINED, seen)
 
 
 def _why_freed(pfn: int, prediction: Prediction) -> tuple[str, str]:

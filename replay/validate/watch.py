@@ -22,7 +22,7 @@ from replay.capture.table import frame_of, table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.teardown.algorithms import Algorithm
 from replay.trace.file import ARROW_SCHEMA, Trace
-from replay.trace.kpageflags import KPF_ANON, KPF_LRU, KPF_SWAPCACHE, bit
+from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.validate import fate, lru, observe, predict, tracefs
 from replay.validate.compare import Comparison, Frame, compare, stayed
 from replay.validate.observe import Observation
@@ -32,8 +32,8 @@ from replay.validate.settings import put_back
 EXIT_SECONDS: Final = 60.0
 """How long a process may take from its exit stop to its end; terabytes take a minute."""
 
-STABLE: Final = bit(KPF_ANON) | bit(KPF_SWAPCACHE) | bit(KPF_LRU)
-"""Flags by which the replay, or the cause of a difference, is decided."""
+DECIDING: Final = bit(KPF_ANON) | bit(KPF_SWAPCACHE)
+"""Flags by which the replay is decided."""
 
 COMPARED: Final = (
     "vpn",
@@ -252,7 +252,7 @@ def _changed(first: pl.DataFrame, second: pl.DataFrame) -> frozenset[int]:
     """Frames, or heads of folios, about which only one of two captures says what it says."""
 
     def deciding(frame: pl.DataFrame) -> pl.DataFrame:
-        return frame.select(*COMPARED, pl.col("kpageflags") & STABLE)
+        return frame.select(*COMPARED, pl.col("kpageflags") & DECIDING)
 
     one, other = deciding(first), deciding(second)
     if one.equals(other):
@@ -303,17 +303,25 @@ def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation
     """
     if not pfns:
         return {}
-    words = np.zeros((len(pfns), 2), np.uint64)
-    for row, pfn in enumerate(pfns):
-        procfs.read_words(watching.tree.flags_fd, pfn, words[row, :1])
-        procfs.read_words(watching.tree.counts_fd, pfn, words[row, 1:])
+    before = _frame_words(watching.tree, pfns)
     # the clock of the events
     now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     drained_ns = now_ns if lru.drain() else None
+    after = _frame_words(watching.tree, pfns)
     events = watching.others.read(all_of_them=False)
     ours = frozenset(procfs.threads(procfs.PROC, os.getpid()))
     fates = fate.fates(events, frozenset(pfns), observation.began_ns, drained_ns, ours)
+    stays = ((before ^ after) & [np.uint64(DECIDING), ~np.uint64(0)] == 0).all(axis=1)
     return {
-        pfn: Frame(int(flags), int(mapcount), fates.get(pfn))
-        for pfn, (flags, mapcount) in zip(pfns, words.tolist(), strict=True)
+        pfn: Frame(int(flags), int(mapcount), bool(same), fates.get(pfn))
+        for pfn, (flags, mapcount), same in zip(pfns, before.tolist(), stays, strict=True)
     }
+
+
+def _frame_words(tree: Tree, pfns: Sequence[int]) -> procfs.U64:
+    """kpageflags and kpagecount of frames, shape (frames, 2)."""
+    words = np.zeros((len(pfns), 2), np.uint64)
+    for row, pfn in enumerate(pfns):
+        procfs.read_words(tree.flags_fd, pfn, words[row, :1])
+        procfs.read_words(tree.counts_fd, pfn, words[row, 1:])
+    return words

@@ -94,15 +94,18 @@ ANON = bit(KPF_ANON)
 @pytest.mark.parametrize(
     ("columns", "frame", "cause"),
     [
-        ({}, Frame(0, 0), UNEXPLAINED),
         ({}, None, UNEXPLAINED),
-        ({}, Frame(ANON, 0), "reference"),
-        ({}, Frame(ANON, 1), "mapped since"),
-        ({}, Frame(0, 0, Fate("", 5, lru_batch=True)), "lru batch"),
-        ({}, Frame(0, 0, Fate("", 5, lru_batch=False)), "reference"),
-        ({"mlocked": [9]}, Frame(0, 0, Fate("", 5, lru_batch=False)), "mlock batch"),
-        ({"mlocked": [9]}, Frame(0, 0, Fate("", THREAD, lru_batch=False)), "reference"),
-        ({"swapcache": [9]}, Frame(ANON | bit(KPF_SWAPCACHE), 0), "swap entry"),
+        ({}, Frame(0, 0, True), UNEXPLAINED),
+        ({}, Frame(0, 0, False), UNEXPLAINED),
+        ({}, Frame(ANON, 0, True), "reference"),
+        ({}, Frame(ANON, 0, False), "lru batch"),
+        ({}, Frame(ANON, 1, True), "mapped since"),
+        ({}, Frame(ANON, 1, False), UNEXPLAINED),
+        ({}, Frame(0, 0, False, Fate("", 5, lru_batch=True)), "lru batch"),
+        ({}, Frame(0, 0, False, Fate("", 5, lru_batch=False)), "reference"),
+        ({"mlocked": [9]}, Frame(0, 0, False, Fate("", 5, lru_batch=False)), "mlock batch"),
+        ({"mlocked": [9]}, Frame(0, 0, False, Fate("", THREAD, lru_batch=False)), "reference"),
+        ({"swapcache": [9]}, Frame(ANON | bit(KPF_SWAPCACHE), 0, True), "swap entry"),
     ],
 )
 def test_why_a_folio_stayed(columns, frame, cause):
@@ -116,7 +119,7 @@ def test_why_a_folio_stayed(columns, frame, cause):
 
 def test_a_cause_names_one_folio_and_excuses_no_other():
     observed = observation([FREED[1], FREED[0], *FREED[2:4], FREED[5]], ends=())
-    found, seen = differences(prediction(), observed, {9: Frame(ANON, 0)})
+    found, seen = differences(prediction(), observed, {9: Frame(ANON, 0, True)})
     assert ("stayed", 9, "reference") in seen
     assert ("moved", 7, UNEXPLAINED) in seen
     assert not found.explained
