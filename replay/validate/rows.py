@@ -72,7 +72,7 @@ def summary(result: Result) -> pl.DataFrame:
                 name,
                 len(of_it),
                 sum(each.exact for each in found),
-                sum(len(verdict.prediction.folios.pfn) for verdict in of_it),
+                sum(verdict.mapped for verdict in of_it),
                 sum(each.predicted for each in found),
                 sum(each.observed for each in found),
                 sum(each.prefix for each in found),
@@ -109,26 +109,26 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def _row(verdict: Verdict) -> tuple[object, ...]:
-    found, seen = verdict.comparison, verdict.observation
+    found = verdict.comparison
     kinds = Counter(difference.what for difference in found.differences)
     return (
         verdict.workload,
         verdict.pid,
         verdict.comm,
-        len(verdict.prediction.folios.pfn),
+        verdict.mapped,
         found.predicted,
         found.observed,
         found.prefix,
         found.exact,
         *(kinds[kind] for kind in KINDS),
         _causes(Counter(difference.cause for difference in found.differences)),
-        len(seen.batch_ends),
+        verdict.batches,
         max(verdict.orders, default=0),
-        verdict.lru_batched,
+        verdict.not_on_lru,
         verdict.changed,
-        seen.preempted,
+        verdict.preempted,
         verdict.page_tables,
-        (seen.ended_ns - seen.began_ns) / 1000,
+        verdict.duration_us,
     )
 
 

@@ -57,6 +57,9 @@ def validate(
     with freeze.interruptible(), watcher() as watching:
         if argv is not None:
             done = watch(watching, argv, argv[0], drain=drain, progress=progress)
+            if not done.verdicts:
+                why = ", ".join(done.missed) or "it executed no program"
+                raise ReplayError(f"nothing of {argv[0]} could be compared: {why}: try another command")
             return Result(done.verdicts, done.missed, {}, done.status)
         for workload in chosen:
             try:

@@ -26,7 +26,6 @@ from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.validate import fate, lru, observe, predict, tracefs
 from replay.validate.compare import Comparison, Frame, compare, stayed
 from replay.validate.observe import Observation
-from replay.validate.predict import Prediction
 from replay.validate.settings import put_back
 
 EXIT_SECONDS: Final = 60.0
@@ -55,9 +54,10 @@ COMPARED: Final = (
 class Verdict:
     """How the replay of one exit compares with what the kernel did.
 
-    orders: folios that the page tables mapped, by order. page_tables: `gather` or `rcu`. lru_batched:
+    orders: folios that the page tables mapped, by order. page_tables: `gather` or `rcu`. not_on_lru:
     folios that were not on the LRU at the exit stop. changed: folios that differed between two captures of
-    the stopped process.
+    the stopped process. batches: batches of frees that the kernel showed. preempted: times that the thread
+    lost its CPU on the way. duration_us: from the first free to the end of exit_mmap().
     """
 
     workload: str
@@ -65,11 +65,17 @@ class Verdict:
     comm: str
     orders: dict[int, int]
     page_tables: str
-    lru_batched: int
+    not_on_lru: int
     changed: int
-    prediction: Prediction
-    observation: Observation
+    batches: int
+    preempted: int
+    duration_us: float
     comparison: Comparison
+
+    @property
+    def mapped(self) -> int:
+        """Folios that the page tables mapped."""
+        return sum(self.orders.values())
 
 
 @dataclass(frozen=True)
@@ -212,14 +218,20 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
     """Capture a process at its exit stop twice, and get ready for what it does next."""
     try:
         first = _read(watching.tree, pid, tid)
-        watching.instance.reserve(observe.buffer_bytes(_folios_at_most(first.frame)))
-        watching.instance.rest()
-        watching.instance.only(tid)
-        watching.instance.read(all_of_them=False)
-        if drain:
-            lru.drain()
-        watching.instance.record()
-        watching.others.record()
+    except (ProcessGoneError, ProcessLookupError):
+        return Missed.KILLED
+    except ReplayError:
+        return Missed.UNREADABLE
+    watching.instance.reserve(observe.buffer_bytes(_folios_at_most(first.frame)))
+    watching.instance.rest()
+    watching.instance.only(tid)
+    watching.instance.read(all_of_them=False)
+    if drain:
+        lru.drain()
+    watching.instance.record()
+    watching.others.record()
+    # as late as can be: other processes go on sharing memory with this one, or cease to
+    try:
         second = _read(watching.tree, pid, tid)
         return _Stopped(second, _changed(first.frame, second.frame), os.pidfd_open(pid))
     except (ProcessGoneError, ProcessLookupError):
@@ -288,10 +300,11 @@ def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdi
         comm=found.trace.meta.address_spaces[0].comm,
         orders=dict(zip(orders[0].tolist(), orders[1].tolist(), strict=True)),
         page_tables="gather" if watching.in_gather else "rcu",
-        lru_batched=int(np.count_nonzero(~prediction.folios.lru)),
+        not_on_lru=int(np.count_nonzero(~prediction.folios.lru)),
         changed=len(found.changed),
-        prediction=prediction,
-        observation=observation,
+        batches=len(observation.batch_ends),
+        preempted=observation.preempted,
+        duration_us=(observation.ended_ns - observation.began_ns) / 1000,
         comparison=compare(prediction, observation, after=after, changed=found.changed),
     )
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from replay.errors import ReplayError, UsageError
-from replay.validate import compare, rows, run, tracefs
+from replay.validate import compare, rows, run, tracefs, watch
 from replay.validate.undo import undone
 from replay.validate.workloads import WORKLOADS
 from tests.validate.machine import needs_kernel
@@ -38,16 +38,21 @@ def test_built_in_workloads_agree(workload):
         pytest.skip(result.notes[workload.name])
 
 
-def test_an_altered_prediction_is_a_disagreement():
-    """The observation of a real exit against a prediction that is right but for one folio."""
-    [verdict] = run.validate(only=["python"]).verdicts
-    right = verdict.prediction
-    for freed in (right.freed[1:], right.freed[:-1], (right.freed[1], right.freed[0], *right.freed[2:])):
-        wrong = dataclasses.replace(right, freed=freed)
-        found = compare.compare(wrong, verdict.observation, after={})
-        assert not found.exact and not found.explained
-        altered = dataclasses.replace(verdict, comparison=found)
-        assert not run.Result((altered,), {}, {}, 0).agrees
+def test_an_altered_prediction_is_a_disagreement(monkeypatch):
+    """Real exits against predictions that are right but for one folio."""
+    right = compare.compare
+
+    def altered(prediction, observation, **rest):
+        assert right(prediction, observation, **rest).exact
+        freed = prediction.freed
+        wrong = (freed[1], freed[0], *freed[2:])
+        return right(dataclasses.replace(prediction, freed=wrong), observation, **rest)
+
+    monkeypatch.setattr(watch, "compare", altered)
+    result = run.validate(only=["python"])
+    assert not result.agrees
+    [row] = rows.frame(result).to_dicts()
+    assert (row["exact"], row["prefix"], row["moved"], row["causes"]) == (False, 0, 1, "unexplained: 1")
 
 
 def test_a_command_with_children_and_threads():
@@ -70,6 +75,15 @@ def test_the_commands_exit_status_is_kept():
 def test_without_draining_differences_are_lru_batches():
     result = run.validate(["sh", "-c", "ls / >/dev/null; sed --version >/dev/null"], drain=False)
     assert result.agrees, rows.as_json(result)
+
+
+def test_a_command_of_which_nothing_is_seen_is_an_error(monkeypatch):
+    def unreadable(*_):
+        raise ReplayError("it changes")
+
+    monkeypatch.setattr(watch, "_read", unreadable)
+    with pytest.raises(ReplayError, match="nothing of sh could be compared: it could not be read"):
+        run.validate(["sh", "-c", "true"])
 
 
 def test_unknown_workloads_are_refused():
