@@ -143,8 +143,10 @@ def raise_counts(
         begins.append(index[long])
         ends.append(index[long] + block.pages[long])
     if any(map(len, begins)):
-        begin, end = (np.bincount(np.concatenate(at), minlength=len(mapped) + 1) for at in (begins, ends))
-        mapped |= np.cumsum(begin - end)[:-1] > 0
+        depth = np.zeros(len(mapped) + 1, np.int32)
+        np.add.at(depth, np.concatenate(begins), 1)
+        np.add.at(depth, np.concatenate(ends), -1)
+        mapped |= np.cumsum(depth, out=depth)[:-1] > 0
     mapped[pages.flags & ZERO_PAGE != 0] = 0
     least = mapped * own.at(pages.frames(np.arange(len(mapped))), 1) if len(own.start) else mapped
     low = pages.counts < least

@@ -35,7 +35,7 @@ def table(extents: Extents, vmas: Sequence[Vma], mm: int, pid: int, comm: str) -
     for field in ARROW_SCHEMA:
         value = values.get(field.name, columns.get(field.name))
         if isinstance(value, np.ndarray):
-            value = pa.array(value).cast(field.type)
+            value = pa.array(value.astype(field.type.to_pandas_dtype(), copy=False))
         arrays.append(value)
     return pa.Table.from_arrays(arrays, schema=ARROW_SCHEMA)
 
