@@ -121,6 +121,8 @@ class _Written:
 def _work(requests: Connection, replies: Connection, file: Any, tree: Tree, options: Options) -> NoReturn:
     """In the child: until the caller says that it was all, or is gone."""
     try:
+        # what wakes us, a write of the tracer, must not lose its processor to us
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         # they mean the command, or the caller, who tells us what to do
         for number in PASSED:
             signal.signal(number, signal.SIG_IGN)

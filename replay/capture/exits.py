@@ -35,6 +35,8 @@ from replay.trace.metadata import Metadata
 LINGER_SECONDS: Final = 2.0
 """How long descendants that outlive the command are waited for."""
 
+TRACER_NICE: Final = -10
+
 CAP_SYS_PTRACE: Final = 19
 """include/uapi/linux/capability.h."""
 
@@ -140,7 +142,7 @@ def follow_command(
         followed.after_exit = after_exit
     try:
         _seize(followed, started.pid)
-        with guard.giving_way(command.let_go(started), followed):
+        with _prompt(), guard.giving_way(command.let_go(started), followed):
             _run(followed, started, linger_seconds)
     finally:
         started.ended = True
@@ -148,6 +150,19 @@ def follow_command(
     if not followed.execed:
         command.check_started(started)
     return followed
+
+
+@contextlib.contextmanager
+def _prompt() -> Iterator[None]:
+    """While the block runs, this thread does not wait for a processor: what it traces waits for it."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, min(before, TRACER_NICE))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def capture_at_exit(
