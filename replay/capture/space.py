@@ -260,7 +260,7 @@ def _read_folios(tree: Tree, portion: list[Runs]) -> tuple[folios.Pages, list[I6
     present = np.flatnonzero(np.concatenate([block.present for block in portion]))
     # frame and index sorted as one number: many times faster than argsort()
     bits = len(sizes).bit_length()
-    keys = np.concatenate([block.frame for block in portion])[present]
+    keys = np.concatenate([block.frame[block.present] for block in portion])
     keys <<= bits
     keys |= present
     keys.sort()
@@ -268,7 +268,9 @@ def _read_folios(tree: Tree, portion: list[Runs]) -> tuple[folios.Pages, list[I6
     keys >>= bits
     pages = folios.read(tree.flags_fd, tree.counts_fd, keys, sizes[order], tree.pool)
     index = np.full(len(sizes), -1)
-    index[order] = pages.places(keys)
+    for begin in range(0, len(keys), BLOCK_PAGES):  # not all at once: temporary arrays would be the peak
+        part = slice(begin, begin + BLOCK_PAGES)
+        index[order[part]] = pages.places(keys[part])
     return pages, np.split(index, np.cumsum([len(block.vpn) for block in portion])[:-1])
 
 
