@@ -31,6 +31,9 @@ from replay.validate.settings import put_back
 EXIT_SECONDS: Final = 60.0
 """How long a process may take from its exit stop to its end; terabytes take a minute."""
 
+EVIDENCE_BYTES: Final = 64 << 20
+"""Buffers, of all CPUs together, for what all tasks do between an exit and the look at its differences."""
+
 DECIDING: Final = bit(KPF_ANON) | bit(KPF_SWAPCACHE)
 """Flags by which the replay is decided."""
 
@@ -122,6 +125,7 @@ def watcher() -> Iterator[Watcher]:
                     "this kernel has no tracepoint kmem:mm_page_free: validate needs CONFIG_TRACEPOINTS and "
                     "CONFIG_EVENT_TRACING"
                 )
+            others.reserve(EVIDENCE_BYTES // (os.cpu_count() or 1))
             in_gather = predict.page_tables_in_gather(procfs.PROC, settings.architecture(live=True))
             algorithm = predict.algorithm_of(procfs.kernel_release(procfs.PROC))
             yield Watcher(tree, instance, others, algorithm, in_gather)
