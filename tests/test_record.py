@@ -382,7 +382,9 @@ def test_interrupt_while_lingering(tmp_path: Path) -> None:
 
 def test_terminal_stop(tmp_path: Path) -> None:
     """Control-Z stops the command and us; the shell continues both."""
-    with running(["sh", "-c", "echo on; sleep 0.3; echo over"], tmp_path / "t.parquet") as child:
+    # no shell: one that is stopped in the middle of a vfork() cannot stop until its child goes on
+    script = "import time; print('on', flush=True); time.sleep(0.3); print('over')"
+    with running([sys.executable, "-c", script], tmp_path / "t.parquet") as child:
         assert child.stdout
         child.stdout.readline()
         os.killpg(child.pid, signal.SIGTSTP)
