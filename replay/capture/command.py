@@ -57,11 +57,12 @@ def held(argv: Sequence[str]) -> Iterator[Command]:
     if not pid:
         ours.close()
         _become(theirs, argv, before)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     started = Command(pid, argv, ours)
     try:
         with ours:
+            # a signal that came meanwhile raises here, where the child is let down already
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield started
     finally:
         if not started.let_go:
