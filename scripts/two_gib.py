@@ -1,4 +1,4 @@
-"""A process with 2 GiB of memory (less on a small machine), half of it offered huge pages; it waits to be ended."""
+"""A process with 2 GiB of memory (less on a small machine), half of it offered huge pages, that waits."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def as_json(result: Result) -> str:
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    comparison, observation = verdict.comparison, verdict.observation
+    comparison = verdict.comparison
     return {
         "workload": verdict.workload,
         "pid": verdict.pid,
@@ -98,10 +98,11 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "prefix": comparison.prefix,
         "exact": comparison.exact,
         "explained": comparison.explained,
-        "lru_batched": verdict.lru_batched,
-        "changed_extents": verdict.changed,
-        "tlb_flushes": observation.tlb_flushes,
-        "preempted": observation.preempted,
+        "not_on_lru": verdict.not_on_lru,
+        "changed_folios": verdict.changed,
+        "free_batches": verdict.batches,
+        "preempted": verdict.preempted,
+        "duration_us": verdict.duration_us,
         "differences": [
             {
                 "what": one.what,
