@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,9 @@ from typing import Final
 
 PATIENCE_SECONDS: Final = 5.0
 """How long a busy thing may take to become free: a process that held it open is still ending."""
+
+END: Final = "\n"
+"""What the keeper reads when the block has ended."""
 
 
 class Undo:
@@ -72,7 +76,9 @@ def undone(inherited: Sequence[int] = ()) -> Iterator[Undo]:
         yield Undo(keeper)
     finally:
         assert keeper.stdin is not None and keeper.stdout is not None
+        # said, not only closed: a forked child may hold the pipe open
         with contextlib.suppress(OSError):
+            keeper.stdin.write(END)
             keeper.stdin.close()
         failures = keeper.stdout.read().strip()
         keeper.stdout.close()
@@ -117,7 +123,9 @@ def _undo_patiently(entry: Sequence[str]) -> str:
 def _keep() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    entries = [json.loads(line) for line in sys.stdin if line.endswith("\n")]
+    # a last line without its end was never registered
+    lines = iter(sys.stdin.readline, END)
+    entries = [json.loads(line) for line in itertools.takewhile(lambda line: line.endswith("\n"), lines)]
     failures = [failure for entry in reversed(entries) if (failure := _undo_patiently(entry))]
     with contextlib.suppress(OSError):
         sys.stdout.write("; ".join(failures))

@@ -31,15 +31,21 @@ needs_kernel = pytest.mark.skipif(bool(unusable()), reason=unusable() or "usable
 def state() -> dict[str, object]:
     """All that must be as before; taken while no other run has THP switches changed."""
     with settings._locked(), tracefs.mounted() as (root, _):
-        switches = [root / name for name in ("tracing_on", "current_tracer", "trace_clock", "set_event_pid")]
-        switches += [root / "events" / name / "enable" for name in ("kmem", "tlb", "mmap", "pagemap")]
-        return {
-            "switches": {str(path.relative_to(root)): path.read_text() for path in switches},
-            "thp": {str(path): path.read_text() for path in sorted(THP.rglob("*enabled")) if path.is_file()},
+        files = [root / name for name in ("tracing_on", "current_tracer", "trace_clock", "set_event_pid")]
+        files += [root / "events" / name / "enable" for name in ("kmem", "tlb", "mmap", "pagemap")]
+        return switches() | {
+            "tracing": {str(path.relative_to(root)): path.read_text() for path in files},
             "mounts": Path("/proc/self/mounts").read_text(),
-            "swaps": Path("/proc/swaps").read_text(),
             "zram": sorted(path.name for path in Path("/sys/block").glob("zram*")),
         }
+
+
+def switches() -> dict[str, object]:
+    """What a workload may change, now."""
+    return {
+        "thp": {str(path): path.read_text() for path in sorted(THP.rglob("*enabled")) if path.is_file()},
+        "swaps": Path("/proc/swaps").read_text(),
+    }
 
 
 def instances(pid: int) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from replay.errors import ReplayError
 from replay.validate import run, tracefs
 from replay.validate.undo import undone
-from tests.validate.machine import instances, needs_kernel, state
+from tests.validate.machine import instances, needs_kernel, state, switches
 
 RUN = "from replay.validate.run import validate; validate(only={only!r})"
 
@@ -57,15 +57,25 @@ def test_what_cannot_be_undone_is_told(tmp_path: Path):
 @needs_kernel
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 @pytest.mark.parametrize("only", [["thp-pmd", "order-3"], ["swap"]], ids=lambda only: only[0])
-@pytest.mark.parametrize("after", [0.4, 0.8, 1.3])
-def test_an_interrupted_run_leaves_nothing_behind(number, only, after):
+@pytest.mark.parametrize("moment", ["starting", "tracing", "settings changed", "later"])
+def test_an_interrupted_run_leaves_nothing_behind(number, only, moment):
     before = state()
     started = subprocess.Popen(
         [sys.executable, "-c", RUN.format(only=only)],
         stderr=subprocess.DEVNULL,
         cwd=Path(__file__).parents[2],
     )
-    time.sleep(after)
+
+    def changed() -> bool:
+        what = switches()
+        return what["thp"] != before["thp"] or what["swaps"] != before["swaps"]
+
+    if moment == "starting":
+        time.sleep(0.3)
+    else:
+        reached = {"tracing": lambda: len(instances(started.pid)) == 2}.get(moment, changed)
+        until(lambda: reached() or started.poll() is not None, 60, pause=0.005)
+        time.sleep(0.4 if moment == "later" else 0)
     started.send_signal(number)
     started.wait(60)
     until(lambda: not instances(started.pid))
@@ -101,9 +111,9 @@ def test_instances_of_processes_that_are_no_more_are_removed():
             living.rmdir()
 
 
-def until(condition, seconds: float = 15):
+def until(condition, seconds: float = 15, pause: float = 0.1):
     """Wait for what another process is about to do."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not as before"
-        time.sleep(0.1)
+        time.sleep(pause)
