@@ -152,11 +152,11 @@ ALGORITHMS: Final = {
 BASELINE: Final = "baseline"
 
 NOT_MODELLED: Final = (
-    "Preemption: need_resched() breaks zap_pte_range() off; where dirty PTEs wait, it flushes what was gathered. "
-    "On real builds no order of frees changed by it (reports/validate.md).",
+    "Preemption: need_resched() breaks zap_pte_range() off; where dirty PTEs wait, that flushes what was "
+    "gathered. In the builds of 'replay validate' no free moved by it.",
     "References that procfs does not show (pins, pipes, buffers): folios with one are freed later.",
-    "LRU and mlock batches: until they are emptied they hold a reference to each of their folios; other CPUs' "
-    "batches kept back folios of 2 to 4 % of the exits of a build (reports/validate.md).",
+    "LRU and mlock batches: until they are emptied they hold a reference to each of their folios; those of "
+    "other CPUs kept back folios at up to 4 % of the exits of a build.",
     "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
     "and with them release calls, never rmap counts.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
