@@ -98,6 +98,19 @@ def vma_facts(vmas: Sequence[Vma]) -> VmaFacts:
     )
 
 
+def maybe_mapped_again(some: Runs, facts: VmaFacts, entries: int, trust_exclusive: bool) -> Bools:
+    """Which runs may have pages that the address space maps more than once.
+
+    PM_EXCLUSIVE says that a page is mapped once in all, but for hugetlb, and in a PMD mapping up to v6.10,
+    where it is that of the head for all pages (Linux kernel commit 2c1f057e5be6); `entries` pages, those of a
+    page-table page, may be such. trust_exclusive: False where the kernel does not count each page's mappings.
+    """
+    again = some.present & ~facts.raw_frames[some.vma]
+    if trust_exclusive:
+        again &= (some.word & PM_EXCLUSIVE == 0) | facts.hugetlb[some.vma] | (some.pages >= entries)
+    return again
+
+
 def build(
     runs: Runs,
     index: I64,

@@ -155,15 +155,7 @@ def build(snapshot: Snapshot, page_size: int, precise: bool) -> tuple[Extents, S
         [runs.runs_of(first, snapshot.words[at : at + size], starts) for first, at, size in spans]
     )
     facts = ex.vma_facts(vmas)
-    # PM_EXCLUSIVE says that a page is mapped once in all, but for hugetlb
-    several = found.present & ~facts.raw_frames[found.vma]
-    if precise:
-        several &= (
-            (found.word & procfs.PM_EXCLUSIVE == 0)
-            | facts.hugetlb[found.vma]
-            | (found.pages >= ptes_per_table(page_size))
-        )
-    some = found.select(several)
+    some = found.select(ex.maybe_mapped_again(found, facts, ptes_per_table(page_size), precise))
     own = Ranges(*runs.cover(some.frame, some.frame + some.pages, least=2))
     huge = Ranges(*snapshot.huge, np.ones_like(snapshot.huge[0]))
     index = np.full(len(found.vpn), -1)

@@ -293,20 +293,10 @@ def _second_look(fd: int, starts: I64, portion: Runs) -> int:
 
 
 def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) -> Ranges:
-    """Frames that the address space maps several times, with the number of times.
-
-    PM_EXCLUSIVE says that a page is mapped once in all, but for hugetlb, in a PMD mapping up to v6.10 (where
-    it is that of the head for all pages, commit 2c1f057e5be6), and where the kernel does not count the
-    mappings of each page. entries: PTEs of a page-table page; so many neighbours may be a PMD mapping.
-    """
+    """Frames that the address space maps several times, with the number of times."""
     starts, ends = [], []
     for block in blocks.blocks():
-        several = block.present & ~facts.raw_frames[block.vma]
-        if trust_exclusive:
-            several &= (
-                (block.word & procfs.PM_EXCLUSIVE == 0) | facts.hugetlb[block.vma] | (block.pages >= entries)
-            )
-        some = block.select(several)
+        some = block.select(ex.maybe_mapped_again(block, facts, entries, trust_exclusive))
         starts.append(some.frame)
         ends.append(some.frame + some.pages)
     none = [np.zeros(0, np.int64)]
