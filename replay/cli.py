@@ -401,6 +401,9 @@ def algorithms(
 # ---------------------------------------------------------------------- validate, doctor
 
 
+VERDICT_COLUMNS = ("workload", "pid", "comm", "spaces", "exact", "predicted", "observed", "prefix", "causes")
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def validate(
     command: Annotated[
@@ -436,8 +439,9 @@ def validate(
     if json:
         typer.echo(verdicts.as_json(result))
     else:
-        rows = verdicts.rows(result.verdicts)
-        _print([terminal.plain(rows if every else verdicts.by_workload(rows), "Folios freed at exit")])
+        table = verdicts.frame(result) if every else verdicts.summary(result)
+        table = table.select(name for name in VERDICT_COLUMNS if name in table.columns)
+        _print([terminal.plain(table, "Folios freed at exit")])
     for name, why in result.notes.items():
         note(f"{name}: {why}")
     for missed, missing in result.missed.items():

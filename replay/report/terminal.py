@@ -47,9 +47,15 @@ def plain(frame: pl.DataFrame, title: str, right: Sequence[str] = ()) -> Table:
     for name, dtype in frame.schema.items():
         number = dtype.is_numeric() or name in right
         table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
-    for row in frame.iter_rows():
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
+    for row in frame.iter_rows(named=True):
+        table.add_row(*(_text(name, value) for name, value in row.items()))
     return table
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) and name != "pid" else str(value)
 
 
 def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int) -> list[Table]:

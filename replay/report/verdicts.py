@@ -1,117 +1,147 @@
-"""What `replay validate` found, as tables."""
+"""What `replay validate` found, as tables, as a line and as a document."""
 
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
+from replay.validate.compare import CAUSES
 from replay.validate.run import Result
 from replay.validate.watch import Verdict
 
+VERDICTS = {
+    "workload": pl.String,
+    "pid": pl.UInt32,
+    "comm": pl.String,
+    "mapped": pl.UInt64,
+    "predicted": pl.UInt64,
+    "observed": pl.UInt64,
+    "prefix": pl.UInt64,
+    "exact": pl.Boolean,
+    "stayed": pl.UInt64,
+    "freed": pl.UInt64,
+    "moved": pl.UInt64,
+    "batch": pl.UInt64,
+    "causes": pl.String,
+    "batches": pl.UInt64,
+    "largest_order": pl.UInt8,
+    "not_on_lru": pl.UInt64,
+    "changed": pl.UInt64,
+    "preempted": pl.UInt64,
+    "page_tables": pl.String,
+    "duration_us": pl.Float64,
+}
+"""Columns of `frame`: folios mapped, predicted to be freed, observed; differences by kind; what went on."""
 
-def rows(verdicts: Sequence[Verdict]) -> pl.DataFrame:
-    """One row per address space: folios predicted and observed, the matching prefix, differences by cause."""
-    return pl.DataFrame(
-        [
-            {
-                "workload": verdict.workload,
-                "pid": verdict.pid,
-                "comm": verdict.comm,
-                "predicted": verdict.comparison.predicted,
-                "observed": verdict.comparison.observed,
-                "prefix": verdict.comparison.prefix,
-                "exact": verdict.comparison.exact,
-                "differences": causes(verdict),
-            }
-            for verdict in verdicts
-        ],
-        schema={
-            "workload": pl.String,
-            "pid": pl.UInt32,
-            "comm": pl.String,
-            "predicted": pl.UInt64,
-            "observed": pl.UInt64,
-            "prefix": pl.UInt64,
-            "exact": pl.Boolean,
-            "differences": pl.String,
-        },
-    )
+SUMMARY = {
+    "workload": pl.String,
+    "spaces": pl.UInt64,
+    "exact": pl.UInt64,
+    "mapped": pl.UInt64,
+    "predicted": pl.UInt64,
+    "observed": pl.UInt64,
+    "prefix": pl.UInt64,
+    "differences": pl.UInt64,
+    "unexplained": pl.UInt64,
+    "causes": pl.String,
+}
+"""Columns of `summary`: address spaces, those with the exact sequence, folios, differences."""
+
+KINDS = ("stayed", "freed", "moved", "batch")
 
 
-def causes(verdict: Verdict) -> str:
-    """Differences of one address space: how many of what, and why."""
-    counted = Counter((one.what, one.cause) for one in verdict.comparison.differences)
-    return ", ".join(f"{count:,} {what}: {cause}" for (what, cause), count in counted.items())
+def frame(result: Result) -> pl.DataFrame:
+    """One row for each address space."""
+    rows = [_row(verdict) for verdict in result.verdicts]
+    return pl.DataFrame(rows, schema=VERDICTS, orient="row")
 
 
-def by_workload(table: pl.DataFrame) -> pl.DataFrame:
-    """The rows of each workload, summed up; `exact` are address spaces with the very sequence predicted."""
-    return table.group_by("workload", maintain_order=True).agg(
-        pl.len().alias("exits"),
-        pl.col("exact").sum(),
-        pl.col("predicted", "observed", "prefix").sum(),
-        pl.col("differences").filter(pl.col("differences") != "").unique(maintain_order=True).str.join("; "),
-    )
+def summary(result: Result) -> pl.DataFrame:
+    """One row for each workload, in their order."""
+    rows = []
+    for name in dict.fromkeys(verdict.workload for verdict in result.verdicts):
+        of_it = [verdict for verdict in result.verdicts if verdict.workload == name]
+        found = [verdict.comparison for verdict in of_it]
+        causes = Counter(difference.cause for each in found for difference in each.differences)
+        rows.append(
+            (
+                name,
+                len(of_it),
+                sum(each.exact for each in found),
+                sum(verdict.mapped for verdict in of_it),
+                sum(each.predicted for each in found),
+                sum(each.observed for each in found),
+                sum(each.prefix for each in found),
+                causes.total(),
+                causes["unexplained"],
+                _causes(causes),
+            )
+        )
+    return pl.DataFrame(rows, schema=SUMMARY, orient="row")
 
 
 def conclusion(result: Result) -> str:
     """One line: how many exits went as predicted."""
-    exact = sum(verdict.comparison.exact for verdict in result.verdicts)
-    explained = sum(
-        verdict.comparison.explained and not verdict.comparison.exact for verdict in result.verdicts
-    )
-    unexplained = len(result.verdicts) - exact - explained
+    found = [verdict.comparison for verdict in result.verdicts]
+    exact = sum(each.exact for each in found)
+    explained = sum(each.explained for each in found)
     return (
-        f"{exact:,} of {len(result.verdicts):,} exits freed the predicted folios in the predicted order, "
-        f"{explained:,} differ for a known cause, {unexplained:,} without one"
+        f"{exact:,} of {len(found):,} exits freed the predicted folios in the predicted order; "
+        f"{max(explained - exact, 0):,} differ for a known cause, {len(found) - explained:,} without one"
     )
 
 
 def as_json(result: Result) -> str:
-    """Every verdict with every difference."""
-    return json.dumps(
-        {
-            "agrees": result.agrees,
-            "status": result.status,
-            "missed": {cause.value: count for cause, count in result.missed.items()},
-            "notes": result.notes,
-            "exits": [_verdict(verdict) for verdict in result.verdicts],
-        },
-        indent=1,
+    """Everything, with each difference and its evidence."""
+    return json.dumps(document(result), indent=1)
+
+
+def document(result: Result) -> dict[str, Any]:
+    """As `as_json`, as a dictionary."""
+    return {
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "agrees": result.agrees,
+        "status": result.status,
+        "address_spaces": len(result.verdicts),
+        "exact": sum(verdict.comparison.exact for verdict in result.verdicts),
+        "missed": {str(cause): count for cause, count in result.missed.items()},
+        "notes": result.notes,
+        "causes": CAUSES,
+        "verdicts": [
+            row | {"differences": [difference._asdict() for difference in verdict.comparison.differences]}
+            for row, verdict in zip(frame(result).to_dicts(), result.verdicts, strict=True)
+        ],
+    }
+
+
+def _row(verdict: Verdict) -> tuple[object, ...]:
+    found = verdict.comparison
+    kinds = Counter(difference.what for difference in found.differences)
+    return (
+        verdict.workload,
+        verdict.pid,
+        verdict.comm,
+        verdict.mapped,
+        found.predicted,
+        found.observed,
+        found.prefix,
+        found.exact,
+        *(kinds[kind] for kind in KINDS),
+        _causes(Counter(difference.cause for difference in found.differences)),
+        verdict.batches,
+        max(verdict.orders, default=0),
+        verdict.not_on_lru,
+        verdict.changed,
+        verdict.preempted,
+        verdict.page_tables,
+        verdict.duration_us,
     )
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    comparison = verdict.comparison
-    return {
-        "workload": verdict.workload,
-        "pid": verdict.pid,
-        "comm": verdict.comm,
-        "folios_by_order": verdict.orders,
-        "page_tables": verdict.page_tables,
-        "predicted": comparison.predicted,
-        "observed": comparison.observed,
-        "prefix": comparison.prefix,
-        "exact": comparison.exact,
-        "explained": comparison.explained,
-        "not_on_lru": verdict.not_on_lru,
-        "changed_folios": verdict.changed,
-        "free_batches": verdict.batches,
-        "preempted": verdict.preempted,
-        "duration_us": verdict.duration_us,
-        "differences": [
-            {
-                "what": one.what,
-                "pfn": one.pfn,
-                "order": one.order,
-                "position": one.position,
-                "cause": one.cause,
-                "evidence": one.evidence,
-            }
-            for one in comparison.differences
-        ],
-    }
+def _causes(causes: Counter[str]) -> str:
+    return ", ".join(f"{cause}: {count}" for cause, count in causes.most_common())
