@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -118,7 +119,9 @@ def test_events_of_one_thread_only_and_in_order():
         instance.record()
         subprocess.run(["true"], check=True)
         for _ in range(50):
-            bytearray(1 << 22)
+            # not bytearray(): malloc() may keep what it freed
+            with mmap.mmap(-1, 1 << 16) as memory:
+                memory.write(bytes(1 << 16))
         instance.rest()
         events = instance.read()
     assert len(events) > 50
