@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from replay.capture.exits import Recorded
     from replay.capture.live import Capture
-    from replay.trace.file import Trace
+    from replay.trace.frame import Trace
 
 app = typer.Typer(
     help="How Linux tears down a process's memory, replayed over page tables of real processes.",
@@ -116,8 +116,6 @@ def capture(
     force: Force = False,
 ) -> None:
     """Capture the page tables of running processes into a trace."""
-    from replay.capture import exits, live
-
     if (pid is not None) + (cgroup is not None) + everything != 1:
         raise UsageError("name a PID, --cgroup PATH or --all: one of them")
     if at_exit and pid is None:
@@ -125,10 +123,14 @@ def capture(
     path = output or _default_name(*_subject(procfs, pid, cgroup))
     target = _target(path, redact, force)
     if at_exit and pid is not None:
+        from replay.capture import exits
+
         note(f"waiting for process {pid} to exit; Ctrl-C gives up and leaves it running")
         recorded = exits.capture_at_exit(pid, target, force=force, use_scan=pagemap_scan)
         _after_record(recorded, path, force)
         return
+    from replay.capture import live
+
     with progress("pages" if pid is not None else "processes") as report:
         options: dict[str, Any] = {
             "procfs_root": procfs,
@@ -155,16 +157,16 @@ def _subject(procfs: Path, pid: int | None, cgroup: str | None) -> tuple[str, in
 
 def _target(path: Path, redact: bool, force: bool) -> Path | None:
     """Where capture writes to: nowhere, if the rows are to be redacted first."""
-    from replay.trace.file import whole_file
+    from replay.trace.write import whole_file
 
     whole_file(path, force=force)
     return None if redact else path
 
 
 def _write_redacted(trace: Trace | None, path: Path, force: bool) -> None:
-    from replay.trace.redact import redact
-
     if trace is not None:
+        from replay.trace.redact import redact
+
         redact(trace).write(path, force=force)
 
 

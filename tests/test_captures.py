@@ -13,7 +13,7 @@ from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.extents import page_tables
 from replay.teardown.replayer import CHECKS, address_spaces, run_checked
-from replay.trace.file import Trace
+from replay.trace.frame import Trace
 
 CAPTURES = Path(__file__).parent.parent / "captures"
 FILES = sorted(CAPTURES.glob("*.parquet"))

@@ -20,7 +20,7 @@ from replay.capture.exits import Recorded, capture_at_exit, record
 from replay.capture.follow import Missed
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace import file
-from replay.trace.file import Trace
+from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 from tests.capture.processes import needs_root, program, state
 

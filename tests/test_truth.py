@@ -14,7 +14,7 @@ from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.extents import page_tables
 from replay.teardown.replayer import address_spaces, run_checked
-from replay.trace.file import Trace
+from replay.trace.frame import Trace
 from tests.capture.trees import TRUTH, lay_out, truth_cases
 
 CASES = truth_cases()

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from replay.trace.file import Trace
+    from replay.trace.frame import Trace
 
 
 class _CallableModule(ModuleType):

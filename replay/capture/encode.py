@@ -25,8 +25,8 @@ from replay.capture.snapshot import Snapshot
 from replay.capture.space import Options, Space, Tree
 from replay.capture.table import table
 from replay.errors import ProcessGoneError, ReplayError
-from replay.trace.file import ROW_GROUP_ROWS, TraceWriter
 from replay.trace.metadata import AddressSpace, Metadata
+from replay.trace.write import ROW_GROUP_ROWS, TraceWriter
 
 PIPE_BYTES: Final = 32 << 20
 """What may wait in the pipe: some hundred snapshots of compilers."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -28,9 +28,11 @@ from replay.capture.follow import Followed, Missed
 from replay.capture.snapshot import INLINE
 from replay.capture.space import Options, Tree
 from replay.errors import ProcessGoneError, ReplayError
-from replay.trace import file
-from replay.trace.file import Trace
 from replay.trace.metadata import Metadata
+from replay.trace.write import whole_file
+
+if TYPE_CHECKING:
+    from replay.trace.frame import Trace
 
 LINGER_SECONDS: Final = 2.0
 """How long descendants that outlive the command are waited for."""
@@ -208,10 +210,12 @@ def capture_at_exit(
 
 def _in_memory(make: Callable[[Path], Recorded], name: str) -> Recorded:
     """What `make` writes to a file, read back."""
+    from replay.trace.file import read
+
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
         path = Path(folder) / f"{name}.parquet"
         made = make(path)
-        return dataclasses.replace(made, path=None, trace=file.read(path))
+        return dataclasses.replace(made, path=None, trace=read(path))
 
 
 def _run(followed: Followed, started: Command, linger_seconds: float) -> None:
@@ -293,7 +297,7 @@ def _check_rights() -> None:
 def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]:
     """A recording into `out`, a file that appears when the block ends without an error."""
     with contextlib.ExitStack() as stack:
-        target = stack.enter_context(file.whole_file(out, force=force))
+        target = stack.enter_context(whole_file(out, force=force))
         tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
         tree = dataclasses.replace(tree, pool=INLINE)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
@@ -17,11 +17,14 @@ from replay.capture.extents import Extents
 from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure
 from replay.capture.space import Options, Progress, Space, Tree
-from replay.capture.table import frame_of, table
+from replay.capture.table import table
 from replay.errors import ProcessGoneError, ReplayError
-from replay.trace.file import ARROW_SCHEMA, ROW_GROUP_ROWS, Trace, TraceWriter, open_writer
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
+from replay.trace.write import ARROW_SCHEMA, ROW_GROUP_ROWS, TraceWriter, open_writer
+
+if TYPE_CHECKING:
+    from replay.trace.frame import Trace
 
 ATTEMPTS: Final = 3
 
@@ -240,6 +243,8 @@ def _finish(
         sink.flush()
         sink.writer.meta = meta
         return Capture(meta, figures, sink.extents, path=Path(out or ""), **counts)
+    from replay.trace.frame import Trace, frame_of
+
     return Capture(meta, figures, sink.extents, trace=Trace(frame_of(sink.rows()), meta, name), **counts)
 
 

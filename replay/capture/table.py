@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 
 from replay.capture.extents import Extents
 from replay.capture.procfs import Vma
-from replay.trace.file import ARROW_SCHEMA
-from replay.trace.schema import KINDS, SCHEMA
+from replay.trace.schema import KINDS
+from replay.trace.write import ARROW_SCHEMA
 
 
 def table(extents: Extents, vmas: Sequence[Vma], mm: int, pid: int, comm: str) -> pa.Table:
@@ -47,8 +46,3 @@ def _text(values: Sequence[str], index: npt.NDArray[np.generic]) -> pa.Dictionar
     codes = {value: code for code, value in enumerate(dict.fromkeys(clean))}
     code_of = np.array([codes[value] for value in clean], np.uint32)
     return pa.DictionaryArray.from_arrays(pa.array(code_of[index]), pa.array(list(codes), pa.large_string()))
-
-
-def frame_of(rows: pa.Table) -> pl.DataFrame:
-    """Rows as the DataFrame of a `Trace`."""
-    return pl.DataFrame(pl.from_arrow(rows)).cast(SCHEMA)  # type: ignore[arg-type]

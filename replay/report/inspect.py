@@ -7,7 +7,7 @@ import json
 
 import polars as pl
 
-from replay.trace.file import Trace
+from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 
 MAPPED = ("page", "pmd", "hugetlb")

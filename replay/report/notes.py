@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from replay.teardown.counters import CHECKS
-from replay.trace.file import Trace
 from replay.trace.metadata import Metadata
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from replay.trace.frame import Trace
 
 BUGS = {"rmap_missed": "pages torn down whose rmap is never removed"} | CHECKS
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from replay.report import inspect
 from replay.teardown.algorithms import BASELINE
-from replay.trace.file import Trace
+from replay.trace.frame import Trace
 
 SHOWN = ("rmap_calls", "atomics", "locks", "release_entries", "release_calls", "deferred_split_queued")
 """The counters of the comparison that fit a terminal, each with its share avoided."""

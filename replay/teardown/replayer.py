@@ -19,7 +19,7 @@ from replay.teardown.algorithms import (
 )
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.extents import I64, Bool, Extents, decode, huge_zero, page_tables
-from replay.trace.file import Trace
+from replay.trace.frame import Trace
 from replay.trace.metadata import AddressSpace
 from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
 

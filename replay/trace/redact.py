@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replay.trace.file import Trace
-from replay.trace.schema import SCHEMA, ptes_per_table
+from replay.trace.frame import SCHEMA, Trace
+from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
 

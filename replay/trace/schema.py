@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import polars as pl
-
 FORMAT_VERSION: Final = 1
 
 KINDS: Final = ("page", "pmd", "hugetlb", "special", "swap")
@@ -24,44 +22,46 @@ PAGE, PMD, HUGETLB, SPECIAL, SWAP = range(5)
 MAX_FOLIO_BYTES: Final = 16 << 30
 """The largest folio of any architecture: a 16 GiB huge page."""
 
-Text = pl.Categorical()
-
-SCHEMA: Final[dict[str, pl.DataType]] = {
+COLUMNS: Final[dict[str, str]] = {
     # address space and process
-    "mm": pl.UInt32(),
-    "pid": pl.UInt32(),
-    "comm": Text,
+    "mm": "uint32",
+    "pid": "uint32",
+    "comm": "text",
     # VMA: index in the address space, place, /proc/PID/maps permissions, smaps VmFlags, file or [heap]
-    "vma": pl.UInt32(),
-    "vma_start": pl.UInt64(),
-    "vma_pages": pl.UInt64(),
-    "vma_perms": Text,
-    "vma_flags": Text,
-    "vma_name": Text,
+    "vma": "uint32",
+    "vma_start": "uint64",
+    "vma_pages": "uint64",
+    "vma_perms": "text",
+    "vma_flags": "text",
+    "vma_name": "text",
     # extent: first virtual page, PTEs (of a PMD mapping: its pages), what it is, first pfn or swap offset
-    "vpn": pl.Int64(),
-    "pages": pl.UInt32(),
-    "kind": Text,
-    "pfn": pl.Int64(),
+    "vpn": "int64",
+    "pages": "uint32",
+    "kind": "text",
+    "pfn": "int64",
     # pagemap bits 61, 56, 55, 57
-    "file": pl.Boolean(),
-    "exclusive": pl.Boolean(),
-    "soft_dirty": pl.Boolean(),
-    "uffd_wp": pl.Boolean(),
+    "file": "bool",
+    "exclusive": "bool",
+    "soft_dirty": "bool",
+    "uffd_wp": "bool",
     # of the folio's head page
-    "kpageflags": pl.UInt64(),
+    "kpageflags": "uint64",
     # of each page: mappings by anyone (kpagecount), mappings by this address space
-    "mapcount": pl.UInt32(),
-    "own": pl.UInt32(),
+    "mapcount": "uint32",
+    "own": "uint32",
     # dirty in the PTE
-    "dirty": pl.Boolean(),
+    "dirty": "bool",
     # head pfn (of order-0 neighbours: the first); the folio has 2^order pages
-    "folio": pl.Int64(),
-    "order": pl.UInt8(),
+    "folio": "int64",
+    "order": "uint8",
     # pages of the whole folio mapped at all; sum of their mapcounts
-    "folio_mapped": pl.UInt32(),
-    "folio_mapcount": pl.UInt64(),
+    "folio_mapped": "uint32",
+    "folio_mapcount": "uint64",
 }
+"""Column -> type. Text repeats from row to row and is stored as a dictionary.
+
+Plain names, so that a capture need not wait for polars to load.
+"""
 
 
 def ptes_per_table(page_size: int) -> int:

@@ -15,7 +15,7 @@ from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, Algorithm, tables_in_gather
 from replay.teardown.extents import I64, Bool, Extents, page_tables
 from replay.teardown.replayer import address_spaces
-from replay.trace.file import Trace
+from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
 from replay.trace.schema import HUGETLB, SPECIAL, SWAP
 

@@ -18,11 +18,12 @@ import pyarrow as pa
 from replay.capture import command, exits, live, procfs, settings, space
 from replay.capture.follow import Missed
 from replay.capture.space import Options, Tree
-from replay.capture.table import frame_of, table
+from replay.capture.table import table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.teardown.algorithms import Algorithm
-from replay.trace.file import ARROW_SCHEMA, Trace
+from replay.trace.frame import Trace, frame_of
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
+from replay.trace.write import ARROW_SCHEMA
 from replay.validate import fate, lru, observe, predict, tracefs
 from replay.validate.compare import Comparison, Frame, compare, stayed
 from replay.validate.observe import Observation

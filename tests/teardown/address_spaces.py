@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import polars as pl
 from hypothesis import strategies as st
 
-from replay.trace.file import Trace
+from replay.trace.frame import SCHEMA, Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_LRU, KPF_SWAPBACKED, KPF_SWAPCACHE, bit
 from replay.trace.metadata import AddressSpace, Metadata
-from replay.trace.schema import SCHEMA
 
 TABLE = 512
 TYPES = {

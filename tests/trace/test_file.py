@@ -13,9 +13,8 @@ import pytest
 
 import replay
 from replay.errors import ReplayError, TraceError
-from replay.trace.file import Trace
+from replay.trace.frame import SCHEMA, Trace
 from replay.trace.metadata import AddressSpace, Metadata, encode_metadata
-from replay.trace.schema import SCHEMA
 from tests.teardown.address_spaces import Piece, trace_of
 
 

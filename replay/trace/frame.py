@@ -1,0 +1,46 @@
+"""A trace in memory: its rows as a polars DataFrame, and what is known beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from replay.trace.metadata import Metadata
+from replay.trace.schema import COLUMNS
+from replay.trace.write import open_writer
+
+DTYPES: Final[dict[str, pl.DataType]] = {
+    "uint8": pl.UInt8(),
+    "uint32": pl.UInt32(),
+    "uint64": pl.UInt64(),
+    "int64": pl.Int64(),
+    "bool": pl.Boolean(),
+    "text": pl.Categorical(),
+}
+
+SCHEMA: Final[dict[str, pl.DataType]] = {name: DTYPES[kind] for name, kind in COLUMNS.items()}
+"""Column -> polars type."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Extents (`frame`, columns of `SCHEMA`) and what is known beside them (`meta`)."""
+
+    frame: pl.DataFrame
+    meta: Metadata
+    name: str = ""
+
+    def write(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the trace to `path`, whole or not at all; an existing file only with `force`."""
+        with open_writer(path, force=force) as writer:
+            writer.append(self.frame)
+            writer.meta = self.meta
+        return Path(path)
+
+
+def frame_of(table: Any) -> pl.DataFrame:
+    """Rows given as an Arrow table -> the frame of a `Trace`."""
+    return pl.DataFrame(pl.from_arrow(table)).cast(SCHEMA)  # type: ignore[arg-type]

@@ -1,0 +1,138 @@
+"""A trace written as a Parquet file, in pieces, whole or not at all.
+
+Metadata are the key-value pairs of the Parquet footer, so that any Parquet reader shows them; values that
+are not text are JSON. The Arrow schema is left out of the file on purpose: pairs that are known only when the
+last row is written would otherwise be invisible to `pyarrow.parquet.read_table()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replay.errors import ReplayError
+from replay.trace.metadata import Metadata, encode_metadata
+from replay.trace.schema import COLUMNS
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ROW_GROUP_ROWS: Final = 1 << 18
+
+DELTA_COLUMNS: Final = ("vpn", "pfn", "folio", "vma_start")
+"""Columns that grow along the file: stored as differences, the rest as dictionaries."""
+
+
+class TraceWriter:
+    """Appends row groups to a trace under way; `meta` must be set before it is closed."""
+
+    def __init__(self, file: Any) -> None:
+        self.meta: Metadata | None = None
+        self._parquet = pq.ParquetWriter(
+            file,
+            ARROW_SCHEMA,
+            store_schema=False,
+            compression="zstd",
+            use_dictionary=[
+                name for name, kind in COLUMNS.items() if name not in DELTA_COLUMNS and kind != "bool"
+            ],
+            column_encoding=dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
+            write_statistics=["mm", "vpn"],
+        )
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Write extents (columns of `schema.COLUMNS`); at most `ROW_GROUP_ROWS` of them to a row group."""
+        self.append_table(frame.select(list(COLUMNS)).to_arrow().cast(ARROW_SCHEMA))
+
+    def append_table(self, table: pa.Table) -> None:
+        """Write extents given as an Arrow table of `ARROW_SCHEMA`."""
+        self._parquet.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+    def close(self) -> None:
+        """Write the footer."""
+        if self.meta is None:
+            raise ValueError("metadata were not set")
+        self._parquet.add_key_value_metadata(encode_metadata(self.meta))
+        self._parquet.close()
+
+    def discard(self) -> None:
+        """Give up: nothing more is written, not even when this object is collected."""
+        self._parquet.is_open = False
+
+
+TEXT: Final = pa.dictionary(pa.uint32(), pa.large_string())
+
+ARROW_SCHEMA: Final = pa.schema(
+    [
+        pa.field(name, TEXT if kind == "text" else pa.type_for_alias(kind), nullable=False)
+        for name, kind in COLUMNS.items()
+    ]
+)
+"""No column has empty values, and saying so saves the writer a quarter of its time."""
+
+
+@contextlib.contextmanager
+def open_writer(path: str | Path, *, force: bool = False) -> Iterator[TraceWriter]:
+    """Write a trace to `path` in pieces: the file appears, whole, when the block ends without an error."""
+    with whole_file(path, force=force) as file:
+        writer = TraceWriter(file)
+        try:
+            yield writer
+            writer.close()
+        except BaseException:
+            writer.discard()
+            raise
+
+
+class whole_file:  # noqa: N801 - used like a function
+    """Context manager: a binary file that appears at `path` whole or not at all.
+
+    mode: its permissions, less the umask; by default only the owner's, for traces show addresses and names.
+    """
+
+    def __init__(self, path: str | Path, *, force: bool = False, mode: int = 0o600) -> None:
+        self.path = Path(path)
+        self.force = force
+        self.mode = mode
+        if self.path.is_dir():
+            raise ReplayError(f"cannot write {path}: it is a folder: name a file in it")
+        if self.path.exists() and not force:
+            raise ReplayError(f"{path} exists: choose another name with -o, or overwrite it with --force")
+
+    def __enter__(self) -> Any:
+        self.partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            self.file = os.fdopen(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode), "w+b")
+        except OSError as error:
+            raise ReplayError(f"cannot write {self.path}: {error.strerror}") from None
+        return self.file
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+                if not self.force and self.path.exists():
+                    raise ReplayError(
+                        f"{self.path} was made by someone else meanwhile: choose another name with -o"
+                    )
+                self.partial.rename(self.path)
+        except OSError as failure:
+            raise ReplayError(f"cannot write {self.path}: {failure.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                self.file.close()
+            self.partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ReplayError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
