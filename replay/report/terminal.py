@@ -46,7 +46,13 @@ def plain(frame: pl.DataFrame, title: str, right: Sequence[str] = ()) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for name, dtype in frame.schema.items():
         number = dtype.is_numeric() or name in right
-        table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
+        heading = name.replace("_", " ")
+        if number:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(
+                heading, overflow="ellipsis" if name == "name" else "fold", no_wrap=name == "name"
+            )
     for row in frame.iter_rows(named=True):
         table.add_row(*(_text(name, value) for name, value in row.items()))
     return table
