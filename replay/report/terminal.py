@@ -16,6 +16,10 @@ SHOWN = ("rmap_calls", "atomics", "locks", "release_entries", "release_calls", "
 """The counters of the comparison that fit a terminal, each with its share avoided."""
 
 
+WHOLE = 20
+"""Columns up to this width are never cut or folded."""
+
+
 def comparison(compared: pl.DataFrame, title: str) -> Table:
     """The comparison of one total: a row per algorithm, counts with the baseline's share avoided."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
@@ -44,17 +48,18 @@ def _cell(row: dict[str, object], name: str) -> str:
 def plain(frame: pl.DataFrame, title: str, right: Sequence[str] = ()) -> Table:
     """Any small table; numbers and the columns of `right` are set to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    cells = {name: [_text(name, value) for value in frame[name]] for name in frame.columns}
     for name, dtype in frame.schema.items():
-        number = dtype.is_numeric() or name in right
-        heading = name.replace("_", " ")
-        if number:
-            table.add_column(heading, justify="right", no_wrap=True)
-        else:
-            table.add_column(
-                heading, overflow="ellipsis" if name == "name" else "fold", no_wrap=name == "name"
-            )
-    for row in frame.iter_rows(named=True):
-        table.add_row(*(_text(name, value) for name, value in row.items()))
+        words = name.split("_")
+        width = max(map(len, words + cells[name]))
+        table.add_column(
+            " ".join(words),
+            justify="right" if dtype.is_numeric() or name in right else "left",
+            min_width=width if width <= WHOLE else None,
+            no_wrap=name == "name",
+        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
@@ -83,9 +88,13 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int) -> list[Table]:
         "mapped",
         "swapped",
         "extents",
-        "largest_order",
+        pl.col("largest_order").alias("order"),
         pl.col("vma_name").alias("name"),
     )
+    if len(trace.meta.address_spaces) == 1:
+        shown = shown.drop("pid")
+    if vmas["swapped"].sum() == 0:
+        shown = shown.drop("swapped")
     return [
         plain(
             inspect.kinds(rows).select("type", "kind", "pages", size("pages"), "extents"), "What is mapped"
@@ -97,5 +106,9 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int) -> list[Table]:
         plain(
             inspect.sharing(rows).select("type", "mapped_by", "pages", size("pages")), "Who maps the pages"
         ),
-        plain(shown, f"VMAs with pages: the largest {len(shown)} of {len(vmas)}", right=("start",)),
+        plain(
+            shown,
+            f"VMAs with pages: the largest {len(shown)} of {len(vmas)} (order: of the largest folio)",
+            right=("start",),
+        ),
     ]
