@@ -89,7 +89,7 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int) -> list[Table]:
         "swapped",
         "extents",
         pl.col("largest_order").alias("order"),
-        pl.col("vma_name").alias("name"),
+        pl.col("vma_name").str.replace("^.*/", "").alias("name"),
     )
     if len(trace.meta.address_spaces) == 1:
         shown = shown.drop("pid")
