@@ -197,13 +197,16 @@ def own_mappings(pfn: I64, pages: I64, own: I64) -> I64:
     alone = np.ones(len(pfn), np.bool_)
     alone[1:] &= starts[1:] >= reach[:-1]
     alone[:-1] &= alone[1:]
-    # page by page only where extents overlap: pages mapped several times are few
-    together = order[~alone]
-    counted = np.concatenate([np.arange(pfn[i], pfn[i] + pages[i]) for i in together] or [pfn[:0]])
-    frames, covers = np.unique(counted, return_counts=True)
     result[order[alone]] = np.where(own[order[alone]] == 1, -1, 1)
-    for i in together:
-        cover = covers[np.searchsorted(frames, pfn[i]) :][: pages[i]]
-        different = cover[cover != own[i]]
-        result[i] = different[0] if len(different) else -1
+    together = order[~alone]
+    if len(together):
+        begin, end, times = pfn[together], (pfn + pages)[together], own[together]
+        bounds = np.unique(np.concatenate([begin, end]))
+        first, last = np.searchsorted(bounds, begin), np.searchsorted(bounds, end)
+        change = np.bincount(first, minlength=len(bounds)) - np.bincount(last, minlength=len(bounds))
+        # of the pieces between two bounds, those of an extent are first to last - 1
+        covers = np.cumsum(change)
+        pieces = np.column_stack([first, last]).ravel()
+        least, most = (reduce.reduceat(covers, pieces)[::2] for reduce in (np.minimum, np.maximum))
+        result[together] = np.where(least != times, least, np.where(most != times, most, -1))
     return result

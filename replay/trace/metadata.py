@@ -102,6 +102,10 @@ def decode_metadata(pairs: Mapping[str, str], path: Path) -> Metadata:
 _JSON_TYPES: Final[dict[str, type]] = {"int": int, "bool": bool, "str": str, "Mapping[str, str]": dict}
 
 
+MAX_TABLES: Final = 1 << 31
+"""Page-table pages of one address space: more than any has, and still replayed in a moment."""
+
+
 def _address_space(item: dict[str, Any]) -> AddressSpace:
     space = AddressSpace(**item)
     for field in dataclasses.fields(space):
@@ -109,6 +113,8 @@ def _address_space(item: dict[str, Any]) -> AddressSpace:
         if field.name == "comm":
             if not isinstance(value, str):
                 raise TypeError("comm is not text")
-        elif not isinstance(value, int) or not 0 <= value < 1 << 52:
+        elif not isinstance(value, int) or not 0 <= value < (
+            MAX_TABLES if field.name == "page_tables" else 1 << 52
+        ):
             raise ValueError(f"{field.name} = {value!r} of pid {item.get('pid')}")
     return space
