@@ -111,7 +111,7 @@ def test_instances_of_processes_that_are_no_more_are_removed():
             living.rmdir()
 
 
-def until(condition, seconds: float = 15, pause: float = 0.1):
+def until(condition, seconds: float = 60, pause: float = 0.1):
     """Wait for what another process is about to do."""
     deadline = time.monotonic() + seconds
     while not condition():
