@@ -60,9 +60,6 @@ class Ranges(NamedTuple):
         return np.unique(np.concatenate([self.start, self.end]))
 
 
-NO_RANGES: Final = Ranges(*(np.zeros(0, np.int64) for _ in range(3)))
-
-
 class Extents(NamedTuple):
     """Rows of a trace but for the columns that follow from address space and VMA; arrays of shape (n,)."""
 

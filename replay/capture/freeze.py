@@ -24,7 +24,6 @@ from replay.errors import ProcessGoneError, ReplayError
 PTRACE_DETACH: Final = 17
 PTRACE_SEIZE: Final = 0x4206
 PTRACE_INTERRUPT: Final = 0x4207
-PTRACE_EVENT_STOP: Final = 128
 WALL: Final = 0x40000000
 """include/uapi/linux/ptrace.h, include/uapi/linux/wait.h."""
 

@@ -10,7 +10,6 @@ from typing import Final
 
 KPF_DIRTY: Final = 4
 KPF_LRU: Final = 5
-KPF_MMAP: Final = 11
 KPF_ANON: Final = 12
 KPF_SWAPCACHE: Final = 13
 KPF_SWAPBACKED: Final = 14
@@ -18,11 +17,8 @@ KPF_COMPOUND_HEAD: Final = 15
 KPF_COMPOUND_TAIL: Final = 16
 KPF_HUGE: Final = 17
 KPF_NOPAGE: Final = 20
-KPF_KSM: Final = 21
-KPF_THP: Final = 22
 KPF_ZERO_PAGE: Final = 24
 KPF_IDLE: Final = 25
-KPF_RESERVED: Final = 32
 KPF_MLOCKED: Final = 33
 
 
