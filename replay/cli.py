@@ -157,7 +157,7 @@ def _subject(procfs: Path, pid: int | None, cgroup: str | None) -> tuple[str, in
 
 def _target(path: Path, redact: bool, force: bool) -> Path | None:
     """Where capture writes to: nowhere, if the rows are to be redacted first."""
-    from replay.trace.write import whole_file
+    from replay.trace.whole import whole_file
 
     whole_file(path, force=force)
     return None if redact else path

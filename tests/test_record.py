@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from replay.capture import command, encode, procfs
+from replay.capture import command, encode, handover, procfs
 from replay.capture.exits import Recorded, capture_at_exit, record
 from replay.capture.follow import Missed
 from replay.errors import ProcessGoneError, ReplayError
@@ -423,6 +423,39 @@ def test_existing_file_stays(tmp_path: Path) -> None:
         record(["touch", str(mark)], out)
     assert out.read_text() == "mine"
     assert not mark.exists()
+
+
+STORM = """
+import os, signal, time
+signal.signal(signal.SIGUSR1, lambda *_: None)
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_exits_are_not_put_off_for_ever(tmp_path: Path) -> None:
+    """Every signal stops a traced task: a process that lives on them does not keep others from ending."""
+    command = f"{sys.executable} -c '{STORM}' & sh -c 'exit 3'; echo $? $(date +%s.%N); wait; date +%s.%N"
+    done = subprocess.run(
+        [*REPLAY, "record", "-o", tmp_path / "t.parquet", "--", "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, first, last = done.stdout.split()
+    assert status == "3"
+    assert float(last) - float(first) > 1
+
+
+def test_large_ones_between_small_ones(tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs that hold a few processes, or none."""
+    monkeypatch.setattr(handover, "SLAB_WORDS", 3000)
+    _, trace = recorded(
+        ["sh", "-c", f"{tree} bomb 20; {sys.executable} -c pass; true"], tmp_path / "t.parquet"
+    )
+    assert len(trace.meta.address_spaces) == 23
+    assert trace.meta.address_spaces[-1].comm == "sh"
 
 
 @pytest.fixture

@@ -1,112 +1,27 @@
-"""A process of our own that makes rows of snapshots and writes them, while the command goes on.
-
-It gets snapshots through a pipe, which holds what it has not come to yet: bounded by the pipe's size, not by
-the number of processes recorded. A thread would not do: it would take the interpreter's lock from the tracer.
-"""
+"""In the encoder's process (see `handover`): snapshots become the rows of a trace."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any
 
 import pyarrow as pa
 
 from replay.capture import live, snapshot
-from replay.capture.command import PASSED
-from replay.capture.snapshot import Snapshot
+from replay.capture.handover import Batch, Done, Free, Large
+from replay.capture.procfs import U64
 from replay.capture.space import Options, Space, Tree
-from replay.capture.table import table
-from replay.errors import ProcessGoneError, ReplayError
+from replay.capture.table import Owner, table
+from replay.errors import ProcessGoneError
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.write import ROW_GROUP_ROWS, TraceWriter
 
-PIPE_BYTES: Final = 32 << 20
-"""What may wait in the pipe: some hundred snapshots of compilers."""
-
-
-@dataclass(frozen=True)
-class Large:
-    """Ask for the capture of a process that is too large for a snapshot, in the procfs tree at `root`."""
-
-    root: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """What was written."""
-
-    meta: Metadata
-    extents: int
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The process: `requests` takes snapshots, requests for large captures and None, `replies` answers."""
-
-    pid: int
-    requests: Connection
-    replies: Connection
-
-
-@contextlib.contextmanager
-def encoding(file: Any, tree: Tree, options: Options) -> Iterator[Encoder]:
-    """Start the process, which writes a trace to `file`; it ends with the block, whatever it has written."""
-    their_requests, requests = Pipe(duplex=False)
-    replies, their_replies = Pipe(duplex=False)
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(requests.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED)
-    pid = os.fork()
-    if not pid:
-        requests.close()
-        replies.close()
-        _work(their_requests, their_replies, file, tree, options)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    their_requests.close()
-    their_replies.close()
-    try:
-        with requests, replies:
-            yield Encoder(pid, requests, replies)
-    finally:
-        # whoever waits for all children may have reaped it
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-
-
-def send(encoder: Encoder, message: Snapshot | Large | None) -> None:
-    """Hand over a message; raises what the encoder failed with."""
-    try:
-        if encoder.replies.poll():
-            receive(encoder)
-        encoder.requests.send(message)
-    except BrokenPipeError:
-        receive(encoder)
-
-
-def receive(encoder: Encoder) -> Any:
-    """The next answer; raises what the encoder failed with."""
-    try:
-        answer = encoder.replies.recv()
-    except EOFError:
-        raise ReplayError(
-            "the process that writes the trace was killed: free some memory, try again"
-        ) from None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
-
 
 @dataclass
-class _Written:
+class Written:
     """What was read so far; tables wait until they fill a row group."""
 
     writer: TraceWriter
@@ -118,64 +33,52 @@ class _Written:
     waiting_rows: int = 0
 
 
-def _work(requests: Connection, replies: Connection, file: Any, tree: Tree, options: Options) -> NoReturn:
-    """In the child: until the caller says that it was all, or is gone."""
-    try:
-        # what wakes us, a write of the tracer, must not lose its processor to us
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        # they mean the command, or the caller, who tells us what to do
-        for number in PASSED:
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED)
-        written = _Written(TraceWriter(file))
-        while (message := requests.recv()) is not None:
-            if isinstance(message, Snapshot):
-                _add_snapshot(written, tree, message)
-            else:
-                replies.send(_add_large(written, tree, message, options))
-        replies.send(_close(written, tree, options))
-        file.flush()
-    except EOFError:
-        pass
-    except BaseException as error:
-        # the command may need the room
-        with contextlib.suppress(OSError):
-            os.ftruncate(file.fileno(), 0)
-        with contextlib.suppress(OSError):
-            replies.send(error)
-    finally:
-        os._exit(0)
+def opened(file: Any) -> Written:
+    """A trace under way, into a binary file."""
+    return Written(TraceWriter(file))
 
 
-def _add_snapshot(written: _Written, tree: Tree, taken: Snapshot) -> None:
-    rows, vmas, changed = snapshot.build(taken, tree.page_size, tree.mapcounts == "precise")
-    captured = Space(taken.status, True, changed, len(taken.words), ())
-    _add(written, taken.pid, captured, [table(rows, vmas, len(written.spaces), taken.pid, taken.status.name)])
+def add_batch(
+    written: Written, tree: Tree, batch: Batch, slabs: Sequence[U64], free: Callable[[Free], None]
+) -> None:
+    """Add snapshots; `free` is called when their slab is not needed any more."""
+    parts = [
+        slabs[batch.slab][offset : offset + taken.words]
+        for taken, offset in zip(batch.snapshots, batch.offsets, strict=True)
+    ]
+    rows, vmas, changed = snapshot.build(batch.snapshots, parts, tree.page_size, tree.mapcounts == "precise")
+    free(Free(batch.slab))
+    owners = [
+        Owner(mm, taken.pid, taken.status.name, of_space)
+        for mm, (taken, of_space) in enumerate(zip(batch.snapshots, vmas, strict=True), len(written.spaces))
+    ]
+    written.spaces += [live.address_space(taken.pid, taken.status) for taken in batch.snapshots]
+    _add(written, changed, [table(rows, owners)])
 
 
-def _add_large(written: _Written, tree: Tree, wanted: Large, options: Options) -> bool:
+def add_large(written: Written, tree: Tree, wanted: Large, options: Options) -> bool:
     """Capture a process that stands still; False if it has ended meanwhile."""
     tables: list[pa.Table] = []
     number, seen = len(written.spaces), dataclasses.replace(tree, root=Path(wanted.root))
     try:
-        captured = live.capture_into(seen, wanted.pid, number, tables.append, options)
+        captured: Space = live.capture_into(seen, wanted.pid, number, tables.append, options)
     except ProcessGoneError:
         return False
-    _add(written, wanted.pid, captured, tables)
+    written.spaces.append(live.address_space(wanted.pid, captured.status))
+    written.pmd_known &= captured.pmd_known
+    _add(written, captured.changed, tables)
     return True
 
 
-def _add(written: _Written, pid: int, captured: Space, tables: list[pa.Table]) -> None:
-    written.spaces.append(live.address_space(pid, captured))
-    written.pmd_known &= captured.pmd_known
-    written.changed += captured.changed
+def _add(written: Written, changed: int, tables: list[pa.Table]) -> None:
+    written.changed += changed
     written.waiting += tables
     written.waiting_rows += sum(map(len, tables))
     if written.waiting_rows >= ROW_GROUP_ROWS:
         _flush(written)
 
 
-def _flush(written: _Written) -> None:
+def _flush(written: Written) -> None:
     tables, written.waiting, written.waiting_rows = written.waiting, [], 0
     if tables:
         rows = pa.concat_tables(tables).unify_dictionaries()
@@ -183,9 +86,10 @@ def _flush(written: _Written) -> None:
         written.writer.append_table(rows)
 
 
-def _close(written: _Written, tree: Tree, options: Options) -> Done:
+def closed(written: Written, tree: Tree, options: Options) -> Done:
+    """Write the rest and the metadata."""
     _flush(written)
-    meta = dataclasses.replace(
+    meta: Metadata = dataclasses.replace(
         live.metadata(tree, [], options, held="ptrace", mode="exit"),
         address_spaces=tuple(written.spaces),
         pmd="known" if written.pmd_known else "unknown",

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from replay.capture import command, encode, follow, guard, procfs, ptrace, scan, snapshot, space
+from replay.capture import command, follow, guard, handover, procfs, ptrace, scan, snapshot, space
 from replay.capture.command import Command
-from replay.capture.encode import Done, Encoder, Large
-from replay.capture.follow import Followed, Missed
+from replay.capture.follow import AtExit, Followed, Missed
+from replay.capture.handover import Done, Encoder, Large
 from replay.capture.snapshot import INLINE
 from replay.capture.space import Options, Tree
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.metadata import Metadata
-from replay.trace.write import whole_file
+from replay.trace.whole import whole_file
 
 if TYPE_CHECKING:
     from replay.trace.frame import Trace
@@ -112,8 +112,8 @@ def record(
         command.signals_passed(started),
     ):
 
-        def at_exit(pid: int, tid: int) -> Missed | None:
-            cause = _take(recording, pid, tid)
+        def at_exit(pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:
+            cause = _take(recording, pid, tid, meanwhile)
             if progress and not cause:
                 progress(recording.count)
             return cause
@@ -128,14 +128,14 @@ def record(
 
 def follow_command(
     started: Command,
-    at_exit: Callable[[int, int], Missed | None],
+    at_exit: AtExit,
     after_exit: Callable[[int, int], None] | None = None,
     *,
     linger_seconds: float = LINGER_SECONDS,
 ) -> Followed:
     """Let a held command go and follow it and its descendants until they have ended.
 
-    at_exit: called with (pid, tid) when a process's last task stands at its exit; after_exit: when that task
+    at_exit: called when a process's last task stands at its exit; after_exit: with (pid, tid), when that task
     has been let go. Raises `ReplayError` if the command cannot be traced or started.
     """
     followed = Followed(started.pid, at_exit)
@@ -191,7 +191,7 @@ def capture_at_exit(
     with _recording(Path(out), force, Options(use_scan=use_scan)) as recording:
         followed = Followed(
             pid,
-            lambda pid, tid: _shared_outside(pid, tid) or _take(recording, pid, tid),
+            lambda pid, tid, meanwhile: _shared_outside(pid, tid) or _take(recording, pid, tid, meanwhile),
             whole_tree=False,
             execed=True,
         )
@@ -301,17 +301,17 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
         tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
         tree = dataclasses.replace(tree, pool=INLINE)  # type: ignore[arg-type]
-        encoder = stack.enter_context(encode.encoding(target, tree, options))
+        encoder = stack.enter_context(handover.encoding(target, tree, options))
         yield _Recording(encoder, tree, options.use_scan and scan.supported())
 
 
-def _take(recording: _Recording, pid: int, tid: int) -> Missed | None:
+def _take(recording: _Recording, pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:
     """Read the address space of a process whose last task stands at its exit; returns why it was missed."""
     if recording.failure:
         return Missed.UNREADABLE
     try:
         with by_task(recording.tree, pid, tid) as tree:
-            taken = _read(recording, tree, pid, tid)
+            taken = _read(recording, tree, pid, tid, meanwhile)
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
     except Exception as error:
@@ -322,18 +322,20 @@ def _take(recording: _Recording, pid: int, tid: int) -> Missed | None:
     return None if taken else Missed.KILLED
 
 
-def _read(recording: _Recording, tree: Tree, pid: int, tid: int) -> bool:
+def _read(recording: _Recording, tree: Tree, pid: int, tid: int, meanwhile: Callable[[], None]) -> bool:
     """Hand the address space to the encoder; False if the process ended meanwhile."""
-    taken = None
-    if recording.use_snapshots:
-        taken = snapshot.read(tree.root, pid, tree.flags_fd, tree.counts_fd, tree.page_size)
-    if taken:
-        # SIGKILL ends even this stop before v5.17; what was read then may be torn
-        ptrace.event_message(tid)
-        encode.send(recording.encoder, taken)
-        return True
-    encode.send(recording.encoder, Large(str(tree.root), pid))
-    return bool(encode.receive(recording.encoder))
+    encoder = recording.encoder
+    while recording.use_snapshots:
+        room = handover.room(encoder)
+        taken = snapshot.read(tree, pid, room, meanwhile)
+        if taken:
+            # SIGKILL ends even this stop before v5.17; what was read then may be torn
+            ptrace.event_message(tid)
+            handover.add(encoder, taken)
+            return True
+        if not handover.flush(encoder):
+            break
+    return handover.capture_large(encoder, Large(str(tree.root), pid))
 
 
 @contextlib.contextmanager
@@ -353,9 +355,7 @@ def by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
 def _finish(recording: _Recording) -> Done:
     """Wait until all is written."""
     if not recording.failure:
-        encode.send(recording.encoder, None)
-        done: Done = encode.receive(recording.encoder)
-        return done
+        return handover.finish(recording.encoder)
     raise recording.failure
 
 

@@ -22,6 +22,7 @@ from replay.trace.kpageflags import (
 from replay.trace.schema import HUGETLB, PAGE, PMD, SPECIAL, SWAP, ptes_per_table
 
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 
 ANON: Final = np.uint64(bit(KPF_ANON))
 DIRTY: Final = np.uint64(bit(KPF_DIRTY))
@@ -114,7 +115,7 @@ def build(
     pages: Pages,
     folios: Folios,
     facts: VmaFacts,
-    own: Ranges,
+    own: I32 | None,
     huge: Ranges,
     dirty: Ranges | None,
     page_size: int,
@@ -122,9 +123,9 @@ def build(
     """The extents of `runs`, in address order, and how many of them show that a folio changed.
 
     runs: in address order. index: int64, shape (runs,), the place of each run's first frame in `pages`; -1
-    for swap entries. pages, folios: every folio that the runs touch. own: frame ranges that the address
-    space maps several times, with the number. huge: page ranges mapped by a PMD. dirty: page ranges dirty
-    in the PTE if that is known.
+    for swap entries. pages, folios: every folio that the runs touch. own: shape (frames,), how often the
+    address space maps each frame of `pages` if it does; None: once. huge: page ranges mapped by a PMD.
+    dirty: page ranges dirty in the PTE if that is known.
     """
     run, offset = _split(runs, index, pages, folios, facts, own, huge, dirty, page_size)
     if len(run) != len(index):
@@ -136,8 +137,18 @@ def build(
     return extents, int(folios.torn[mapped].sum())
 
 
+def own_of_frames(pages: Pages, own: Ranges) -> I32 | None:
+    """How often the address space maps each frame of `pages` if it does; None: no frame more than once.
+
+    own: frame ranges that it maps several times, with the number.
+    """
+    if not len(own.start):
+        return None
+    return own.at(pages.frames(np.arange(len(pages.counts))), 1).astype(np.int32)
+
+
 def raise_counts(
-    blocks: Sequence[Runs], places: Sequence[I64], pages: Pages, own: Ranges, precise: bool
+    blocks: Sequence[Runs], places: Sequence[I64], pages: Pages, own: I32 | None, precise: bool
 ) -> int:
     """Raise counts in place to the address space's own mappings; returns how many pages that changed.
 
@@ -158,7 +169,7 @@ def raise_counts(
         np.add.at(depth, np.concatenate(ends), -1)
         mapped |= np.cumsum(depth, out=depth)[:-1] > 0
     mapped[pages.flags & ZERO_PAGE != 0] = 0
-    least = mapped * own.at(pages.frames(np.arange(len(mapped))), 1) if len(own.start) else mapped
+    least = mapped if own is None else mapped * own
     low = pages.counts < least
     changed = int((low & (pages.flags & NOPAGE == 0)).sum()) if precise else 0
     np.maximum(pages.counts, least, out=pages.counts)
@@ -171,7 +182,7 @@ def _split(
     pages: Pages,
     folios: Folios,
     facts: VmaFacts,
-    own: Ranges,
+    own: I32 | None,
     huge: Ranges,
     dirty: Ranges | None,
     page_size: int,
@@ -193,8 +204,7 @@ def _split(
     cut(slice(None), vpn, huge.bounds())
     if dirty is not None:
         cut(slice(None), vpn, dirty.bounds())
-    cut(at >= 0, runs.frame[long], own.bounds())
-    cut(at >= 0, at, _differences(pages, folios))
+    cut(at >= 0, at, _differences(pages, folios, own))
     cut_run, cut_offset = (np.concatenate(columns) for columns in zip(*cuts, strict=True))
     if not len(cut_run):
         return begins
@@ -217,10 +227,11 @@ def _table_cuts(run: I64, vpn: I64, size: npt.NDArray[np.int32], entries: int) -
     return run[among], (vpn[among] // entries + number) * entries - vpn[among]
 
 
-def _differences(pages: Pages, folios: Folios) -> I64:
+def _differences(pages: Pages, folios: Folios, own: I32 | None) -> I64:
     """Indices of frames that cannot be in one extent with the frame before them."""
     differ = np.zeros(len(pages.counts) + 1, bool)
-    for column in (pages.counts, folios.flags, folios.order):
+    columns = (pages.counts, folios.flags, folios.order)
+    for column in columns if own is None else (*columns, own):
         differ[1:-1] |= column[1:] != column[:-1]
     # large folios that are alike still are two
     differ[folios.place] = True
@@ -235,7 +246,7 @@ def _columns(
     pages: Pages,
     folios: Folios,
     facts: VmaFacts,
-    own: Ranges,
+    own: I32 | None,
     huge: Ranges,
     dirty: Ranges | None,
     page_size: int,
@@ -257,8 +268,8 @@ def _columns(
     if len(large):
         number = np.searchsorted(folios.place, index[large], side="right") - 1
         folio, mapcount = folio.copy(), mapcount.copy()
-        folio[large], mapped[large] = folios.head[number], folios.mapped[number]
-        mapcount[large] = folios.mapcount[number]
+        folio[large] -= index[large] - folios.place[number]
+        mapped[large], mapcount[large] = folios.mapped[number], folios.mapcount[number]
     file = word & PM_FILE != 0
     is_anon = flags & ANON != 0
     normal = (file | is_anon) & ~swap & (flags & ZERO_PAGE == 0)
@@ -277,7 +288,7 @@ def _columns(
         is_dirty = normal & ~is_anon & facts.writes_back[vma] & (flags & DIRTY != 0)
     else:
         is_dirty = np.zeros(rows, bool)
-    mappings = own.at(pfn, 1)
+    mappings = np.ones(rows, np.int32) if own is None else own[index]
     if not normal.all():
         counts, mapped, mapcount, mappings = (
             np.where(normal, column, 0) for column in (counts, mapped, mapcount, mappings)

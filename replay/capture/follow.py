@@ -12,7 +12,7 @@ import contextlib
 import enum
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +23,9 @@ RELEASE_SECONDS: Final = 2.0
 """How long the release of running tasks may take: only uninterruptible sleep takes long."""
 
 POLL_SECONDS: Final = 0.002
+
+MOST_PASSED: Final = 16
+"""How many events are handled before a task that stands at its exit."""
 
 PATIENCE_SECONDS: Final = 1.0
 """How long a killed task may take to get past its exit stop."""
@@ -56,16 +59,22 @@ class Process:
     done: bool = False
 
 
+AtExit = Callable[[int, int, Callable[[], None]], Missed | None]
+"""Called with the ids of process and task, and with what to call from time to time meanwhile.
+
+Says why the address space was missed, if it was.
+"""
+
+
 @dataclass
 class Followed:
     """All processes followed. root: the first; its children are followed too if `whole_tree`.
 
-    at_exit: called with the process's and the task's id when the last task of a process stands at its exit;
-    says why the address space was missed, if it was.
+    at_exit: called when the last task of a process stands at its exit.
     """
 
     root: int
-    at_exit: Callable[[int, int], Missed | None]
+    at_exit: AtExit
     whole_tree: bool = True
     processes: dict[int, Process] = field(default_factory=dict)
     process_of: dict[int, int] = field(default_factory=dict)
@@ -73,6 +82,9 @@ class Followed:
     root_status: int | None = None
     root_stopped: bool = False
     """The root is in a group stop that nothing has been done about."""
+    exiting: deque[int] = field(default_factory=deque)
+    """Tasks that stand at their exit, first come first; `passed`: events handled before the first of them."""
+    passed: int = 0
     wanted: set[int] = field(default_factory=set)
     """Tasks that another tracer wants, to be let go when they stop."""
     execed: bool = False
@@ -80,7 +92,7 @@ class Followed:
     on_signal: Callable[[int], None] = lambda number: None
     """Called with each signal that is delivered to the root."""
     after_exit: Callable[[int, int], None] = lambda pid, tid: None
-    """Called with what `at_exit` was called with, and missed nothing of, when the task has been let go."""
+    """Called with the ids that `at_exit` was called with, and missed nothing of, when the task was let go."""
 
 
 def seize(followed: Followed, tid: int) -> None:
@@ -91,7 +103,32 @@ def seize(followed: Followed, tid: int) -> None:
 
 
 def handle_next(followed: Followed, block: bool) -> bool:
-    """Handle one event, waited for if `block`; False if there is none, or nothing is left to wait for."""
+    """Handle one event, waited for if `block`; False if there is none, or nothing is left to wait for.
+
+    Exits come last: reading them takes a thousand times as long as anything else that tasks wait for.
+    """
+    if followed.passed < MOST_PASSED and _handle_event(followed, block and not followed.exiting):
+        followed.passed += bool(followed.exiting)
+        return True
+    if not followed.exiting:
+        return False
+    followed.passed = 0
+    tid = followed.exiting.popleft()
+    # it may have been killed there
+    if pid := followed.process_of.get(tid):
+        with contextlib.suppress(ProcessLookupError):
+            _exiting(followed, pid, tid)
+    return True
+
+
+def handle_others(followed: Followed) -> None:
+    """Handle what has happened, but for exits; for who handles one, from time to time."""
+    for _ in range(MOST_PASSED):
+        if not _handle_event(followed, block=False):
+            return
+
+
+def _handle_event(followed: Followed, block: bool) -> bool:
     flags = ptrace.WALL | ptrace.WNOTHREAD | (0 if block else os.WNOHANG)
     try:
         tid, status = os.waitpid(-1, flags)
@@ -112,7 +149,7 @@ def _stopped(followed: Followed, tid: int, status: int) -> None:
     pid = _learn(followed, tid)
     number, event = os.WSTOPSIG(status), ptrace.event(status)
     if event == ptrace.EVENT_EXIT:
-        _exiting(followed, pid, tid)
+        followed.exiting.append(tid)
     elif not followed.whole_tree and pid != followed.root:
         _forget(followed, tid)
         ptrace.call(ptrace.DETACH, tid)
@@ -156,7 +193,7 @@ def _learn(followed: Followed, tid: int) -> int:
     """Note a task, at its first sight; returns its process."""
     pid = followed.process_of.get(tid)
     if pid is None:
-        pid = int(_status(tid).get("Tgid", tid))
+        pid = int(procfs.field(_status(tid), "Tgid") or tid)
         followed.process_of[tid] = pid
         followed.processes.setdefault(pid, Process(pid)).tasks.add(tid)
     return pid
@@ -199,7 +236,7 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
         process.done = True
         if _lives_on(followed, pid, tid):
             followed.missed[Missed.SHARED] += 1
-        elif cause := followed.at_exit(pid, tid):
+        elif cause := followed.at_exit(pid, tid, lambda: handle_others(followed)):
             followed.missed[cause] += 1
         else:
             handed_over = True
@@ -223,8 +260,9 @@ def _will_exit(tid: int) -> bool:
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while _is_traced(tid):
-        fields = _status(tid)
-        if fields.get("State", "")[:1] == "t" or not int(fields.get("SigPnd", "0"), 16) & SIGKILL_PENDING:
+        status = _status(tid)
+        pending = int(procfs.field(status, "SigPnd") or "0", 16)
+        if procfs.field(status, "State")[:1] == "t" or not pending & SIGKILL_PENDING:
             return True
         if _flags(tid) & PF_EXITING:
             return False
@@ -237,19 +275,23 @@ def _will_exit(tid: int) -> bool:
 def _flags(tid: int) -> int:
     """The task's PF_ flags, field 9 of /proc/TID/stat; 0 if it is gone."""
     try:
-        with open(f"/proc/{tid}/stat", errors="replace") as file:  # noqa: PTH123 - fast
-            return int(file.read().rpartition(")")[2].split()[6])
+        return int(procfs.read_file(f"/proc/{tid}/stat").rpartition(")")[2].split()[6])
     except OSError:
         return 0
 
 
 def _is_traced(tid: int) -> bool:
-    return _status(tid).get("TracerPid") == str(os.getpid()) and not is_dead(tid)
+    status = _status(tid)
+    return procfs.field(status, "TracerPid") == str(os.getpid()) and not _says_dead(status)
 
 
 def is_dead(tid: int) -> bool:
     """Whether a task is gone, or waits to be reaped."""
-    return _status(tid).get("State", "X")[0] in "ZX"
+    return _says_dead(_status(tid))
+
+
+def _says_dead(status: str) -> bool:
+    return (procfs.field(status, "State") or "X")[0] in "ZX"
 
 
 def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
@@ -268,19 +310,20 @@ def _ended(followed: Followed, tid: int, status: int) -> None:
         followed.root_status = status
 
 
-def _status(tid: int) -> dict[str, str]:
-    """Fields of /proc/TID/status; empty if the task is gone."""
+def _status(tid: int) -> str:
+    """/proc/TID/status; empty if the task is gone."""
     try:
-        with open(f"/proc/{tid}/status", errors="replace") as file:  # noqa: PTH123 - fast
-            lines = (line.partition(":") for line in file)
-            return {key: value.strip() for key, _, value in lines}
+        return procfs.read_file(f"/proc/{tid}/status")
     except OSError:
-        return {}
+        return ""
 
 
 def release(followed: Followed) -> None:
     """Let all tasks go, wherever they are, as they are: stopped ones stay stopped."""
     deadline = time.monotonic() + RELEASE_SECONDS
+    while followed.exiting:
+        with contextlib.suppress(ProcessLookupError):
+            _let_go(followed, followed.exiting.popleft(), 0)
     asked: set[int] = set()
     while followed.process_of and time.monotonic() < deadline:
         for tid in followed.process_of.keys() - asked:
@@ -303,11 +346,15 @@ def _release_next(followed: Followed) -> bool:
         _ended(followed, tid, status)
         return True
     with contextlib.suppress(ProcessLookupError):
-        pid = _learn(followed, tid)
+        _learn(followed, tid)
         if ptrace.event(status) in ptrace.NEW_TASK_EVENTS:
             _learn_new(followed, ptrace.event_message(tid))
-        if not followed.processes[pid].tasks - {tid}:
-            followed.missed[Missed.RUNNING] += 1
-        _forget(followed, tid)
-        ptrace.call(ptrace.DETACH, tid, 0 if ptrace.event(status) else os.WSTOPSIG(status))
+        _let_go(followed, tid, 0 if ptrace.event(status) else os.WSTOPSIG(status))
     return True
+
+
+def _let_go(followed: Followed, tid: int, signal: int) -> None:
+    process = _forget(followed, tid)
+    if process and not process.tasks and not process.done:
+        followed.missed[Missed.RUNNING] += 1
+    ptrace.call(ptrace.DETACH, tid, signal)

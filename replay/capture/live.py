@@ -17,7 +17,7 @@ from replay.capture.extents import Extents
 from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure
 from replay.capture.space import Options, Progress, Space, Tree
-from replay.capture.table import table
+from replay.capture.table import Owner, table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
@@ -257,7 +257,7 @@ def capture_into(
     """
 
     def emit(rows: Extents, vmas: Sequence[Vma], status: Status) -> None:
-        take(table(rows, vmas, mm, pid, status.name))
+        take(table(rows, [Owner(mm, pid, status.name, vmas)]))
 
     return space.capture_space(tree, pid, emit, options, progress)
 
@@ -277,9 +277,8 @@ def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
         yield "ptrace"
 
 
-def address_space(pid: int, captured: Space) -> AddressSpace:
+def address_space(pid: int, status: Status) -> AddressSpace:
     """The trace's record of an address space."""
-    status = captured.status
     return AddressSpace(
         pid=pid,
         comm=status.name,
@@ -297,7 +296,7 @@ def metadata(
 ) -> Metadata:
     """Metadata of a trace of these (pid, address space)."""
     return Metadata(
-        address_spaces=tuple(address_space(pid, captured) for pid, captured in spaces),
+        address_spaces=tuple(address_space(pid, captured.status) for pid, captured in spaces),
         kernel_release=procfs.kernel_release(tree.root),
         architecture=settings.architecture(tree.live),
         page_size=tree.page_size,

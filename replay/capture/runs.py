@@ -7,7 +7,7 @@ one before it plus one frame, and equal in all flags. A 2 MiB folio is one run, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +58,13 @@ def concat(parts: Sequence[Runs]) -> Runs:
     return Runs(np.concatenate(vpn), np.concatenate(word), np.concatenate(pages), np.concatenate(vma))
 
 
-def runs_of(first: int, words: U64, vma_starts: I64) -> Runs:
-    """Runs of the pagemap words of pages `first`.., which lie in VMAs that start at `vma_starts` (sorted)."""
+def runs_of(first: I64, size: I64, words: U64, vma_starts: I64) -> Runs:
+    """Runs of the pagemap words of some spans of pages, which lie in VMAs that start at `vma_starts`.
+
+    first, size: int64, shape (spans,), pages of each span, in address order. words: uint64, those of all
+    spans one after the other. vma_starts: int64, sorted.
+    """
+    offset = np.cumsum(size) - size
     taken = words >= PM_SWAP  # PM_PRESENT or PM_SWAP, the two highest bits
     start = np.empty(len(words), bool)
     start[:1] = True
@@ -70,10 +75,12 @@ def runs_of(first: int, words: U64, vma_starts: I64) -> Runs:
         start[1:] &= (step != 1 << SWAP_TYPE_BITS) | (words[1:] >= PM_PRESENT)
         start[1:] |= (step == 1) & (words[1:] < PM_PRESENT)
         start[1:] |= ~taken[:-1]
-        start &= taken
-    low, high = np.searchsorted(vma_starts, (first, first + len(words)))
-    borders = vma_starts[low:high] - first
-    start[borders] = taken[borders]
+    # nor does a run go on in the next span or VMA
+    start[offset[size > 0]] = True
+    span = np.searchsorted(first, vma_starts, side="right") - 1
+    inside = (span >= 0) & (vma_starts < (first + size)[span])
+    start[(offset - first)[span[inside]] + vma_starts[inside]] = True
+    start &= taken
     begin = np.flatnonzero(start)
     # a run ends where the next begins, or before that at the first hole
     ends = np.append(begin[1:], len(words))
@@ -81,32 +88,30 @@ def runs_of(first: int, words: U64, vma_starts: I64) -> Runs:
     if len(holes) and len(begin):
         hole = np.append(holes, len(words))[np.searchsorted(holes, begin, side="right")]
         ends = np.minimum(ends, hole)
-    vpn = begin + first
+    vpn = begin + _steps(begin, offset, first - offset)
     return Runs(
         vpn=vpn,
         word=words[begin],
         pages=(ends - begin).astype(np.int32),
-        vma=_vma_index(vpn, vma_starts),
+        vma=_steps(vpn, vma_starts, np.arange(len(vma_starts), dtype=np.int32)),
     )
 
 
-def _vma_index(vpn: I64, vma_starts: I64) -> I32:
-    """The VMA of each page; both sorted."""
-    if not len(vpn):
-        return np.zeros(0, np.int32)
-    low, high = np.searchsorted(vma_starts, (vpn[0], vpn[-1]), side="right")
-    index = np.full(len(vpn), low - 1, np.int32)
-    for number in range(low, high):
-        index[np.searchsorted(vpn, vma_starts[number]) :] = number
-    return index
+def _steps(points: I64, borders: I64, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The value that holds from the last border up to each point; both sorted, no point before the first."""
+    place = np.searchsorted(points, borders)
+    return np.repeat(values, np.diff(place, append=len(points)))
 
 
 def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
     """Where at least `least` of the ranges [start, end) overlap: (start, end, how many), sorted, disjoint."""
     starts, ends = np.sort(starts), np.sort(ends)
-    if least > 1 and not (starts[1:] < ends[:-1]).any():
-        none = np.zeros(0, np.int64)
-        return none, none, none
+    if least > 1:
+        # where the next range starts behind the end of all before it, these overlap with none that follow
+        alone = np.ones(len(starts) + 1, bool)
+        alone[1:-1] = starts[1:] >= ends[:-1]
+        some = ~(alone[1:] & alone[:-1])
+        starts, ends = starts[some], ends[some]
     points = np.unique(np.concatenate([starts, ends]))
     depth = np.searchsorted(starts, points, side="right") - np.searchsorted(ends, points, side="right")
     changes = np.flatnonzero(np.diff(depth, prepend=0))

@@ -32,9 +32,11 @@ PAGE_IS_HUGE: Final = 1 << 6
 """Categories of include/uapi/linux/fs.h; PAGE_IS_HUGE: mapped by a PMD, or hugetlb."""
 
 REGION: Final = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
-"""struct page_region: addresses in bytes."""
+"""struct page_region: addresses in bytes, of user space, so that they fit int64."""
 
-REGIONS_PER_CALL: Final = 1 << 15
+FEW_REGIONS: Final = 1 << 9
+MANY_REGIONS: Final = 1 << 15
+"""Regions of the first call, and of each further one."""
 
 EMPTY_VMA_PAGES: Final = 4 << 20
 """Without PAGEMAP_SCAN, VMAs above this size are skipped if smaps says that nothing is resident.
@@ -62,9 +64,9 @@ _PAGEMAP_SCAN: Final = 3 << 30 | ctypes.sizeof(_PmScanArg) << 16 | ord("f") << 8
 """_IOWR('f', 16, struct pm_scan_arg)."""
 
 
-def _scan(fd: int, start: int, end: int) -> tuple[npt.NDArray[np.void], int]:
-    """One call: populated regions of addresses [start, end), and the address to go on from."""
-    regions = np.zeros(REGIONS_PER_CALL, REGION)
+def _scan(fd: int, start: int, end: int, most: int) -> tuple[npt.NDArray[np.void], int]:
+    """One call: up to `most` populated regions of addresses [start, end), and the address to go on from."""
+    regions = np.empty(most, REGION)
     arg = _PmScanArg(
         size=ctypes.sizeof(_PmScanArg),
         start=start,
@@ -88,7 +90,7 @@ def supported() -> bool:
     except OSError:
         return False
     try:
-        _scan(fd, 0, 1 << 20)
+        _scan(fd, 0, 1 << 20, FEW_REGIONS)
     except OSError:
         return False
     finally:
@@ -101,11 +103,12 @@ def scanned(fd: int, places: Sequence[tuple[int, int]], page_size: int, pid: int
 
     places: the VMAs. The ioctl leaves VM_PFNMAP mappings out (pagemap_scan_test_walk()).
     """
-    parts = []
+    parts: list[npt.NDArray[np.void]] = []
     position, end = (places[0][0], places[-1][1]) if places else (0, 0)
     while position < end:
         try:
-            regions, walked = _scan(fd, position * page_size, end * page_size)
+            most = MANY_REGIONS if parts else FEW_REGIONS
+            regions, walked = _scan(fd, position * page_size, end * page_size, most)
         except OSError as error:
             if error.errno == errno.ESRCH:
                 raise ProcessGoneError(f"process {pid} ended while it was read") from None
@@ -115,8 +118,9 @@ def scanned(fd: int, places: Sequence[tuple[int, int]], page_size: int, pid: int
         parts.append(regions)
         position = walked // page_size
     regions = np.concatenate(parts) if parts else np.zeros(0, REGION)
-    start, stop = ((regions[name] // page_size).astype(np.int64) for name in ("start", "end"))
-    return start, stop, regions["categories"] & np.uint64(PAGE_IS_HUGE) != 0
+    words = regions.view(np.int64).reshape(-1, 3)
+    start, stop = words[:, 0] // page_size, words[:, 1] // page_size
+    return start, stop, words[:, 2] & PAGE_IS_HUGE != 0
 
 
 def unscanned(vmas: Sequence[Vma]) -> tuple[I64, I64]:

@@ -1,16 +1,16 @@
-"""A small address space read at once, so that its process can go on before anything is made of it.
+"""Small address spaces read at once, so that their processes can go on before anything is made of them.
 
-`read` takes what the kernel says as it is, in a millisecond or two; `build` makes extents of it, elsewhere
-and later.
+`read` takes what the kernel says as it is, in a millisecond or two; `build` makes extents of many such
+snapshots together, elsewhere and later: most of them have few pages, and a call of NumPy costs the same for
+few as for many.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from replay.capture import folios, procfs, runs, scan
 from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.procfs import U64, Status, Vma
+from replay.capture.space import Tree
 from replay.errors import ProcessGoneError
 from replay.trace.schema import ptes_per_table
 
@@ -29,8 +30,11 @@ I64 = npt.NDArray[np.int64]
 BLOCK_PAGES: Final = 1 << 18
 """Words of one span: no page-table page and no huge page of hugetlb (at most 1 GiB) spans two."""
 
-MOST_PAGES: Final = 1 << 20
-"""Pagemap words up to which an address space is read at once."""
+NUMBER_BITS: Final = 52
+"""Bits of a page or frame number. In arrays of several address spaces the bits above tell them apart."""
+
+MOST_SNAPSHOTS: Final = 1 << 63 - NUMBER_BITS
+"""Snapshots that can be told apart by them."""
 
 
 class Inline(Executor):
@@ -50,10 +54,11 @@ INLINE: Final = Inline()
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the kernel said of one address space.
+    """What the kernel said of one address space, but for the words of pagemap, kpageflags and kpagecount.
 
-    first, size: pages of each span of `words`, which holds their pagemap words one after the other.
-    huge: (first page, end page) of regions mapped by a PMD. changed: words that a second look found changed.
+    These lie in one array, one after the other. first, size: pages of each span of pagemap words. start, end:
+    frames of each piece of the other two. huge: (first page, end page) of regions mapped by a PMD. changed:
+    pagemap words that a second look found changed.
     """
 
     pid: int
@@ -62,64 +67,107 @@ class Snapshot:
     huge: tuple[I64, I64]
     first: I64
     size: I64
-    words: U64
-    pages: Pages
+    start: I64
+    end: I64
     changed: int
 
+    @property
+    def pages(self) -> int:
+        """Pagemap words."""
+        return int(self.size.sum())
 
-def read(root: Path, pid: int, flags_fd: int, counts_fd: int, page_size: int) -> Snapshot | None:
+    @property
+    def frames(self) -> int:
+        """Words of kpageflags, and of kpagecount."""
+        return int((self.end - self.start).sum())
+
+    @property
+    def words(self) -> int:
+        """All words."""
+        return self.pages + 2 * self.frames
+
+
+def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snapshot | None:
     """Read the address space of a process that stands at its exit; PAGEMAP_SCAN must be supported.
 
-    None if it is too large for that. Raises `ProcessGoneError` if it has ended.
+    The words go to the beginning of `room`; None if they do not fit. meanwhile: called from time to time.
+    Raises `ProcessGoneError` if the process has ended.
     """
+    root, page_size = tree.root, tree.page_size
     status = procfs.read_status(root, pid, page_size)
     smaps = procfs.read_text(root, pid, "smaps")
-    vmas = _vmas(smaps, page_size)
-    if not vmas:
+    meanwhile()
+    places, maps_frames = _places(smaps, page_size)
+    if not places:
         raise ProcessGoneError(f"process {pid} has ended: it has no memory left")
-    places = [(vma.start, vma.end) for vma in vmas]
     fd = procfs.open_pagemap(root, pid)
     try:
         begin, end, by_pmd = scan.scanned(fd, places, page_size, pid)
         huge = begin[by_pmd], end[by_pmd]
         # PAGEMAP_SCAN leaves VM_PFNMAP mappings out
-        frames = [place for place, vma in zip(places, vmas, strict=True) if vma.has("pf")]
-        begin = np.sort(np.r_[begin, [start for start, _ in frames]]).astype(np.int64)
-        end = np.sort(np.r_[end, [stop for _, stop in frames]]).astype(np.int64)
+        begin = np.sort(np.r_[begin, [start for start, _ in maps_frames]]).astype(np.int64)
+        end = np.sort(np.r_[end, [stop for _, stop in maps_frames]]).astype(np.int64)
         first, stop = scan.spans(begin, end, np.array([start for start, _ in places]), BLOCK_PAGES)
-        if int((stop - first).sum()) > MOST_PAGES:
+        count = int((stop - first).sum())
+        if count > len(room):
             return None
-        words = _words(fd, pid, first, stop)
+        words = room[:count]
+        _read_spans(fd, pid, first, stop, words)
+        meanwhile()
         present = words[words & procfs.PM_PRESENT != 0]
         frame = np.sort((present & procfs.PM_PFRAME).view(np.int64))
-        pages = folios.read(flags_fd, counts_fd, frame, np.ones(len(frame), np.int32), INLINE)
-        again = _words(fd, pid, first, stop)
+        pages = folios.read(tree.flags_fd, tree.counts_fd, frame, np.ones(len(frame), np.int32), INLINE)
+        meanwhile()
+        again = np.empty_like(words)
+        _read_spans(fd, pid, first, stop, again)
     finally:
         os.close(fd)
+    frames = len(pages.flags)
+    if count + 2 * frames > len(room):
+        return None
+    room[count : count + frames] = pages.flags
+    room[count + frames : count + 2 * frames] = pages.counts.view(np.uint64)
     # other processes and their exits make PM_EXCLUSIVE change
     changed = int(np.count_nonzero((words ^ again) & ~(procfs.PM_EXCLUSIVE | procfs.PM_SOFT_DIRTY)))
-    return Snapshot(pid, status, smaps, huge, first, stop - first, words, pages, changed)
+    return Snapshot(pid, status, smaps, huge, first, stop - first, pages.start, pages.end, changed)
 
 
-def _words(fd: int, pid: int, first: I64, stop: I64) -> U64:
+def _read_spans(fd: int, pid: int, first: I64, stop: I64, words: U64) -> None:
     """Pagemap words of the spans [first, stop), one after the other."""
-    size = stop - first
-    words = np.empty(int(size.sum()), np.uint64)
     offset = 0
-    for start, count in zip(first.tolist(), size.tolist(), strict=True):
+    for start, count in zip(first.tolist(), (stop - first).tolist(), strict=True):
         if procfs.read_words(fd, start, words[offset : offset + count]) < count:
             raise ProcessGoneError(f"process {pid} ended while it was read")
         offset += count
-    return words
+
+
+def _headers(smaps: str) -> Iterator[tuple[str, str]]:
+    """(first line, VmFlags) of each VMA; parsing all lines would take longer than all else."""
+    header, *rest = smaps.split("\nVmFlags: ")
+    for part in rest:
+        flags, _, following = part.partition("\n")
+        yield header.partition("\n")[0], flags.strip()
+        header = following
+
+
+def _places(smaps: str, page_size: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(first page, end page) of the VMAs without vsyscall, and of those of them that are VM_PFNMAP."""
+    places, maps_frames = [], []
+    for header, flags in _headers(smaps):
+        first, _, rest = header.partition("-")
+        place = int(first, 16) // page_size, int(rest.partition(" ")[0], 16) // page_size
+        if place[0] * page_size < 1 << 63:
+            places.append(place)
+            if " pf " in f" {flags} ":
+                maps_frames.append(place)
+    return places, maps_frames
 
 
 def _vmas(smaps: str, page_size: int) -> list[Vma]:
-    """The VMAs but for their totals, without vsyscall; parsing all lines would take longer than all else."""
-    header, *rest = smaps.split("\nVmFlags: ")
+    """The VMAs but for their totals, without vsyscall."""
     vmas = []
-    for part in rest:
-        flags, _, following = part.partition("\n")
-        place, perms, _offset, _device, inode, *name = header.partition("\n")[0].split(None, 5)
+    for header, flags in _headers(smaps):
+        place, perms, _offset, _device, inode, *name = header.split(None, 5)
         first, last = (int(address, 16) // page_size for address in place.split("-"))
         if first * page_size < 1 << 63:
             vmas.append(
@@ -127,7 +175,7 @@ def _vmas(smaps: str, page_size: int) -> list[Vma]:
                     start=first,
                     pages=last - first,
                     perms=perms,
-                    flags=flags.strip(),
+                    flags=flags,
                     name=name[0] if name else "",
                     inode=int(inode),
                     page_size=page_size,
@@ -138,29 +186,58 @@ def _vmas(smaps: str, page_size: int) -> list[Vma]:
                     hugetlb=0,
                 )
             )
-        header = following
     return vmas
 
 
-def build(snapshot: Snapshot, page_size: int, precise: bool) -> tuple[Extents, Sequence[Vma], int]:
-    """The extents of a snapshot, its VMAs, and how many entries or pages changed while they were read.
+def build(
+    snapshots: Sequence[Snapshot], words: Sequence[U64], page_size: int, precise: bool
+) -> tuple[Extents, list[list[Vma]], int]:
+    """The extents of snapshots, the VMAs of each, and how many entries or pages changed while they were read.
 
-    precise: whether kpagecount counts each page.
+    words: of each snapshot. In the extents, `vma` counts through the VMAs of all. precise: whether kpagecount
+    counts each page. At most `MOST_SNAPSHOTS`.
     """
-    vmas = _vmas(snapshot.smaps, page_size)
-    starts = np.array([vma.start for vma in vmas])
-    offsets = np.cumsum(snapshot.size) - snapshot.size
-    spans = zip(snapshot.first.tolist(), offsets.tolist(), snapshot.size.tolist(), strict=True)
-    found = runs.concat(
-        [runs.runs_of(first, snapshot.words[at : at + size], starts) for first, at, size in spans]
+    vmas = [_vmas(snapshot.smaps, page_size) for snapshot in snapshots]
+    flat = [vma for of_space in vmas for vma in of_space]
+    # of each space, what stands above its page and frame numbers
+    above = np.arange(len(snapshots)) << NUMBER_BITS
+    above_vma = np.repeat(above, [len(of_space) for of_space in vmas])
+
+    def joined(parts: Sequence[I64]) -> I64:
+        return np.concatenate(parts) + np.repeat(above, [len(part) for part in parts])
+
+    found = runs.runs_of(
+        joined([snapshot.first for snapshot in snapshots]),
+        np.concatenate([snapshot.size for snapshot in snapshots]),
+        np.concatenate([part[: snapshot.pages] for snapshot, part in zip(snapshots, words, strict=True)]),
+        np.array([vma.start for vma in flat]) + above_vma,
     )
-    facts = ex.vma_facts(vmas)
-    some = found.select(ex.maybe_mapped_again(found, facts, ptes_per_table(page_size), precise))
-    own = Ranges(*runs.cover(some.frame, some.frame + some.pages, least=2))
-    huge = Ranges(*snapshot.huge, np.ones_like(snapshot.huge[0]))
+    pages = _joined_pages(snapshots, words, joined)
+    frame = found.frame + above_vma[found.vma]
+    facts = ex.vma_facts(flat)
+    again = ex.maybe_mapped_again(found, facts, ptes_per_table(page_size), precise)
+    several = Ranges(*runs.cover(frame[again], frame[again] + found.pages[again], least=2))
+    own = ex.own_of_frames(pages, several)
+    begin, end = (joined([snapshot.huge[side] for snapshot in snapshots]) for side in (0, 1))
     index = np.full(len(found.vpn), -1)
-    index[found.present] = snapshot.pages.places(found.frame[found.present])
-    changed = snapshot.changed + ex.raise_counts([found], [index], snapshot.pages, own, precise)
-    whole = folios.folios_of(snapshot.pages)
-    rows, torn = ex.build(found, index, snapshot.pages, whole, facts, own, huge, None, page_size)
-    return rows, vmas, changed + torn
+    index[found.present] = pages.places(frame[found.present])
+    changed = sum(snapshot.changed for snapshot in snapshots)
+    changed += ex.raise_counts([found], [index], pages, own, precise)
+    whole = folios.folios_of(pages)
+    huge = Ranges(begin, end, np.ones_like(begin))
+    rows, torn = ex.build(found, index, pages, whole, facts, own, huge, None, page_size)
+    return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn
+
+
+def _joined_pages(
+    snapshots: Sequence[Snapshot], words: Sequence[U64], joined: Callable[[Sequence[I64]], I64]
+) -> Pages:
+    start = joined([snapshot.start for snapshot in snapshots])
+    end = joined([snapshot.end for snapshot in snapshots])
+    flags, counts = [], []
+    for snapshot, part in zip(snapshots, words, strict=True):
+        pages, frames = snapshot.pages, snapshot.frames
+        flags.append(part[pages : pages + frames])
+        counts.append(part[pages + frames : pages + 2 * frames])
+    offset = np.cumsum(end - start) - (end - start)
+    return Pages(start, end, offset, np.concatenate(flags), np.concatenate(counts).view(np.int64))

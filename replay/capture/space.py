@@ -147,13 +147,14 @@ def capture_space(
             changed = done = 0
             for portion in blocks.portions(PORTION_PAGES):
                 pages, places = _read_folios(tree, portion)
-                changed += ex.raise_counts(portion, places, pages, survey.own, precise)
+                own = ex.own_of_frames(pages, survey.own)
+                changed += ex.raise_counts(portion, places, pages, own, precise)
                 found = folios.folios_of(pages)
                 for batch, index in _batches(portion, places):
                     if tree.live:
                         changed += _second_look(fd, survey.starts, batch)
                     rows, torn = ex.build(
-                        batch, index, pages, found, facts, survey.own, survey.huge, dirty, tree.page_size
+                        batch, index, pages, found, facts, own, survey.huge, dirty, tree.page_size
                     )
                     changed += torn
                     _check_saved(tree, rows, survey.vmas)
@@ -238,9 +239,13 @@ def _keep(
     starts = np.array([start for start, _ in places], np.int64)
     for first, words in _words(fd, *scan.spans(begin, end, starts, BLOCK_PAGES)):
         if words is not None:
-            blocks.append(runs.runs_of(first, words, starts))
+            blocks.append(_runs(first, words, starts))
         elif tree.live and any(start <= first < stop for start, stop in places):
             raise ProcessGoneError(f"process {pid} ended while it was read")
+
+
+def _runs(first: int, words: procfs.U64, starts: I64) -> Runs:
+    return runs.runs_of(np.array([first]), np.array([len(words)]), words, starts)
 
 
 def _words(fd: int, starts: I64, ends: I64) -> Iterator[tuple[int, procfs.U64 | None]]:
@@ -288,7 +293,7 @@ def _batches(portion: list[Runs], places: list[I64]) -> Iterator[tuple[Runs, I64
 def _second_look(fd: int, starts: I64, portion: Runs) -> int:
     """Entries of the portion that are no longer as they were."""
     spans = scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
-    again = [runs.runs_of(first, words, starts) for first, words in _words(fd, *spans) if words is not None]
+    again = [_runs(first, words, starts) for first, words in _words(fd, *spans) if words is not None]
     return runs.difference(portion, runs.concat(again))
 
 
@@ -371,7 +376,7 @@ def _mapped_pages(tree: Tree, blocks: Kept, vma: int) -> int:
 def _flags(tree: Tree, frames: I64) -> procfs.U64:
     """kpageflags of single frames."""
     flags = np.zeros(len(frames), np.uint64)
-    procfs.read_pieces(tree.flags_fd, [(frame, row, 1) for row, frame in enumerate(frames.tolist())], flags)
+    procfs.read_pieces(tree.flags_fd, frames, np.ones_like(frames), flags)
     return flags
 
 

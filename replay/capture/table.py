@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,26 @@ from replay.trace.schema import KINDS
 from replay.trace.write import ARROW_SCHEMA
 
 
-def table(extents: Extents, vmas: Sequence[Vma], mm: int, pid: int, comm: str) -> pa.Table:
-    """Rows of one address space as a table of `ARROW_SCHEMA`."""
-    rows = len(extents.vpn)
+class Owner(NamedTuple):
+    """An address space that rows belong to. mm: its number in the trace."""
+
+    mm: int
+    pid: int
+    comm: str
+    vmas: Sequence[Vma]
+
+
+def table(extents: Extents, owners: Sequence[Owner]) -> pa.Table:
+    """Rows as a table of `ARROW_SCHEMA`; their `vma` counts through the VMAs of all owners."""
     of_vma = extents.vma
+    vmas = [vma for owner in owners for vma in owner.vmas]
+    number = np.array([i for owner in owners for i in range(len(owner.vmas))], np.uint32)
+    owner_of = np.repeat(np.arange(len(owners)), [len(owner.vmas) for owner in owners])[of_vma]
     values: dict[str, object] = {
-        "mm": np.full(rows, mm, np.uint32),
-        "pid": np.full(rows, pid, np.uint32),
-        "comm": _text([comm], np.zeros(rows, np.int64)),
+        "mm": np.array([owner.mm for owner in owners], np.uint32)[owner_of],
+        "pid": np.array([owner.pid for owner in owners], np.uint32)[owner_of],
+        "comm": _text([owner.comm for owner in owners], owner_of),
+        "vma": number[of_vma],
         "vma_start": np.array([vma.start for vma in vmas], np.uint64)[of_vma],
         "vma_pages": np.array([vma.pages for vma in vmas], np.uint64)[of_vma],
         "vma_perms": _text([vma.perms for vma in vmas], of_vma),

@@ -8,7 +8,7 @@ from typing import Final
 import polars as pl
 
 from replay.errors import UsageError
-from replay.trace.write import whole_file
+from replay.trace.whole import whole_file
 
 ENDINGS: Final = (".csv", ".json", ".parquet")
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from replay.capture import command, exits, live, procfs, settings, space
 from replay.capture.follow import Missed
 from replay.capture.space import Options, Tree
-from replay.capture.table import table
+from replay.capture.table import Owner, table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.teardown.algorithms import Algorithm
 from replay.trace.frame import Trace, frame_of
@@ -152,7 +152,7 @@ def watch(
     verdicts: list[Verdict] = []
     stopped: dict[int, _Stopped] = {}
 
-    def at_exit(pid: int, tid: int) -> Missed | None:
+    def at_exit(pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:
         forget()
         found = _stop(watching, pid, tid, drain)
         if isinstance(found, Missed):
@@ -252,7 +252,7 @@ def _read(tree: Tree, pid: int, tid: int) -> Trace:
         captured = space.capture_space(
             seen,
             pid,
-            lambda rows, vmas, status: parts.append(table(rows, vmas, 0, pid, status.name)),
+            lambda rows, vmas, status: parts.append(table(rows, [Owner(0, pid, status.name, vmas)])),
             options,
         )
     meta = live.metadata(tree, [(pid, captured)], options, held="ptrace", mode="exit")

@@ -1,0 +1,78 @@
+"""Snapshots of many processes made into rows together: as each of them captured by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import numpy as np
+import polars as pl
+import pytest
+
+from replay.capture import procfs, snapshot, space
+from replay.capture.live import capture_process
+from replay.capture.scan import supported
+from replay.capture.table import Owner, table
+from replay.trace.frame import frame_of
+from tests.capture.processes import needs_root, program
+
+pytestmark = [
+    needs_root(),
+    pytest.mark.skipif(not supported(), reason="snapshots need PAGEMAP_SCAN (Linux 6.7)"),
+]
+
+PROGRAMS = {
+    "ordinary": "a = area(8 << 20)\nfor i in range(0, 8 << 20, 12288): libc.memset(a + i, 1, 1)\nready()",
+    "huge": "a = area(4 << 20)\nlibc.madvise(a, 4 << 20, 14)\nlibc.memset(a, 1, 4 << 20)\nready()",
+    "mapped twice": """
+fd = os.memfd_create("shared")
+os.ftruncate(fd, 1 << 20)
+a, b = (area(1 << 20, flags=SHARED, fd=fd) for _ in range(2))
+libc.memset(a, 1, 1 << 20)
+libc.memset(b, 2, 1 << 19)
+ready()
+""",
+    "forked": """
+a = area(4 << 20)
+libc.memset(a, 1, 4 << 20)
+if os.fork(): ready()
+time.sleep(600)
+""",
+}
+
+
+def test_together_as_alone() -> None:
+    """In one array page and frame numbers of several address spaces are told apart."""
+    with contextlib.ExitStack() as stack:
+        pids = [stack.enter_context(program(code))[0] for code in PROGRAMS.values()]
+        tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
+        alone = [capture_process(pid).trace for pid in pids]
+        taken, words = [], []
+        for pid in pids:
+            room = np.zeros(1 << 18, np.uint64)
+            found = snapshot.read(tree, pid, room, lambda: None)
+            assert found
+            taken.append(found)
+            words.append(room[: found.words])
+    rows, vmas, changed = snapshot.build(taken, words, tree.page_size, precise=True)
+    owners = [
+        Owner(mm, one.pid, one.status.name, of_space)
+        for mm, (one, of_space) in enumerate(zip(taken, vmas, strict=True))
+    ]
+    together = frame_of(table(rows, owners))
+    assert changed == 0
+    for mm, trace in enumerate(alone):
+        assert trace
+        # other programs come and go: the mapcounts of what all of them map do not stand still
+        moving = ["mapcount", "folio_mapcount", "folio_mapped", "exclusive", "kpageflags"]
+        private = pl.col("file").not_() | pl.col("vma_name").cast(pl.String).str.contains("memfd")
+        expected = trace.frame.with_columns(mm=pl.lit(mm, pl.UInt32)).filter(private)
+        found_rows = together.filter((pl.col("mm") == mm) & private)
+        assert found_rows.drop(moving).equals(expected.drop(moving))
+        assert found_rows["mapcount"].equals(expected["mapcount"])
+
+
+def test_no_room() -> None:
+    with program(PROGRAMS["ordinary"]) as (pid, _), space.opened(procfs.PROC, pid) as tree:
+        assert snapshot.read(tree, pid, np.zeros(100, np.uint64), lambda: None) is None
+        assert snapshot.read(tree, pid, np.zeros(4000, np.uint64), lambda: None) is None
