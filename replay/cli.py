@@ -39,32 +39,62 @@ class Per(StrEnum):
 
 
 def main() -> None:
-    """Run the command line; the only place that turns errors into messages and exit statuses."""
-    _keep_compiled_code()
+    """Run the command line, and end the process.
+
+    It ends at once: to unload pyarrow, polars and numba would take longer than many a command.
+    """
+    status = _status()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or 1
+    os._exit(status)
+
+
+def _status() -> int:
+    """Run the command; the only place that turns errors into messages and exit statuses."""
     try:
         app()
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            note(ended.code)
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except ReplayError as error:
-        _exit(f"replay: {error}", error.status)
+        note(f"replay: {error}")
+        return error.status
     except KeyboardInterrupt:
-        _exit("replay: interrupted", 130)
+        note("replay: interrupted")
+        return 130
     except BrokenPipeError:
         # whoever read our output has what it wanted; nothing may be flushed to the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         name = f" {error.filename}" if error.filename else ""
-        _exit(f"replay: cannot go on:{name} {error.strerror or error}", 1)
-
-
-def _exit(message: str, status: int) -> None:
-    note(message)
-    sys.exit(status)
+        note(f"replay: cannot go on:{name} {error.strerror or error}")
+        return 1
+    return 0
 
 
 def note(*lines: str) -> None:
     """Lines for people, on standard error."""
     for line in lines:
         typer.echo(line, err=True)
+
+
+def _load_numpy() -> None:
+    """Load NumPy without the threads of its BLAS: nothing here needs them, and at first they just spin.
+
+    The environment stays as it is: recorded commands inherit it.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    import numpy  # noqa: F401
+
+    del os.environ[name]
+    if before is not None:
+        os.environ[name] = before
 
 
 def _keep_compiled_code() -> None:
@@ -120,6 +150,7 @@ def capture(
         raise UsageError("name a PID, --cgroup PATH or --all: one of them")
     if at_exit and pid is None:
         raise UsageError("--at-exit waits for one process: name its PID")
+    _load_numpy()
     path = output or _default_name(*_subject(procfs, pid, cgroup))
     target = _target(path, redact, force)
     if at_exit and pid is not None:
@@ -185,6 +216,7 @@ def record(
 
     The command behaves as without replay, and its exit status is that of this command.
     """
+    _load_numpy()
     from replay.capture import exits
 
     path = output or _default_name(Path(command[0]).name, os.getpid())
@@ -298,6 +330,8 @@ def run(
 
     On a terminal: a table. To a pipe, or with -o: every counter of every address space and algorithm.
     """
+    _load_numpy()
+    _keep_compiled_code()
     from replay.report import files
     from replay.teardown import algorithms as known
 
@@ -375,6 +409,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
     """Show what a trace maps: kinds, folio orders, sharing, VMAs."""
+    _load_numpy()
     from replay.report import inspect as report
     from replay.report import notes, terminal
     from replay.trace.file import read
@@ -425,6 +460,7 @@ def validate(
 
     Exit status 3 if the kernel frees other folios, or in another order, without a known cause.
     """
+    _load_numpy()
     from replay.report import terminal, verdicts
     from replay.validate.run import validate as observe
 

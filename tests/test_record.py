@@ -559,3 +559,14 @@ def test_at_exit_of_none() -> None:
 def test_at_exit_of_itself() -> None:
     with pytest.raises(ReplayError, match="itself"):
         capture_at_exit(os.getpid())
+
+
+def test_environment_is_inherited_as_it_is(tmp_path: Path) -> None:
+    alone = subprocess.run(["env"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*REPLAY, "record", "-o", tmp_path / "t.parquet", "--", "env"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(done.stdout.splitlines()) == sorted(alone.stdout.splitlines())

@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from replay.capture import live, snapshot
+from replay.capture.extents import Owner
 from replay.capture.handover import Batch, Done, Free, Large
 from replay.capture.procfs import U64
-from replay.capture.space import Options, Space, Tree
-from replay.capture.table import Owner, table
+from replay.capture.space import Options, Tree
+from replay.capture.table import table
 from replay.errors import ProcessGoneError
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.write import ROW_GROUP_ROWS, TraceWriter
@@ -61,7 +62,9 @@ def add_large(written: Written, tree: Tree, wanted: Large, options: Options) -> 
     tables: list[pa.Table] = []
     number, seen = len(written.spaces), dataclasses.replace(tree, root=Path(wanted.root))
     try:
-        captured: Space = live.capture_into(seen, wanted.pid, number, tables.append, options)
+        captured = live.capture_into(
+            seen, wanted.pid, number, lambda rows, owner: tables.append(table(rows, [owner])), options
+        )
     except ProcessGoneError:
         return False
     written.spaces.append(live.address_space(wanted.pid, captured.status))

@@ -300,7 +300,7 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
         target = stack.enter_context(whole_file(out, force=force))
         tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
-        tree = dataclasses.replace(tree, pool=INLINE)  # type: ignore[arg-type]
+        tree = dataclasses.replace(tree, pool=INLINE, writer=INLINE)
         encoder = stack.enter_context(handover.encoding(target, tree, options))
         yield _Recording(encoder, tree, options.use_scan and scan.supported())
 

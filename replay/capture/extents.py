@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from replay.capture.folios import Bools, Folios, Pages
 from replay.capture.procfs import PM_EXCLUSIVE, PM_FILE, PM_SOFT_DIRTY, PM_UFFD_WP, SWAP_TYPE_BITS, U64, Vma
-from replay.capture.runs import Runs, cuts_inside
+from replay.capture.runs import Runs, cuts_inside, distinct
 from replay.trace.kpageflags import (
     KPF_ANON,
     KPF_DIRTY,
@@ -58,7 +58,7 @@ class Ranges(NamedTuple):
 
     def bounds(self) -> I64:
         """Where a value begins or ends, sorted."""
-        return np.unique(np.concatenate([self.start, self.end]))
+        return distinct(np.concatenate([self.start, self.end]))
 
 
 class Extents(NamedTuple):
@@ -81,6 +81,15 @@ class Extents(NamedTuple):
     order: npt.NDArray[np.uint8]
     folio_mapped: npt.NDArray[np.uint32]
     folio_mapcount: npt.NDArray[np.uint64]
+
+
+class Owner(NamedTuple):
+    """An address space that extents belong to. mm: its number in the trace."""
+
+    mm: int
+    pid: int
+    comm: str
+    vmas: Sequence[Vma]
 
 
 def vma_facts(vmas: Sequence[Vma]) -> VmaFacts:
@@ -109,11 +118,28 @@ def maybe_mapped_again(some: Runs, facts: VmaFacts, entries: int, trust_exclusiv
     return again
 
 
+def differences(pages: Pages, folios: Folios, own: I32 | None) -> I64:
+    """Places in `pages` of frames that cannot be in one extent with the frame before them, sorted.
+
+    own: as in `build`.
+    """
+    differ = np.zeros(len(pages.counts) + 1, bool)
+    inner = differ[1:-1]
+    # of a folio the flags of the head count: only order-0 neighbours may differ in theirs
+    inner |= (pages.flags[1:] != pages.flags[:-1]) & (folios.order[1:] == 0)
+    for column in (pages.counts, folios.order) if own is None else (pages.counts, folios.order, own):
+        inner |= column[1:] != column[:-1]
+    # large folios that are alike still are two
+    differ[folios.place] = True
+    return np.flatnonzero(differ)
+
+
 def build(
     runs: Runs,
     index: I64,
     pages: Pages,
     folios: Folios,
+    apart: I64,
     facts: VmaFacts,
     own: I32 | None,
     huge: Ranges,
@@ -123,11 +149,11 @@ def build(
     """The extents of `runs`, in address order, and how many of them show that a folio changed.
 
     runs: in address order. index: int64, shape (runs,), the place of each run's first frame in `pages`; -1
-    for swap entries. pages, folios: every folio that the runs touch. own: shape (frames,), how often the
-    address space maps each frame of `pages` if it does; None: once. huge: page ranges mapped by a PMD.
-    dirty: page ranges dirty in the PTE if that is known.
+    for swap entries. pages, folios: every folio that the runs touch. apart: as of `differences`. own: shape
+    (frames,), how often the address space maps each frame of `pages` if it does; None: once. huge: page
+    ranges mapped by a PMD. dirty: page ranges dirty in the PTE if that is known.
     """
-    run, offset = _split(runs, index, pages, folios, facts, own, huge, dirty, page_size)
+    run, offset = _split(runs, index, apart, facts, huge, dirty, page_size)
     if len(run) != len(index):
         index = np.where(index[run] < 0, -1, index[run] + offset)
     extents = _columns(runs, run, offset, index, pages, folios, facts, own, huge, dirty, page_size)
@@ -155,34 +181,29 @@ def raise_counts(
     The kernel says 0 for device pages (NOPAGE), an average where it does not count pages
     (CONFIG_NO_PAGE_MAPCOUNT; precise: False), and too little where a page was unmapped while it was read.
     """
-    mapped = np.zeros(len(pages.counts), np.int8)
-    begins, ends = [], []
+    low = np.flatnonzero(pages.counts < (1 if own is None else own))
+    low = low[pages.flags[low] & ZERO_PAGE == 0]
+    if not len(low):
+        return 0
+    single = np.zeros(len(pages.counts), bool)
+    depth = np.zeros(len(low) + 1, np.int64)
     for block, index in zip(blocks, places, strict=True):
         present = index >= 0
-        mapped[index[present & (block.pages == 1)]] = 1
+        single[index[present & (block.pages == 1)]] = True
         long = present & (block.pages > 1)
-        begins.append(index[long])
-        ends.append(index[long] + block.pages[long])
-    if any(map(len, begins)):
-        depth = np.zeros(len(mapped) + 1, np.int32)
-        np.add.at(depth, np.concatenate(begins), 1)
-        np.add.at(depth, np.concatenate(ends), -1)
-        mapped |= np.cumsum(depth, out=depth)[:-1] > 0
-    mapped[pages.flags & ZERO_PAGE != 0] = 0
-    least = mapped if own is None else mapped * own
-    low = pages.counts < least
-    changed = int((low & (pages.flags & NOPAGE == 0)).sum()) if precise else 0
-    np.maximum(pages.counts, least, out=pages.counts)
-    return changed
+        np.add.at(depth, np.searchsorted(low, index[long]), 1)
+        np.add.at(depth, np.searchsorted(low, index[long] + block.pages[long]), -1)
+    mapped = single[low] | (np.cumsum(depth)[:-1] > 0)
+    low = low[mapped]
+    pages.counts[low] = 1 if own is None else own[low]
+    return int((pages.flags[low] & NOPAGE == 0).sum()) if precise else 0
 
 
 def _split(
     runs: Runs,
     index: I64,
-    pages: Pages,
-    folios: Folios,
+    apart: I64,
     facts: VmaFacts,
-    own: I32 | None,
     huge: Ranges,
     dirty: Ranges | None,
     page_size: int,
@@ -204,7 +225,7 @@ def _split(
     cut(slice(None), vpn, huge.bounds())
     if dirty is not None:
         cut(slice(None), vpn, dirty.bounds())
-    cut(at >= 0, at, _differences(pages, folios, own))
+    cut(at >= 0, at, apart)
     cut_run, cut_offset = (np.concatenate(columns) for columns in zip(*cuts, strict=True))
     if not len(cut_run):
         return begins
@@ -225,17 +246,6 @@ def _table_cuts(run: I64, vpn: I64, size: npt.NDArray[np.int32], entries: int) -
     among = np.repeat(np.arange(len(run)), counts)
     number = np.arange(len(among)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
     return run[among], (vpn[among] // entries + number) * entries - vpn[among]
-
-
-def _differences(pages: Pages, folios: Folios, own: I32 | None) -> I64:
-    """Indices of frames that cannot be in one extent with the frame before them."""
-    differ = np.zeros(len(pages.counts) + 1, bool)
-    columns = (pages.counts, folios.flags, folios.order)
-    for column in columns if own is None else (*columns, own):
-        differ[1:-1] |= column[1:] != column[:-1]
-    # large folios that are alike still are two
-    differ[folios.place] = True
-    return np.flatnonzero(differ)
 
 
 def _columns(
@@ -262,7 +272,7 @@ def _columns(
         pfn = np.where(swap, pfn >> SWAP_TYPE_BITS, pfn)
         index = np.where(swap, 0, index)
     pfn = pfn + offset
-    counts, flags, order = pages.counts[index], folios.flags[index], folios.order[index]
+    counts, flags, order = pages.counts[index], pages.flags[index], folios.order[index]
     folio, mapped, mapcount = pfn, (counts > 0).astype(np.uint32), counts
     large = np.flatnonzero(order)
     if len(large):
@@ -270,6 +280,8 @@ def _columns(
         folio, mapcount = folio.copy(), mapcount.copy()
         folio[large] -= index[large] - folios.place[number]
         mapped[large], mapcount[large] = folios.mapped[number], folios.mapcount[number]
+        # several flags stand only on the head (v6.1)
+        flags[large] = pages.flags[folios.place[number]]
     file = word & PM_FILE != 0
     is_anon = flags & ANON != 0
     normal = (file | is_anon) & ~swap & (flags & ZERO_PAGE == 0)

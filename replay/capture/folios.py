@@ -7,7 +7,7 @@ on to both ends of every folio touched (fs/proc/page.c, stable_page_flags()).
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,16 @@ Bools = npt.NDArray[np.bool_]
 HEAD: Final = np.uint64(bit(KPF_COMPOUND_HEAD))
 TAIL: Final = np.uint64(bit(KPF_COMPOUND_TAIL))
 NOPAGE: Final = np.uint64(bit(KPF_NOPAGE))
+HEAD_MARK: Final = np.uint8(1)
+TAIL_MARK: Final = np.uint8(2)
+"""The two flags, which are neighbours, as a small number."""
 STABLE: Final = np.uint64(~bit(KPF_IDLE) & (1 << 64) - 1)
 """Without IDLE, which comes and goes by itself (page_idle)."""
 
 BRIDGE_FRAMES: Final = 7
 """Gaps between frames up to this size are read through: a word costs 0.04 µs, a system call 0.3 µs."""
 
-LONG_FRAMES: Final = 1 << 10
+LONG_FRAMES: Final = 1 << 5
 """Mean size of pieces from which two threads read two files faster than one.
 
 Around each system call they take turns at the interpreter's lock.
@@ -62,13 +65,12 @@ class Pages(NamedTuple):
 class Folios(NamedTuple):
     """Folios of `Pages`.
 
-    flags: uint64, order: uint8, torn: bool, of shape (frames,): of the folio that each frame belongs to;
-    torn: whether head and tails did not fit together, because the folio changed, or was read in part.
-    place: int64, shape (large folios,), index of the head in `Pages`, sorted; mapped and mapcount: of the
-    same shape. Frames of order 0 are not in these: they speak for themselves.
+    order: uint8, torn: bool, of shape (frames,): of the folio that each frame belongs to; torn: whether head
+    and tails did not fit together, because the folio changed, or was read in part. place: int64, shape (large
+    folios,), index of the head in `Pages`, sorted; mapped and mapcount: of the same shape. Frames of order 0
+    are not in these: they speak for themselves.
     """
 
-    flags: U64
     order: npt.NDArray[np.uint8]
     torn: Bools
     place: I64
@@ -192,30 +194,50 @@ def _joined(old: Pages, new: Pages) -> Pages:
 
 def folios_of(pages: Pages) -> Folios:
     """Find the folios and add up their counts (which must be those of the mappings already)."""
-    flags, order = pages.flags, np.zeros(len(pages.flags), np.uint8)
-    torn = np.zeros(len(flags), bool)
-    compound = np.flatnonzero(flags & (HEAD | TAIL))
-    if not len(compound):
-        return Folios(flags, order, torn, compound, compound, compound)
-    is_tail = flags[compound] & TAIL != 0
+    frames = len(pages.flags)
+    is_head, is_tail = HEAD_MARK, TAIL_MARK
+    marks = (pages.flags.astype(np.uint32) >> KPF_COMPOUND_HEAD).astype(np.uint8) & (is_head | is_tail)
     # also tails whose head is not there: where a piece begins, or after an order-0 frame
-    piece_begins = np.zeros(len(flags), bool)
-    piece_begins[pages.offset] = True
-    begins = ~is_tail | piece_begins[compound]
-    begins[1:] |= np.diff(compound) != 1
-    first = np.flatnonzero(begins)
-    index, size = compound[first], np.diff(first, append=len(compound))
+    begins = marks == is_head
+    begins[pages.offset] |= marks[pages.offset] == is_tail
+    begins[1:] |= (marks[1:] == is_tail) & (marks[:-1] == 0)
+    index = np.flatnonzero(begins)
+    if not len(index):
+        none = np.zeros(0, np.int64)
+        return Folios(np.zeros(frames, np.uint8), np.zeros(frames, bool), none, none, none)
+    # a folio ends where another begins, or an order-0 frame stands
+    others = np.flatnonzero(marks == 0)
+    size = np.append(index[1:], frames) - index
+    if len(others):
+        place = np.searchsorted(others, index)
+        size = np.minimum(size, np.append(others, frames)[place] - index)
     frame = pages.frames(index)
-    whole = ~is_tail[first] & (size > 1) & (size & (size - 1) == 0) & (frame & (size - 1) == 0)
-    torn[compound] = np.repeat(~whole, size)
-    counts = pages.counts[compound]
-    mapped, mapcount = np.add.reduceat((counts > 0).astype(np.int64), first), np.add.reduceat(counts, first)
-    orders = np.frexp(size.astype(np.float64))[1].astype(np.uint8) - np.uint8(1)
-    order[compound] = np.repeat(np.where(whole, orders, np.uint8(0)), size)
-    # several flags stand only on the head (v6.1)
-    of_head = np.repeat(flags[index], size)
-    if not whole.all():
-        of_head = np.where(np.repeat(whole, size), of_head, flags[compound])
-    flags = flags.copy()
-    flags[compound] = of_head
-    return Folios(flags, order, torn, index[whole], mapped[whole], mapcount[whole])
+    whole = (marks[index] == is_head) & (size > 1) & (size & (size - 1) == 0) & (frame & (size - 1) == 0)
+    orders = np.where(whole, np.frexp(size.astype(np.float64))[1] - 1, 0).astype(np.uint8)
+    # the frames as segments: folios, and what lies between them
+    gap_before = index != np.append(0, (index + size)[:-1])
+    number = np.arange(len(index)) + np.cumsum(gap_before)
+    start = np.zeros(len(index) + int(gap_before.sum()), np.int64)
+    start[number] = index
+    start[number[gap_before] - 1] = np.append(0, (index + size)[:-1])[gap_before]
+    if index[-1] + size[-1] < frames:
+        start = np.append(start, index[-1] + size[-1])
+    length = np.diff(start, append=frames)
+
+    def spread(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        of_segment = np.zeros(len(start), values.dtype)
+        of_segment[number] = values
+        return np.repeat(of_segment, length)
+
+    # few frames of folios are not mapped
+    unmapped = np.flatnonzero(pages.counts == 0)
+    owner = np.searchsorted(index, unmapped, side="right") - 1
+    owner = owner[(owner >= 0) & (unmapped < (index + size)[owner])]
+    mapped = size - np.bincount(owner, minlength=len(index))
+    return Folios(
+        order=spread(orders),
+        torn=np.zeros(frames, bool) if whole.all() else spread(~whole),
+        place=index[whole],
+        mapped=mapped[whole],
+        mapcount=np.add.reduceat(pages.counts, start)[number][whole],
+    )

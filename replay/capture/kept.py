@@ -78,20 +78,6 @@ class Kept:
         for block in self._blocks:
             yield self._load(block) if isinstance(block, _Spilled) else block
 
-    def portions(self, pages: int) -> Iterator[list[Runs]]:
-        """Blocks in groups of up to about `pages`, at least one each."""
-        waiting: list[Runs] = []
-        count = 0
-        for block in self.blocks():
-            size = int(block.pages.sum())
-            if waiting and count + size > pages:
-                yield waiting
-                waiting, count = [], 0
-            waiting.append(block)
-            count += size
-        if waiting:
-            yield waiting
-
     def close(self) -> None:
         """Give everything back."""
         self._blocks.clear()

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import pyarrow as pa
-
 import replay
 from replay.capture import freeze, procfs, settings, space
-from replay.capture.extents import Extents
+from replay.capture.extents import Extents, Owner
 from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure
 from replay.capture.space import Options, Progress, Space, Tree
-from replay.capture.table import Owner, table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
-from replay.trace.write import ARROW_SCHEMA, ROW_GROUP_ROWS, TraceWriter, open_writer
+from replay.trace.whole import whole_file
 
 if TYPE_CHECKING:
+    from replay.capture.sink import Sink
     from replay.trace.frame import Trace
+
+Take = Callable[[Extents, Owner], None]
 
 ATTEMPTS: Final = 3
 
@@ -48,37 +49,6 @@ class Capture:
     trace: Trace | None = None
     vanished: int = 0
     refused: tuple[str, ...] = ()
-
-
-class _Sink:
-    """Takes the rows of address spaces in turn: into row groups of a trace file, or together in memory."""
-
-    def __init__(self, writer: TraceWriter | None) -> None:
-        self.writer = writer
-        self.tables: list[pa.Table] = []
-        self.extents = 0
-        self.written = 0
-
-    def drop(self, extents: int) -> None:
-        """Forget the rows after the first `extents`, which are not written yet."""
-        while self.extents > extents:
-            self.extents -= len(self.tables.pop())
-
-    def take(self, rows: pa.Table) -> None:
-        self.extents += len(rows)
-        self.tables.append(rows)
-        if self.writer and sum(map(len, self.tables)) >= ROW_GROUP_ROWS // 2:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.writer and self.tables:
-            self.writer.append_table(self.rows())
-            self.tables = []
-            self.written = self.extents
-
-    def rows(self) -> pa.Table:
-        """What has not been written."""
-        return pa.concat_tables(self.tables or [ARROW_SCHEMA.empty_table()]).unify_dictionaries()
 
 
 def capture_process(
@@ -130,14 +100,36 @@ def _attempt(
     progress: Progress | None,
     last: bool,
 ) -> Capture:
-    with open_writer(out, force=force) if out is not None else contextlib.nullcontext() as writer:
-        sink = _Sink(writer)
+    with _sink(tree, out, force) as sink:
         with _held(tree, pid, options.held) as how:
-            captured = capture_into(tree, pid, 0, sink.take, options, progress)
+            captured = capture_into(
+                tree, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
+            )
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
         meta = metadata(tree, [(pid, captured)], options, held=how)
-        return _finish(sink, meta, [captured], out, f"{captured.status.name}-{pid}")
+        return _finish(sink.result(), meta, [captured], out, f"{captured.status.name}-{pid}")
+
+
+@contextlib.contextmanager
+def _sink(tree: Tree, out: str | Path | None, force: bool) -> Iterator[Future[Sink]]:
+    """A sink, into the file `out`, which appears when the block ends without an error, or into memory.
+
+    It is loaded, pyarrow with it, while the first words are read.
+    """
+    with whole_file(out, force=force) if out is not None else contextlib.nullcontext() as file:
+        sink = tree.pool.submit(_load_sink, file)
+        try:
+            yield sink
+        except BaseException:
+            sink.result().discard()
+            raise
+
+
+def _load_sink(file: Any) -> Sink:
+    from replay.capture.sink import Sink
+
+    return Sink(file)
 
 
 def capture_all(
@@ -208,8 +200,8 @@ def _capture_each(
     refused: list[str] = []
     vanished = 0
     own = procfs.own_pid(tree.root)
-    with open_writer(out, force=force) if out is not None else contextlib.nullcontext() as writer:
-        sink = _Sink(writer)
+    with _sink(tree, out, force) as loading:
+        sink = loading.result()
         for done, pid in enumerate(pids, 1):
             if pid == own or not procfs.has_memory(tree.root, pid):
                 continue
@@ -236,28 +228,27 @@ def _capture_each(
 
 
 def _finish(
-    sink: _Sink, meta: Metadata, spaces: list[Space], out: str | Path | None, name: str, **counts: Any
+    sink: Sink, meta: Metadata, spaces: list[Space], out: str | Path | None, name: str, **counts: Any
 ) -> Capture:
     figures = tuple(captured.figures for captured in spaces)
-    if sink.writer:
-        sink.flush()
-        sink.writer.meta = meta
-        return Capture(meta, figures, sink.extents, path=Path(out or ""), **counts)
+    if out is not None:
+        sink.close(meta)
+        return Capture(meta, figures, sink.extents, path=Path(out), **counts)
     from replay.trace.frame import Trace, frame_of
 
     return Capture(meta, figures, sink.extents, trace=Trace(frame_of(sink.rows()), meta, name), **counts)
 
 
 def capture_into(
-    tree: Tree, pid: int, mm: int, take: Any, options: Options, progress: Progress | None = None
+    tree: Tree, pid: int, mm: int, take: Take, options: Options, progress: Progress | None = None
 ) -> Space:
-    """Capture one address space that the caller holds still; `take` gets its rows as Arrow tables.
+    """Capture one address space that the caller holds still; `take` gets its rows.
 
     mm: its number in the trace. Raises as `space.capture_space` does.
     """
 
     def emit(rows: Extents, vmas: Sequence[Vma], status: Status) -> None:
-        take(table(rows, [Owner(mm, pid, status.name, vmas)]))
+        take(rows, Owner(mm, pid, status.name, vmas))
 
     return space.capture_space(tree, pid, emit, options, progress)
 

@@ -103,6 +103,12 @@ def _steps(points: I64, borders: I64, values: npt.NDArray[Any]) -> npt.NDArray[A
     return np.repeat(values, np.diff(place, append=len(points)))
 
 
+def distinct(values: I64) -> I64:
+    """The values sorted, each once. `np.unique` would first load numpy.ma, which takes 7 ms."""
+    values = np.sort(values)
+    return values[np.diff(values, prepend=values[:1] - 1) != 0]
+
+
 def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
     """Where at least `least` of the ranges [start, end) overlap: (start, end, how many), sorted, disjoint."""
     starts, ends = np.sort(starts), np.sort(ends)
@@ -112,7 +118,7 @@ def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
         alone[1:-1] = starts[1:] >= ends[:-1]
         some = ~(alone[1:] & alone[:-1])
         starts, ends = starts[some], ends[some]
-    points = np.unique(np.concatenate([starts, ends]))
+    points = distinct(np.concatenate([starts, ends]))
     depth = np.searchsorted(starts, points, side="right") - np.searchsorted(ends, points, side="right")
     changes = np.flatnonzero(np.diff(depth, prepend=0))
     points, depth = points[changes], depth[changes]

@@ -224,8 +224,9 @@ def build(
     changed = sum(snapshot.changed for snapshot in snapshots)
     changed += ex.raise_counts([found], [index], pages, own, precise)
     whole = folios.folios_of(pages)
+    apart = ex.differences(pages, whole, own)
     huge = Ranges(begin, end, np.ones_like(begin))
-    rows, torn = ex.build(found, index, pages, whole, facts, own, huge, None, page_size)
+    rows, torn = ex.build(found, index, pages, whole, apart, facts, own, huge, None, page_size)
     return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,16 @@ BLOCK_PAGES: Final = 1 << 18
 """Words of one block: no page-table page and no huge page of hugetlb (at most 1 GiB) spans two."""
 
 PORTION_PAGES: Final = 1 << 21
-"""Pages whose folios are held at a time."""
+"""Pages whose folios are held at a time: the more, the fewer gaps are between their frames."""
+
+LONG_RUN_PAGES: Final = 8
+"""Runs as long as this on average are read as well in portions of one block, one ahead of the other."""
+
+WAITING_BATCHES: Final = 4
+"""Extents that may wait for being written, each of about `BLOCK_PAGES` pages."""
+
+READERS: Final = 4
+"""Threads: at most one reads ahead, with another's help, one looks for the second time, one loads pyarrow."""
 
 UPTODATE: Final = np.uint64(bit(3))
 """KPF_UPTODATE."""
@@ -47,7 +57,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Tree:
-    """An open procfs tree. Make one with `opened`."""
+    """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`."""
 
     root: Path
     live: bool
@@ -56,7 +66,8 @@ class Tree:
     counts_fd: int
     saved_frames: int | None
     mapcounts: str
-    pool: ThreadPoolExecutor
+    pool: Executor
+    writer: Executor
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,8 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
         counts_fd = procfs.open_kpage(root, "kpagecount")
         stack.callback(os.close, counts_fd)
         saved = min(procfs.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
-        pool = stack.enter_context(ThreadPoolExecutor(2, "replay-read"))
+        pool = stack.enter_context(ThreadPoolExecutor(READERS, "replay-read"))
+        writer = stack.enter_context(ThreadPoolExecutor(1, "replay-write"))
         yield Tree(
             root=root,
             live=live,
@@ -121,6 +133,7 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
             saved_frames=None if live else saved,
             mapcounts=settings.mapcounts(root),
             pool=pool,
+            writer=writer,
         )
 
 
@@ -129,14 +142,15 @@ def capture_space(
 ) -> Space:
     """Capture the address space of `pid`, which the caller holds still, handing extents to `emit` in order.
 
-    `emit` is called by a thread of `tree.pool`, while the next extents are built.
+    `emit` is called by the thread of `tree.writer`, while the next extents are built.
 
     Raises `ProcessGoneError` if the process has ended, `ReplayError` for a kernel thread, for missing
     rights and for a saved tree that is incomplete.
     """
     status = procfs.read_status(tree.root, pid, tree.page_size)
     fd = procfs.open_pagemap(tree.root, pid)
-    emitting: Future[None] | None = None
+    emitting: deque[Future[None]] = deque()
+    looking: list[Future[int]] = []
     try:
         with contextlib.closing(Kept()) as blocks:
             survey = _survey(tree, fd, pid, options, blocks)
@@ -145,37 +159,72 @@ def capture_space(
             totals = Totals(other_entries=blocks.other_entries)
             precise = tree.mapcounts == "precise"
             changed = done = 0
-            for portion in blocks.portions(PORTION_PAGES):
-                pages, places = _read_folios(tree, portion)
+            for portion, pages, places in _read_ahead(tree, _portions(blocks)):
                 own = ex.own_of_frames(pages, survey.own)
                 changed += ex.raise_counts(portion, places, pages, own, precise)
                 found = folios.folios_of(pages)
+                apart = ex.differences(pages, found, own)
                 for batch, index in _batches(portion, places):
                     if tree.live:
-                        changed += _second_look(fd, survey.starts, batch)
+                        looking.append(tree.pool.submit(_second_look, fd, survey.starts, batch))
                     rows, torn = ex.build(
-                        batch, index, pages, found, facts, own, survey.huge, dirty, tree.page_size
+                        batch, index, pages, found, apart, facts, own, survey.huge, dirty, tree.page_size
                     )
                     changed += torn
                     _check_saved(tree, rows, survey.vmas)
                     add_extents(totals, rows)
-                    if emitting:
-                        emitting.result()
-                    emitting = tree.pool.submit(emit, rows, survey.vmas, status)
+                    if len(emitting) == WAITING_BATCHES:
+                        emitting.popleft().result()
+                    emitting.append(tree.writer.submit(emit, rows, survey.vmas, status))
                     done += int(batch.pages.sum())
                     if progress:
                         progress(done, blocks.pages)
-            if emitting:
-                emitting.result()
+            changed += sum(look.result() for look in looking)
+            while emitting:
+                emitting.popleft().result()
             if not tree.live:
                 _check_pagemap_whole(tree, fd, pid, survey.vmas, totals)
     finally:
+        # what they use is closed only when they have ended
+        futures: list[Future[Any]] = [*looking, *emitting]
+        wait(futures)
         os.close(fd)
-        if emitting:
-            # what `emit` writes to is closed by the caller only when it has ended
-            emitting.exception()
     figures = reconcile(totals, status, survey.vmas, changed)
     return Space(status, survey.huge_known, changed, blocks.pages, figures)
+
+
+def _portions(blocks: Kept) -> Iterator[list[Runs]]:
+    """Blocks in groups whose folios are read together, up to `PORTION_PAGES`, at least one each."""
+    waiting: list[Runs] = []
+    pages = count = 0
+    for block in blocks.blocks():
+        size = int(block.pages.sum())
+        long = pages >= BLOCK_PAGES and pages >= LONG_RUN_PAGES * count
+        if waiting and (long or pages + size > PORTION_PAGES):
+            yield waiting
+            waiting, pages, count = [], 0, 0
+        waiting.append(block)
+        pages += size
+        count += len(block.vpn)
+    if waiting:
+        yield waiting
+
+
+def _read_ahead(
+    tree: Tree, portions: Iterator[list[Runs]]
+) -> Iterator[tuple[list[Runs], folios.Pages, list[I64]]]:
+    """Portions with what `_read_folios` gives of them; a small one is read while the one before is used."""
+    ahead: tuple[list[Runs], Future[tuple[folios.Pages, list[I64]]]] | None = None
+    for portion in portions:
+        if ahead and sum(len(block.vpn) for block in portion) > BLOCK_PAGES:
+            yield ahead[0], *ahead[1].result()
+            ahead = None
+        reading = tree.pool.submit(_read_folios, tree, portion)
+        if ahead:
+            yield ahead[0], *ahead[1].result()
+        ahead = portion, reading
+    if ahead:
+        yield ahead[0], *ahead[1].result()
 
 
 def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Survey:

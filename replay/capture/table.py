@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from replay.capture.extents import Extents
-from replay.capture.procfs import Vma
+from replay.capture.extents import Extents, Owner
 from replay.trace.schema import KINDS
 from replay.trace.write import ARROW_SCHEMA
-
-
-class Owner(NamedTuple):
-    """An address space that rows belong to. mm: its number in the trace."""
-
-    mm: int
-    pid: int
-    comm: str
-    vmas: Sequence[Vma]
 
 
 def table(extents: Extents, owners: Sequence[Owner]) -> pa.Table:

@@ -16,9 +16,10 @@ import polars as pl
 import pyarrow as pa
 
 from replay.capture import command, exits, live, procfs, settings, space
+from replay.capture.extents import Owner
 from replay.capture.follow import Missed
 from replay.capture.space import Options, Tree
-from replay.capture.table import Owner, table
+from replay.capture.table import table
 from replay.errors import ProcessGoneError, ReplayError
 from replay.teardown.algorithms import Algorithm
 from replay.trace.frame import Trace, frame_of

@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 
 from replay.capture import procfs, snapshot, space
+from replay.capture.extents import Owner
 from replay.capture.live import capture_process
 from replay.capture.scan import supported
-from replay.capture.table import Owner, table
+from replay.capture.table import table
 from replay.trace.frame import frame_of
 from tests.capture.processes import needs_root, program
 

@@ -1,0 +1,56 @@
+"""Where the rows of address spaces go: into row groups of a trace file, or together into memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from replay.capture.extents import Extents, Owner
+from replay.capture.table import table
+from replay.trace.metadata import Metadata
+from replay.trace.write import ARROW_SCHEMA, ROW_GROUP_ROWS, TraceWriter
+
+
+class Sink:
+    """Takes the rows of address spaces in turn. extents: how many it has, `written` of them in the file."""
+
+    def __init__(self, file: Any) -> None:
+        self.writer = None if file is None else TraceWriter(file)
+        self.tables: list[pa.Table] = []
+        self.extents = 0
+        self.written = 0
+
+    def take(self, rows: Extents, owner: Owner) -> None:
+        """Take rows of one address space."""
+        self.extents += len(rows.vpn)
+        self.tables.append(table(rows, [owner]))
+        if self.writer and sum(map(len, self.tables)) >= ROW_GROUP_ROWS // 2:
+            self._flush()
+
+    def drop(self, extents: int) -> None:
+        """Forget the rows after the first `extents`, which are not written yet."""
+        while self.extents > extents:
+            self.extents -= len(self.tables.pop())
+
+    def rows(self) -> pa.Table:
+        """What has not been written."""
+        return pa.concat_tables(self.tables or [ARROW_SCHEMA.empty_table()]).unify_dictionaries()
+
+    def close(self, meta: Metadata) -> None:
+        """Write what is left, and the metadata; does nothing in memory."""
+        if self.writer:
+            self._flush()
+            self.writer.meta = meta
+            self.writer.close()
+
+    def discard(self) -> None:
+        """Give up: nothing more is written."""
+        if self.writer:
+            self.writer.discard()
+
+    def _flush(self) -> None:
+        if self.writer and self.tables:
+            self.writer.append_table(self.rows())
+            self.tables = []
+            self.written = self.extents
