@@ -216,12 +216,16 @@ def _read_ahead(
     """Portions with what `_read_folios` gives of them; a small one is read while the one before is used."""
     ahead: tuple[list[Runs], Future[tuple[folios.Pages, list[I64]]]] | None = None
     for portion in portions:
-        if ahead and sum(len(block.vpn) for block in portion) > BLOCK_PAGES:
-            yield ahead[0], *ahead[1].result()
-            ahead = None
-        reading = tree.pool.submit(_read_folios, tree, portion)
+        small = sum(len(block.vpn) for block in portion) <= BLOCK_PAGES
         if ahead:
-            yield ahead[0], *ahead[1].result()
+            before, words = ahead[0], ahead[1].result()
+            if not small:
+                ahead = None
+                yield before, *words
+                del before, words
+        reading = tree.pool.submit(_read_folios, tree, portion)
+        if ahead and small:
+            yield before, *words
         ahead = portion, reading
     if ahead:
         yield ahead[0], *ahead[1].result()
