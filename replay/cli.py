@@ -438,7 +438,9 @@ def algorithms(
 # ---------------------------------------------------------------------- validate, doctor
 
 
-VERDICT_COLUMNS = ("workload", "pid", "comm", "spaces", "exact", "predicted", "observed", "prefix", "causes")
+VERDICT_COLUMNS = (
+    *("workload", "pid", "comm", "spaces", "exact", "predicted", "observed", "prefix", "causes", "calls"),
+)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -458,7 +460,8 @@ def validate(
 ) -> None:
     """Check the replay against the running kernel: the folios that it frees at each exit, in order.
 
-    Exit status 3 if the kernel frees other folios, or in another order, without a known cause.
+    Where the kernel has kprobe events, the counts of its calls are compared as well. Exit status 3 if it
+    frees other folios, or in another order, or makes more or fewer calls, without a known cause.
     """
     _load_numpy()
     from replay.report import terminal, verdicts
@@ -478,12 +481,17 @@ def validate(
         typer.echo(verdicts.as_json(result))
     else:
         table = verdicts.frame(result) if every else verdicts.summary(result)
-        table = table.select(name for name in VERDICT_COLUMNS if name in table.columns)
+        columns = [name for name in VERDICT_COLUMNS if name in table.columns]
+        if result.no_calls:
+            columns.remove("calls")
+        table = table.select(columns)
         _print([terminal.plain(table, "Folios freed at exit")])
     for name, why in result.notes.items():
         note(f"{name}: {why}")
     for missed, missing in result.missed.items():
         note(f"not compared: {missing:,} {missed.value}")
+    if result.no_calls:
+        note(f"call counts were not compared: {result.no_calls}")
     note(verdicts.conclusion(result))
     if not result.agrees:
         sys.exit(3)

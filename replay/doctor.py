@@ -52,6 +52,7 @@ def examine() -> Iterator[Check]:
         _soft_dirty,
         _ptrace,
         _tracepoints,
+        _call_counts,
         _thp,
         _mthp,
         _swap,
@@ -176,13 +177,40 @@ def _tracepoints() -> Check:
     try:
         with tracefs.mounted() as (path, _):
             missing = [name for name in TRACEPOINTS if not (path / "events" / name).is_dir()]
-            kprobes = (path / "kprobe_events").exists()
     except ReplayError as error:
         return Check("tracepoints", State.FAILS, str(error), "only 'replay validate' needs them")
-    functions = "kprobes too" if kprobes else "no kprobes"
     if missing:
-        return Check("tracepoints", State.LIMITED, f"without {', '.join(missing)}; {functions}")
-    return Check("tracepoints", State.WORKS, f"{', '.join(TRACEPOINTS)}; {functions}")
+        return Check("tracepoints", State.LIMITED, f"without {', '.join(missing)}")
+    return Check("tracepoints", State.WORKS, ", ".join(TRACEPOINTS))
+
+
+def _call_counts() -> Check:
+    from replay.validate import calls, probes, tracefs
+
+    name, remedy = "call counts", "folios are compared all the same; scripts/kernel_lab boots such a kernel"
+    try:
+        with tracefs.mounted() as (path, _):
+            available = probes.available(path)
+    except ReplayError as error:
+        return Check(name, State.FAILS, str(error), "only 'replay validate' needs them")
+    if not available:
+        return Check(
+            name,
+            State.LIMITED,
+            "not compared by 'replay validate': no kprobe events (CONFIG_KPROBE_EVENTS)",
+            remedy,
+        )
+    found = probes.chosen(probes.functions())
+    counters = calls.shown({probe.event for probe in found}, platform.machine() in probes.REGISTERS)
+    if not counters:
+        return Check(
+            name,
+            State.LIMITED,
+            "not compared by 'replay validate': this kernel does not have the functions, or hides them "
+            "(/proc/kallsyms)",
+            remedy,
+        )
+    return Check(name, State.WORKS, f"'replay validate' compares {len(counters)} counters by kprobe events")
 
 
 def _thp() -> Check:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
 
 from replay.validate.compare import CAUSES
+from replay.validate.compare_calls import CallCount
 from replay.validate.run import Result
 from replay.validate.watch import Verdict
 
@@ -27,6 +29,7 @@ VERDICTS = {
     "moved": pl.UInt64,
     "batch": pl.UInt64,
     "causes": pl.String,
+    "calls": pl.String,
     "batches": pl.UInt64,
     "largest_order": pl.UInt8,
     "not_on_lru": pl.UInt64,
@@ -48,8 +51,9 @@ SUMMARY = {
     "differences": pl.UInt64,
     "unexplained": pl.UInt64,
     "causes": pl.String,
+    "calls": pl.String,
 }
-"""Columns of `summary`: address spaces, those with the exact sequence, folios, differences."""
+"""Columns of `summary`: address spaces, those with the exact sequence, folios, differences, call counts."""
 
 KINDS = ("stayed", "freed", "moved", "batch")
 
@@ -79,6 +83,7 @@ def summary(result: Result) -> pl.DataFrame:
                 causes.total(),
                 causes["unexplained"],
                 _causes(causes),
+                calls_column([count for verdict in of_it for count in verdict.calls]),
             )
         )
     return pl.DataFrame(rows, schema=SUMMARY, orient="row")
@@ -89,9 +94,18 @@ def conclusion(result: Result) -> str:
     found = [verdict.comparison for verdict in result.verdicts]
     exact = sum(each.exact for each in found)
     explained = sum(each.explained for each in found)
-    return (
+    line = (
         f"{exact:,} of {len(found):,} exits freed the predicted folios in the predicted order; "
         f"{max(explained - exact, 0):,} differ for a known cause, {len(found) - explained:,} without one"
+    )
+    calls = [count for verdict in result.verdicts for count in verdict.calls]
+    if not calls:
+        return line
+    agree = sum(count.agrees for count in calls)
+    unexplained = sum(not count.explained for count in calls)
+    return (
+        f"{line}; {agree:,} of {len(calls):,} call counts are as predicted, "
+        f"{len(calls) - agree - unexplained:,} differ for a known cause, {unexplained:,} without one"
     )
 
 
@@ -112,8 +126,13 @@ def document(result: Result) -> dict[str, Any]:
         "missed": {str(cause): count for cause, count in result.missed.items()},
         "notes": result.notes,
         "causes": CAUSES,
+        "calls_not_compared": result.no_calls,
         "verdicts": [
-            row | {"differences": [difference._asdict() for difference in verdict.comparison.differences]}
+            row
+            | {
+                "differences": [difference._asdict() for difference in verdict.comparison.differences],
+                "counters": [count._asdict() | {"agrees": count.agrees} for count in verdict.calls],
+            }
             for row, verdict in zip(frame(result).to_dicts(), result.verdicts, strict=True)
         ],
     }
@@ -133,6 +152,7 @@ def _row(verdict: Verdict) -> tuple[object, ...]:
         found.exact,
         *(kinds[kind] for kind in KINDS),
         _causes(Counter(difference.cause for difference in found.differences)),
+        calls_column(verdict.calls),
         verdict.batches,
         max(verdict.orders, default=0),
         verdict.not_on_lru,
@@ -141,6 +161,18 @@ def _row(verdict: Verdict) -> tuple[object, ...]:
         verdict.page_tables,
         verdict.duration_us,
     )
+
+
+def calls_column(counts: Iterable[CallCount]) -> str:
+    """How many counters agree in all of some exits, and which differ for what cause."""
+    by_name: dict[str, set[str]] = {}
+    for count in counts:
+        by_name.setdefault(count.counter, set()).update({count.cause} - {""})
+    if not by_name:
+        return ""
+    differ = [f"{name} ({', '.join(sorted(causes))})" for name, causes in by_name.items() if causes]
+    agree = f"{len(by_name) - len(differ)} of {len(by_name)} agree"
+    return f"{agree}, not {', '.join(differ)}" if differ else agree
 
 
 def _causes(causes: Counter[str]) -> str:

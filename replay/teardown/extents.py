@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPCACHE, bit
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import KINDS, PMD, SPECIAL, ptes_per_table
@@ -79,6 +81,18 @@ def decode(frame: pl.DataFrame, page_size: int) -> Extents:
         uffd_wp=bools("uffd_wp"),
         dirty=bools("dirty") & ~flag(KPF_ANON),
     )
+
+
+def address_spaces(trace: Trace) -> Iterator[tuple[int, AddressSpace, Extents]]:
+    """Each address space of a trace: its number, what is known of it, its extents (none for an empty one)."""
+    everything = decode(trace.frame, trace.meta.page_size)
+    mm = trace.frame["mm"].to_numpy()
+    numbers = np.arange(len(trace.meta.address_spaces))
+    begins = np.searchsorted(mm, numbers, side="left")
+    ends = np.searchsorted(mm, numbers, side="right")
+    for number, space in enumerate(trace.meta.address_spaces):
+        rows = slice(int(begins[number]), int(ends[number]))
+        yield number, space, Extents._make(column[rows] for column in everything)
 
 
 def page_tables(extents: Extents, space: AddressSpace, meta: Metadata) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -18,9 +18,8 @@ from replay.teardown.algorithms import (
     tables_in_gather,
 )
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
-from replay.teardown.extents import I64, Bool, Extents, decode, huge_zero, page_tables
+from replay.teardown.extents import I64, Bool, Extents, address_spaces, huge_zero, page_tables
 from replay.trace.frame import Trace
-from replay.trace.metadata import AddressSpace
 from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
 
 
@@ -59,18 +58,6 @@ def run_checked(
     }
     schema |= dict.fromkeys(COUNTERS, pl.UInt64) | dict.fromkeys(CHECKS, pl.Int64)
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def address_spaces(trace: Trace) -> Iterator[tuple[int, AddressSpace, Extents]]:
-    """Each address space of a trace: its number, what is known of it, its extents (none for an empty one)."""
-    everything = decode(trace.frame, trace.meta.page_size)
-    mm = trace.frame["mm"].to_numpy()
-    numbers = np.arange(len(trace.meta.address_spaces))
-    begins = np.searchsorted(mm, numbers, side="left")
-    ends = np.searchsorted(mm, numbers, side="right")
-    for number, space in enumerate(trace.meta.address_spaces):
-        rows = slice(int(begins[number]), int(ends[number]))
-        yield number, space, Extents._make(column[rows] for column in everything)
 
 
 def replay(extents: Extents, tables: int, page_size: int, algorithm: Algorithm) -> dict[str, int]:

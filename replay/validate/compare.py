@@ -25,7 +25,8 @@ CAUSES: Final = {
     "other user left": "at the capture mapped by another process, or in the page cache; freed here, so that "
     "other user had dropped its references before",
     "changed": "the page tables or folios of the stopped process changed between capture and release",
-    "dirty rule": "PTEs are taken for dirty by a rule; without them the batches end where the kernel's did",
+    "dirty rule": "PTEs are taken for dirty by a rule; without them the batches end where the kernel's did, "
+    "or there are as many calls as with fewer or more dirty PTEs",
     "preemption": "the exiting thread lost its CPU in the middle of page tables with dirty PTEs",
     "last user": "another task used the address space longer (a reader of /proc): exit_mmap() ran there",
     UNEXPLAINED: "no evidence of a cause",

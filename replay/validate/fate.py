@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from replay.validate.observe import number
-from replay.validate.tracefs import Event
+from replay.validate.tracefs import Event, number
 
 
 @dataclass(frozen=True)

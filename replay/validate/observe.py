@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from replay.validate.tracefs import Event
+from replay.validate.tracefs import Event, number
 
 EVENTS: Final = (
     "kmem/mm_page_free",
@@ -22,6 +22,8 @@ EVIDENCE: Final = ("kmem/mm_page_free", "pagemap/mm_lru_insertion", "pagemap/mm_
 
 RECORD_BYTES: Final = 64
 """Ring-buffer bytes for each folio freed: mm_page_free takes 28, mm_page_free_batched 20."""
+CALL_BYTES: Final = 128
+"""For the probed calls of each page: rmap removal, swap cache check, deferred split take at most 28 each."""
 SPARE_BYTES: Final = 1 << 18
 """For what else a task does between its exit stop and exit_mmap(): page tables, batch pages, switches."""
 
@@ -58,9 +60,12 @@ class Observation:
     ended_ns: int
 
 
-def buffer_bytes(folios: int) -> int:
-    """Bytes of ring buffer that the teardown of so many folios needs on one CPU."""
-    return SPARE_BYTES + RECORD_BYTES * folios
+def buffer_bytes(folios: int, probed_pages: int = 0) -> int:
+    """Bytes of ring buffer that the teardown of so many folios needs on one CPU.
+
+    probed_pages: page-table entries whose calls are recorded.
+    """
+    return SPARE_BYTES + RECORD_BYTES * folios + CALL_BYTES * probed_pages
 
 
 def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[[int], bool]) -> Observation:
@@ -97,7 +102,7 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
     thread = next((event.pid for event in teardown if event.name.startswith("mm_page_free")), None)
     # a switch is recorded in the task that is left: the one that brings our thread back is another task's
     left = [event for event in teardown if event.name == "sched_switch" and event.pid == thread]
-    preempted = sum(number(event, "prev_state") in (RUNNING, TASK_REPORT_MAX) for event in left)
+    preempted = preemptions(left, thread)
     return Observation(
         thread=thread,
         freed=tuple(freed),
@@ -114,16 +119,19 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
     )
 
 
+def preemptions(events: Iterable[Event], thread: int | None) -> int:
+    """Times that a thread lost its CPU though it could have run on."""
+    return sum(
+        event.name == "sched_switch"
+        and event.pid == thread
+        and number(event, "prev_state") in (RUNNING, TASK_REPORT_MAX)
+        for event in events
+    )
+
+
 def _until_end(events: Iterable[Event]) -> Iterable[Event]:
     """Events up to the end of the exit_mmap(): what the task frees later was not mapped."""
     for event in events:
         yield event
         if event.name == "exit_mmap":
             return
-
-
-def number(event: Event, field: str) -> int:
-    """A field of an event."""
-    value = event.fields[field]
-    assert isinstance(value, int)
-    return value

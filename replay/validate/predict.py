@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import polars as pl
 
 from replay.capture import procfs
 from replay.capture.procfs import U64
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, Algorithm, tables_in_gather
-from replay.teardown.extents import I64, Bool, Extents, page_tables
-from replay.teardown.replayer import address_spaces
+from replay.teardown.extents import I64, Bool, Extents, address_spaces, page_tables
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
-from replay.trace.schema import HUGETLB, SPECIAL, SWAP
+from replay.trace.schema import HUGETLB, PAGE, SPECIAL, SWAP
 
 ALGORITHM_SINCE: Final = (((6, 9), "mainline"), ((6, 2), "baseline"), ((0, 0), "v6.1"))
 """Releases from which on the kernel does what the algorithm does, newest first."""
@@ -56,7 +57,7 @@ class Prediction:
 
     freed: (pfn, order) of folios in order. batch_ends: positions in `freed` where a release call ends that
     freed something. clean_batch_ends: the same if no PTE is dirty; the trace only infers dirty ones.
-    dirty: PTEs taken for dirty.
+    dirty: PTEs taken for dirty. counters: of the replay; clean_counters: the same if no PTE is dirty.
     """
 
     folios: Folios
@@ -64,6 +65,8 @@ class Prediction:
     batch_ends: frozenset[int]
     clean_batch_ends: frozenset[int]
     dirty: int
+    counters: Mapping[str, int]
+    clean_counters: Mapping[str, int]
 
 
 def predict(trace: Trace, algorithm: Algorithm, in_gather: bool) -> Prediction:
@@ -74,19 +77,33 @@ def predict(trace: Trace, algorithm: Algorithm, in_gather: bool) -> Prediction:
     [(_, space, extents)] = address_spaces(trace)
     tables = page_tables(extents, space, trace.meta) if in_gather else 0
     found = reference.replay(extents, tables, trace.meta.page_size, algorithm)
-    ends = _batch_ends(found)
-    clean_ends = ends
+    clean = found
     dirty = int(extents.pages[extents.dirty].sum())
     if dirty:
-        clean = extents._replace(dirty=np.zeros_like(extents.dirty))
-        clean_ends = _batch_ends(reference.replay(clean, tables, trace.meta.page_size, algorithm))
+        without = extents._replace(dirty=np.zeros_like(extents.dirty))
+        clean = reference.replay(without, tables, trace.meta.page_size, algorithm)
     return Prediction(
         folios=folios(extents, trace.frame["kpageflags"].to_numpy()),
         freed=tuple(found.freed),
-        batch_ends=ends,
-        clean_batch_ends=clean_ends,
+        batch_ends=_batch_ends(found),
+        clean_batch_ends=_batch_ends(clean),
         dirty=dirty,
+        counters=found.counters,
+        clean_counters=clean.counters,
     )
+
+
+def dirty_counters(trace: Trace, algorithm: Algorithm, in_gather: bool) -> tuple[int, Mapping[str, int]]:
+    """PTEs that can be dirty for all that procfs shows, and the counters if all of them are.
+
+    They are those of page cache folios in shared VMAs; in one that must not be written they can be left.
+    """
+    [(_, space, extents)] = address_spaces(trace)
+    tables = page_tables(extents, space, trace.meta) if in_gather else 0
+    shared = trace.frame["vma_perms"].cast(pl.String).str.ends_with("s").to_numpy()
+    dirty = np.array(extents.dirty | (shared & (extents.kind == PAGE) & ~extents.anon))
+    found = reference.replay(extents._replace(dirty=dirty), tables, trace.meta.page_size, algorithm)
+    return int(extents.pages[dirty].sum()), found.counters
 
 
 def _batch_ends(found: reference.Outcome) -> frozenset[int]:

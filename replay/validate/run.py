@@ -20,18 +20,19 @@ class Result:
     """All verdicts. missed: address spaces that could not be compared.
 
     notes: workload -> why it was not run, or did not test what it is for. status: exit status of the command;
-    0 for the built-in workloads.
+    0 for the built-in workloads. no_calls: why call counts were not compared; empty if they were.
     """
 
     verdicts: tuple[Verdict, ...]
     missed: dict[Missed, int]
     notes: dict[str, str]
     status: int
+    no_calls: str = ""
 
     @property
     def agrees(self) -> bool:
         """Whether the kernel did what was predicted, but for differences whose cause is known."""
-        return all(verdict.comparison.explained for verdict in self.verdicts)
+        return all(verdict.explained for verdict in self.verdicts)
 
 
 def validate(
@@ -60,7 +61,7 @@ def validate(
             if not done.verdicts:
                 why = ", ".join(done.missed) or "it executed no program"
                 raise ReplayError(f"nothing of {argv[0]} could be compared: {why}: try another command")
-            return Result(done.verdicts, done.missed, {}, done.status)
+            return Result(done.verdicts, done.missed, {}, done.status, watching.no_calls)
         for workload in chosen:
             try:
                 done = _run(watching, workload, drain, progress)
@@ -72,7 +73,7 @@ def validate(
                 notes[workload.name] = f"no folio of order {workload.order} came about: memory is fragmented"
             for cause, count in done.missed.items():
                 missed[cause] = missed.get(cause, 0) + count
-    return Result(tuple(verdicts), missed, notes, status)
+    return Result(tuple(verdicts), missed, notes, status, watching.no_calls)
 
 
 def _choose(only: Sequence[str] | None) -> list[Workload]:

@@ -21,6 +21,9 @@ LOCK: Final = Path(tempfile.gettempdir()) / "replay-thp.lock"
 """Held while THP switches are changed: another run must not take the changed ones for the user's."""
 LOCK_SECONDS: Final = 300.0
 
+PMD_SIZE: Final = "hugepages-2048kB/enabled"
+"""The switch of folios as large as what a PMD entry maps, with pages of 4 KiB."""
+
 ZRAM: Final = Path("/sys/class/zram-control")
 SWAP_BYTES: Final = 64 << 20
 SWAP_FLAG_PREFER: Final = 0x8000
@@ -41,14 +44,22 @@ def thp(switches: Mapping[str, str]) -> Iterator[None]:
     if not switches:
         yield
         return
-    for name in switches:
-        if not (THP / name).exists():
-            raise UnavailableError(f"this kernel has no {THP / name}")
+    values = {_switch(name): value for name, value in switches.items()}
     with _locked() as lock, put_back([lock]) as undo:
-        for name, value in switches.items():
-            undo.write(THP / name, _selected((THP / name).read_text()))
-            (THP / name).write_text(value)
+        for file, value in values.items():
+            undo.write(file, _selected(file.read_text()))
+            file.write_text(value)
         yield
+
+
+def _switch(name: str) -> Path:
+    """The file of a switch: before v6.8, without one for each size, there is one for PMD-sized folios."""
+    file = THP / name
+    if not file.exists() and name == PMD_SIZE:
+        file = THP / "enabled"
+    if not file.exists():
+        raise UnavailableError(f"this kernel has no {THP / name}")
+    return file
 
 
 @contextlib.contextmanager

@@ -59,6 +59,13 @@ class Format(NamedTuple):
     fields: tuple[str, ...]
 
 
+def number(event: Event, field: str) -> int:
+    """A field of an event."""
+    value = event.fields[field]
+    assert isinstance(value, int)
+    return value
+
+
 @contextlib.contextmanager
 def mounted() -> Iterator[tuple[Path, int]]:
     """tracefs as (path, file descriptor that the path needs): a mount that no other process sees.

@@ -46,6 +46,10 @@ class Undo:
         """Remove a file if it is there."""
         self._add("unlink", str(path))
 
+    def remove_probes(self, file: Path, group: str) -> None:
+        """Remove the kprobe events of a group, which are the lines of a file, if there are any."""
+        self._add("probes", str(file), group)
+
     def swapoff(self, path: Path) -> None:
         """Stop swapping to a device if it is done."""
         self._add("swapoff", str(path))
@@ -87,6 +91,23 @@ def undone(inherited: Sequence[int] = ()) -> Iterator[Undo]:
             raise RuntimeError(failures)
 
 
+def append(file: Path, line: str) -> None:
+    """Append a line to a file of tracefs: not as open() does it, for these files have no end to seek."""
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(fd, f"{line}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def remove_probes(file: Path, group: str) -> None:
+    """Remove the kprobe events of a group. Raises `OSError` (EBUSY) while an instance still records them."""
+    for line in file.read_text().splitlines():
+        event = line.partition(":")[2].split(" ")[0]
+        if event.startswith(f"{group}/"):
+            append(file, f"-:{event}")
+
+
 def _undo(entry: Sequence[str]) -> None:
     kind, path = entry[0], entry[1]
     if kind == "write":
@@ -95,6 +116,8 @@ def _undo(entry: Sequence[str]) -> None:
         Path(path).rmdir()
     elif kind == "unlink":
         Path(path).unlink()
+    elif kind == "probes":
+        remove_probes(Path(path), entry[2])
     elif kind == "swapoff":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.swapoff(os.fsencode(path)) != 0:

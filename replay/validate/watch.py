@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -25,10 +26,14 @@ from replay.teardown.algorithms import Algorithm
 from replay.trace.frame import Trace, frame_of
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.trace.write import ARROW_SCHEMA
-from replay.validate import fate, lru, observe, predict, tracefs
+from replay.validate import calls, fate, lru, observe, predict, probes, tracefs
 from replay.validate.compare import Comparison, Frame, compare, stayed
+from replay.validate.compare_calls import CallCount, Doubts, compare_calls
 from replay.validate.observe import Observation
+from replay.validate.predict import Prediction
 from replay.validate.settings import put_back
+from replay.validate.tracefs import Event
+from replay.validate.undo import Undo
 
 EXIT_SECONDS: Final = 60.0
 """How long a process may take from its exit stop to its end; terabytes take a minute."""
@@ -62,7 +67,8 @@ class Verdict:
     orders: folios that the page tables mapped, by order. page_tables: `gather` or `rcu`. not_on_lru:
     folios that were not on the LRU at the exit stop. changed: folios that differed between two captures of
     the stopped process. batches: batches of frees that the kernel showed. preempted: times that the thread
-    lost its CPU on the way. duration_us: from the first free to the end of exit_mmap().
+    lost its CPU on the way. duration_us: from the first free to the end of exit_mmap(). calls: the counters
+    that could be compared, none if the calls are not observed here, or exit_mmap() ran elsewhere.
     """
 
     workload: str
@@ -76,6 +82,12 @@ class Verdict:
     preempted: int
     duration_us: float
     comparison: Comparison
+    calls: tuple[CallCount, ...] = ()
+
+    @property
+    def explained(self) -> bool:
+        """Whether everything is as predicted, but for differences whose cause is known."""
+        return self.comparison.explained and all(count.explained for count in self.calls)
 
     @property
     def mapped(self) -> int:
@@ -96,7 +108,8 @@ class Watched:
 class Watcher:
     """What watching needs. instance: records the exiting thread; others: the frees of all tasks, as evidence.
 
-    algorithm: what this kernel does. in_gather: whether page-table pages go through the gather.
+    algorithm: what this kernel does. in_gather: whether page-table pages go through the gather. counters:
+    those whose calls the instance records; no_calls: why there are none.
     """
 
     tree: Tree
@@ -104,6 +117,8 @@ class Watcher:
     others: tracefs.Instance
     algorithm: Algorithm
     in_gather: bool
+    counters: tuple[str, ...]
+    no_calls: str
 
 
 @contextlib.contextmanager
@@ -118,8 +133,11 @@ def watcher() -> Iterator[Watcher]:
         space.opened(procfs.PROC, os.getpid()) as tree,
     ):
         tracefs.remove_stale(root)
+        probes.remove_stale(root)
+        machine = settings.architecture(live=True)
+        made, no_calls = _probed(root, undo, machine)
         with (
-            tracefs.instance(root, undo, "exit", observe.EVENTS) as instance,
+            tracefs.instance(root, undo, "exit", (*observe.EVENTS, *made)) as instance,
             tracefs.instance(root, undo, "others", observe.EVIDENCE, overwrite=True) as others,
         ):
             if "mm_page_free" not in instance.events:
@@ -128,9 +146,25 @@ def watcher() -> Iterator[Watcher]:
                     "CONFIG_EVENT_TRACING"
                 )
             others.reserve(EVIDENCE_BYTES // (os.cpu_count() or 1))
-            in_gather = predict.page_tables_in_gather(procfs.PROC, settings.architecture(live=True))
+            in_gather = predict.page_tables_in_gather(procfs.PROC, machine)
             algorithm = predict.algorithm_of(procfs.kernel_release(procfs.PROC))
-            yield Watcher(tree, instance, others, algorithm, in_gather)
+            counters = calls.shown(instance.events, machine in probes.REGISTERS)
+            if not in_gather:
+                counters = tuple(name for name in counters if name != "page_tables")
+            if not counters and not no_calls:
+                no_calls = "this kernel does not let exit_mmap() or tlb_finish_mmu() be probed"
+            yield Watcher(tree, instance, others, algorithm, in_gather, counters, no_calls)
+
+
+def _probed(root: Path, undo: Undo, machine: str) -> tuple[list[str], str]:
+    """Make kprobe events -> their names as "system/name", or why there are none."""
+    if not probes.available(root):
+        return [], "this kernel has no kprobe events (CONFIG_KPROBE_EVENTS)"
+    wanted = probes.chosen(probes.functions())
+    try:
+        return probes.make(root, undo, f"replay_{os.getpid()}", wanted, machine), ""
+    except ReplayError as error:
+        return [], str(error)
 
 
 def watch(
@@ -212,9 +246,10 @@ def _kill(pid: int) -> None:
 class _Stopped:
     """A process at its exit stop. trace: its address space, read last right before it was let go.
 
-    changed: folios about which two captures of it differ.
+    before: as it was read before that. changed: folios about which these two captures differ.
     """
 
+    before: Trace
     trace: Trace
     changed: frozenset[int]
     pidfd: int
@@ -228,7 +263,8 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
         return Missed.KILLED
     except ReplayError:
         return Missed.UNREADABLE
-    watching.instance.reserve(observe.buffer_bytes(_folios_at_most(first.frame)))
+    entries = int(first.frame["pages"].sum()) if watching.counters else 0
+    watching.instance.reserve(observe.buffer_bytes(_folios_at_most(first.frame), entries))
     watching.instance.rest()
     watching.instance.only(tid)
     watching.instance.read(all_of_them=False)
@@ -239,7 +275,7 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
     # as late as can be: other processes go on sharing memory with this one, or cease to
     try:
         second = _read(watching.tree, pid, tid)
-        return _Stopped(second, _changed(first.frame, second.frame), os.pidfd_open(pid))
+        return _Stopped(first, second, _changed(first.frame, second.frame), os.pidfd_open(pid))
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
     except ReplayError:
@@ -297,8 +333,10 @@ def _await_end(pidfd: int, pid: int) -> None:
 
 def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdict:
     prediction = predict.predict(found.trace, watching.algorithm, watching.in_gather)
-    observation = observe.observe(watching.instance.read(), watching.instance.events, prediction.folios.maps)
+    events = watching.instance.read()
+    observation = observe.observe(events, watching.instance.events, prediction.folios.maps)
     after = _afterwards(watching, stayed(prediction.freed, observation.freed), observation)
+    comparison = compare(prediction, observation, after=after, changed=found.changed)
     orders = np.unique(prediction.folios.order, return_counts=True)
     return Verdict(
         workload=workload,
@@ -311,8 +349,26 @@ def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdi
         batches=len(observation.batch_ends),
         preempted=observation.preempted,
         duration_us=(observation.ended_ns - observation.began_ns) / 1000,
-        comparison=compare(prediction, observation, after=after, changed=found.changed),
+        comparison=comparison,
+        calls=_calls(watching, found, events, prediction, comparison),
     )
+
+
+def _calls(
+    watching: Watcher, found: _Stopped, events: Sequence[Event], prediction: Prediction, freed: Comparison
+) -> tuple[CallCount, ...]:
+    """The counters that the probes show, compared."""
+    inside = calls.window(events) if watching.counters else []
+    if not inside:
+        return ()
+    made = calls.counts(calls.of_teardown(inside))
+    observed = {name: made[name] for name in watching.counters}
+    how = watching.algorithm, watching.in_gather
+    doubts = Doubts(
+        before=lambda: predict.predict(found.before, *how).counters,
+        dirty=lambda: predict.dirty_counters(found.trace, *how),
+    )
+    return compare_calls(prediction, observed, observe.preemptions(inside, inside[0].pid), freed, doubts)
 
 
 def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation) -> dict[int, Frame]:

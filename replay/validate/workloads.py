@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from replay.validate.settings import PMD_SIZE
+
 _PROGRAMS: Final = Path(__file__).with_name("programs.py")
 
 
@@ -32,7 +34,7 @@ def _program(name: str) -> tuple[str, ...]:
     return (sys.executable, "-I", str(_PROGRAMS), name)
 
 
-_PMD_THP: Final = {"hugepages-2048kB/enabled": "madvise"}
+_PMD_THP: Final = {PMD_SIZE: "madvise"}
 
 WORKLOADS: Final = (
     Workload("sleep", "a small program", ("sleep", "0.01")),

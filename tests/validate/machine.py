@@ -9,7 +9,7 @@ import pytest
 
 from replay.capture.settings import THP
 from replay.errors import ReplayError
-from replay.validate import settings, tracefs
+from replay.validate import probes, settings, tracefs
 
 
 def unusable() -> str:
@@ -25,7 +25,22 @@ def unusable() -> str:
     return ""
 
 
+def without_kprobes() -> str:
+    """Why calls cannot be counted here; empty if they can."""
+    reason = unusable()
+    if reason:
+        return reason
+    with tracefs.mounted() as (root, _):
+        return (
+            ""
+            if probes.available(root)
+            else "the kernel has no kprobe events: kernel_lab --validate boots one"
+        )
+
+
 needs_kernel = pytest.mark.skipif(bool(unusable()), reason=unusable() or "usable")
+
+needs_kprobes = pytest.mark.skipif(bool(without_kprobes()), reason=without_kprobes() or "usable")
 
 
 def state() -> dict[str, object]:
@@ -35,9 +50,15 @@ def state() -> dict[str, object]:
         files += [root / "events" / name / "enable" for name in ("kmem", "tlb", "mmap", "pagemap")]
         return switches() | {
             "tracing": {str(path.relative_to(root)): path.read_text() for path in files},
+            "probes": kprobe_events(root),
             "mounts": Path("/proc/self/mounts").read_text(),
             "zram": sorted(path.name for path in Path("/sys/block").glob("zram*")),
         }
+
+
+def kprobe_events(root: Path) -> list[str]:
+    """Lines of kprobe_events, none where the kernel has no kprobes."""
+    return (root / "kprobe_events").read_text().splitlines() if probes.available(root) else []
 
 
 def switches() -> dict[str, object]:

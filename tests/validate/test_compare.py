@@ -35,6 +35,8 @@ def prediction(freed=FREED, ends=(3, 6), dirty=0, clean_ends=None, **columns) ->
         batch_ends=frozenset(ends),
         clean_batch_ends=frozenset(ends if clean_ends is None else clean_ends),
         dirty=dirty,
+        counters={},
+        clean_counters={},
     )
 
 
