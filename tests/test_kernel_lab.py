@@ -5,9 +5,12 @@ What needs QEMU and Debian's packages is `scripts/kernel_lab --quick`.
 
 from __future__ import annotations
 
+import io
+import json
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +19,20 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from lab import catalogue, compare, counts, initramfs, pages, trace  # noqa: E402
+from lab import (  # noqa: E402
+    catalogue,
+    compare,
+    counts,
+    initramfs,
+    pages,
+    trace,
+    validate,
+    validate_report,
+)
 from lab.case import Evidence  # noqa: E402
-from lab.trace import Event  # noqa: E402
+from lab.errors import LabError  # noqa: E402
+
+from replay.validate.tracefs import Event, parse_format  # noqa: E402
 
 FORMAT = """name: free_calls
 ID: 777
@@ -44,8 +58,8 @@ def page(content: bytes, commit_flags: int = 0) -> bytes:
     return (struct.pack("<QQ", 1, len(content) | commit_flags) + content).ljust(4096, b"\0")
 
 
-def event(name: str, pid: int = 5, in_interrupt: bool = False, **args: int) -> Event:
-    return Event(name, pid, in_interrupt, args)
+def event(name: str, pid: int = 5, **fields: int) -> Event:
+    return Event(0, 0, name, pid, False, fields)
 
 
 def test_ring_buffer_is_decoded_with_its_paddings_and_time_records():
@@ -53,8 +67,8 @@ def test_ring_buffer_is_decoded_with_its_paddings_and_time_records():
     discarded = struct.pack("<II", 29 | 1 << 5, 8) + bytes(4)
     long_form = struct.pack("<II", 0, 24) + record(-3)[4:]
     raw = page(record(7) + extend + discarded + long_form) + page(record(9, flags=0x10, pid=6))
-    found = list(trace.events(raw, dict([trace.parse_format(FORMAT)])))
-    assert [(e.args["nr"], e.pid, e.in_interrupt) for e in found] == [
+    found = list(trace.events(raw, dict([parse_format(FORMAT)])))
+    assert [(e.fields["nr"], e.pid, e.interrupt) for e in found] == [
         (7, 5, False),
         (-3, 5, False),
         (9, 6, True),
@@ -63,58 +77,48 @@ def test_ring_buffer_is_decoded_with_its_paddings_and_time_records():
 
 def test_lost_events_are_refused():
     with pytest.raises(trace.LostEventsError):
-        list(trace.records(page(record(1), commit_flags=1 << 31)))
+        list(trace.events(page(record(1), commit_flags=1 << 31), {}))
     with pytest.raises(trace.LostEventsError, match="overrun: 3"):
         trace.check_stats("entries: 9\noverrun: 3\n")
     trace.check_stats("entries: 9\noverrun: 0\ncommit overrun: 0\ndropped events: 0\n")
 
 
-def test_only_the_exit_of_the_process_is_counted():
+def test_what_one_exit_did():
+    """Queue and locks beside what `replay validate` counts; two folios, one of them in the swap cache."""
+    page = counts.VMEMMAP + counts.STRUCT_PAGE * 8
+    cached = page + counts.STRUCT_PAGE * 8
+    flags = np.zeros(32, np.uint64)
+    flags[16] = 1 << pages.SWAPCACHE
+    no = np.empty(0, np.int64)
+    leaves = pages.Leaves(no, no, np.empty(0, bool), no, np.array([8, 16]), 0, 0)
     stream = [
-        event("free_calls", nr=1),
-        event("exit_mmap", pid=6, mm=1),
-        event("exit_mmap", mm=2),
-        event("free_calls", nr=3),
-        event("free_calls", in_interrupt=True, nr=4),
-        event("flush_range", mm=9),
+        event("exit_mmap_entry", mm=2),
+        event("rmap_ptes", nr=4),
+        event("deferred_split", page=page, next=page + 144),
+        event("deferred_split", page=page, next=page + 999),
+        event("deferred_split", page=cached, next=cached + 144),
+        event("free_calls", nr=2),
+        event("folios_put_refs", nr=1),
+        event("lruvec_lock"),
+        event("split_dequeue", page=page, next=page + 999),
+        event("split_dequeue", page=cached, next=cached + 144),
+        event("mm_page_free", pfn=8, order=3),
+        event("mm_page_free", pfn=9, order=0),
         event("tlb_finish"),
         event("tlb_finished"),
-        event("free_calls", nr=5),
     ]
-    inside, preempted = counts.window(stream, 5)
-    assert [e.name for e in inside] == ["free_calls", "tlb_finish", "tlb_finished"]
-    assert not preempted
-    assert counts.window([*stream[:4], event("resched", pid=7), *stream[4:]], 5)[1]
+    probed = {each.name: each.name for each in stream} | {"deferred_split": "deferred_split_folio"}
+    found = counts.observe(stream, 5, probed, leaves, flags)
+    assert (found.counters["rmap_calls"], found.counters["free_calls"]) == (1, 1)
+    assert found.counters["deferred_split_queued"] == found.counters["deferred_split_dequeued"] == 1
+    assert (found.counters["lruvec_locks"], found.counters["pages_freed"]) == (1, 8)
+    assert "page_tables" not in found.counters and "release_calls" not in found.counters
+    assert (found.rmap_sizes, found.release_sizes, found.flush_groups) == ({4: 1}, [1], [[2]])
+    assert (found.freed, found.preempted) == ([[8, 3]], False)
+    other = [*stream[:3], event("resched", pid=7), *stream[3:]]
+    assert counts.observe(other, 5, probed, leaves, flags).preempted
     with pytest.raises(counts.NoExitError):
-        counts.window(stream[:5], 5)
-
-
-def test_drained_batches_and_swap_entries_are_told_apart():
-    stream = [
-        event("drain"),
-        event("folios_put_refs", nr=3),
-        event("mm_page_free", pfn=1, order=0),
-        event("drained"),
-        event("swap_entries", nr=1),
-        event("swapcache_delete", page=1),
-        event("rmap_ptes", page=1, nr=2),
-        event("swapcache_delete", page=2),
-    ]
-    names = [e.name for e in counts.of_release(counts.without_drains(stream))]
-    assert names == ["mm_page_free", "swap_entries", "rmap_ptes", "swapcache_delete"]
-
-
-def test_flushes_group_the_pieces():
-    stream = [
-        *(event("free_calls", nr=8), event("tlb_flush_mmu"), event("free_calls", nr=7)),
-        *(
-            event("free_calls", nr=510),
-            event("tlb_flush_mmu"),
-            event("tlb_finish"),
-            event("free_calls", nr=2),
-        ),
-    ]
-    assert counts.flush_groups(stream) == [[8], [7, 510], [2]]
+        counts.observe(stream, 6, probed, leaves, flags)
 
 
 def test_page_table_leaves_are_decoded():
@@ -179,6 +183,83 @@ def test_catalogue():
     }
 
 
+def document(**altered: object) -> str:
+    """What `replay validate --json` prints, as far as the lab reads it."""
+    count = {"counter": "rmap_calls", "predicted": 7, "observed": 7, "cause": "", "evidence": ""}
+    verdict = {
+        "workload": "sleep",
+        "comm": "sleep",
+        "exact": True,
+        "observed": 5,
+        "differences": [],
+        "counters": [
+            count | {"agrees": True},
+            count | {"counter": "free_calls", "observed": 8, "cause": "dirty rule", "agrees": False},
+        ],
+    }
+    whole = {"kernel": "6.1.0", "agrees": True, "status": 0, "notes": {}, "calls_not_compared": ""}
+    return json.dumps(whole | {"verdicts": [verdict]} | altered)
+
+
+def guest_output(path: Path, files: dict[str, str]) -> Path:
+    """An archive as the guest writes it."""
+    with tarfile.open(path, "w") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def run_files(name: str, status: int, out: str, said: str = "") -> dict[str, str]:
+    folder = f"programs/00-{name}"
+    return {
+        f"{folder}/stdout": out,
+        f"{folder}/stderr": said,
+        f"{folder}/status": f"{status}\n",
+        f"{folder}/seconds": "9\n",
+    }
+
+
+def test_what_replay_validate_said_in_the_guest_is_reported(tmp_path: Path):
+    files = run_files("workloads", 0, document()) | run_files("tests", 0, "....\n4 passed in 3 s\n")
+    result = validate.read_results("v6.1", guest_output(tmp_path / "out", files | {"boot/done": ""}))
+    assert result.agrees and not result.failed
+    line = "v6.1 (6.1.0): 1 of 1 exits exact, 1 of 2 call counts agree, 0 differences without a known cause"
+    assert validate_report.totals(result) == f"{line}; tests: 4 passed in 3 s"
+    text = validate_report.summary([result])
+    assert "| v6.1 | sleep | 1 | 1 | 5 |  | 2 | 1 | free_calls (dirty rule): 1 |" in text
+    assert "| `rmap_calls` | 1 of 1, 1 |" in text
+    assert "| v6.1 | sleep | sleep | `free_calls` | 7 | 8 | dirty rule |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "out", "why"),
+    [
+        ("workloads", 1, "", "exit status 1 and no document; it said: b | c | d"),
+        ("workloads", 3, document(), "exit status 3 does not go with its document"),
+        ("workloads", 0, document(agrees=False), "exit status 0 does not go with its document"),
+        ("build", 0, document(status=2), "its command failed with exit status 2"),
+        ("tests", 1, "1 failed\n", "exit status 1"),
+    ],
+)
+def test_a_run_that_fails_in_the_guest_is_told(tmp_path: Path, name: str, status: int, out: str, why: str):
+    files = run_files(name, status, out, "a\nb\nc\nd\n") | {"boot/done": ""}
+    result = validate.read_results("v6.1", guest_output(tmp_path / "out", files))
+    assert result.failed[name].startswith(why)
+
+
+def test_output_without_its_end_is_refused(tmp_path: Path):
+    with pytest.raises(LabError, match="cut"):
+        validate.read_results("v6.1", guest_output(tmp_path / "out", run_files("workloads", 0, document())))
+
+
+def test_runs_are_what_the_disk_can_do():
+    assert list(validate.runs([])) == ["workloads", "pipeline", "python"]
+    assert tuple(validate.runs(["gcc", "pytest"])) == validate.NAMES
+    assert "--no-drain" in validate.runs(["gcc"])[validate.UNDRAINED]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -187,6 +268,8 @@ def test_catalogue():
         (["--image", __file__, "--algorithm", "v9"], 2, "unknown algorithm"),
         (["--case", "no such case"], 1, "no case is called"),
         (["-o", "/nowhere/x.csv"], 2, "no folder"),
+        (["--validate", "nonsense"], 2, "unknown run 'nonsense'"),
+        (["--validate", "--quick"], 2, "its runs are no cases"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], status: int, message: str):

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -64,6 +64,16 @@ def number(event: Event, field: str) -> int:
     value = event.fields[field]
     assert isinstance(value, int)
     return value
+
+
+class Header(NamedTuple):
+    """Where things lie in a sub-buffer, in bytes. commit_type: of its committed length."""
+
+    timestamp: int
+    commit: int
+    commit_type: str
+    data: int
+    size: int
 
 
 @contextlib.contextmanager
@@ -172,7 +182,7 @@ class Instance:
         for cpu in self._cpus:
             number = int(cpu.name[3:])
             for page in _raw_pages(cpu / "trace_pipe_raw", self._page.size):
-                events += self._decode(page, number)
+                events += decode(page, number, self._page, self._formats)
         if all_of_them:
             self._check_losses()
         events.sort(key=lambda event: event.time_ns)
@@ -190,50 +200,52 @@ class Instance:
                     "with less running beside it"
                 )
 
-    def _decode(self, page: bytes, cpu: int) -> Iterator[Event]:
-        """Events of one sub-buffer: a time stamp, then records with the time since the one before."""
-        (time,) = struct.unpack_from("=Q", page, self._page.timestamp)
-        (commit,) = struct.unpack_from(self._page.commit_type, page, self._page.commit)
-        position = self._page.data
-        end = position + (commit & COMMIT_MASK)
-        while position < end:
-            (word,) = struct.unpack_from("=I", page, position)
-            kind, delta = word & (1 << TYPE_LEN_BITS) - 1, word >> TYPE_LEN_BITS
-            position += 4
-            if kind >= PADDING:
-                (more,) = struct.unpack_from("=I", page, position)
-                if kind == PADDING:
-                    if delta == 0:
-                        return
-                    time += delta
-                    position += more
-                elif kind == TIME_EXTEND:
-                    time += (more << 27) + delta
-                    position += 4
-                else:
-                    # an absolute time has 59 bits: the top ones are those of the time before
-                    time = (more << 27) + delta | time & ~((1 << 59) - 1)
-                    position += 4
-                continue
-            time += delta
-            size = 4 * kind
-            if kind == 0:
-                (size,) = struct.unpack_from("=I", page, position)
-                position += 4
-                size -= 4
-            event = self._event(page, position, time, cpu)
-            if event:
-                yield event
-            position += size
 
-    def _event(self, page: bytes, position: int, time: int, cpu: int) -> Event | None:
-        (number,) = struct.unpack_from("=H", page, position)
-        form = self._formats.get(number)
-        if form is None:
-            return None
-        fields = dict(zip(form.fields, form.layout.unpack_from(page, position), strict=True))
-        interrupt = bool(int(fields["common_flags"]) & IN_INTERRUPT)
-        return Event(time, cpu, form.name, int(fields["common_pid"]), interrupt, fields)
+def decode(page: bytes, cpu: int, header: Header, formats: Mapping[int, Format]) -> Iterator[Event]:
+    """Events of one sub-buffer: a time stamp, then records with the time since the one before."""
+    (time,) = struct.unpack_from("=Q", page, header.timestamp)
+    (commit,) = struct.unpack_from(header.commit_type, page, header.commit)
+    position = header.data
+    end = position + (commit & COMMIT_MASK)
+    while position < end:
+        (word,) = struct.unpack_from("=I", page, position)
+        kind, delta = word & (1 << TYPE_LEN_BITS) - 1, word >> TYPE_LEN_BITS
+        position += 4
+        if kind >= PADDING:
+            (more,) = struct.unpack_from("=I", page, position)
+            if kind == PADDING:
+                if delta == 0:
+                    return
+                time += delta
+                position += more
+            elif kind == TIME_EXTEND:
+                time += (more << 27) + delta
+                position += 4
+            else:
+                # an absolute time has 59 bits: the top ones are those of the time before
+                time = (more << 27) + delta | time & ~((1 << 59) - 1)
+                position += 4
+            continue
+        time += delta
+        size = 4 * kind
+        if kind == 0:
+            (size,) = struct.unpack_from("=I", page, position)
+            position += 4
+            size -= 4
+        event = _event(page, position, time, cpu, formats)
+        if event:
+            yield event
+        position += size
+
+
+def _event(page: bytes, position: int, time: int, cpu: int, formats: Mapping[int, Format]) -> Event | None:
+    (kind,) = struct.unpack_from("=H", page, position)
+    form = formats.get(kind)
+    if form is None:
+        return None
+    fields = dict(zip(form.fields, form.layout.unpack_from(page, position), strict=True))
+    interrupt = bool(int(fields["common_flags"]) & IN_INTERRUPT)
+    return Event(time, cpu, form.name, int(fields["common_pid"]), interrupt, fields)
 
 
 @contextlib.contextmanager
@@ -255,7 +267,7 @@ def instance(
             "lockdown or a container may forbid it: run replay validate as root of the host"
         ) from None
     present = [event for event in events if (path / "events" / event / "format").exists()]
-    formats = dict(_format((path / "events" / event / "format").read_text()) for event in present)
+    formats = dict(parse_format((path / "events" / event / "format").read_text()) for event in present)
     made = Instance(path, formats)
     made.rest()
     _write(path / "options" / "overwrite", str(int(overwrite)))
@@ -270,15 +282,7 @@ def instance(
             made.rest()
 
 
-class _Header(NamedTuple):
-    timestamp: int
-    commit: int
-    commit_type: str
-    data: int
-    size: int
-
-
-def _header_page(tracefs: Path) -> _Header:
+def _header_page(tracefs: Path) -> Header:
     """Where things lie in a sub-buffer, by `events/header_page`."""
     fields = {
         name: (int(offset), int(size))
@@ -289,7 +293,7 @@ def _header_page(tracefs: Path) -> _Header:
     }
     data, length = fields["data"]
     commit, commit_size = fields["commit"]
-    return _Header(fields["timestamp"][0], commit, {4: "=I", 8: "=Q"}[commit_size], data, data + length)
+    return Header(fields["timestamp"][0], commit, {4: "=I", 8: "=Q"}[commit_size], data, data + length)
 
 
 _FIELD: Final = re.compile(
@@ -298,7 +302,7 @@ _FIELD: Final = re.compile(
 )
 
 
-def _format(text: str) -> tuple[int, Format]:
+def parse_format(text: str) -> tuple[int, Format]:
     """A `format` file -> the event's number and its format. Arrays are bytes."""
     number = re.search(r"^ID: (\d+)$", text, re.MULTILINE)
     name = re.search(r"^name: (\w+)$", text, re.MULTILINE)

@@ -37,11 +37,13 @@ def swap_image(path: Path) -> None:
         file.write(b"SWAPSPACE2")
 
 
-def command(kernel: Path, initrd: Path, disks: list[Path]) -> list[str]:
-    """QEMU's arguments. One virtual CPU: no other CPU's LRU-add batch holds references."""
+def command(
+    kernel: Path, initrd: Path, disks: list[Path], *, memory_mib: int = MEMORY_MIB, cpus: int = 1
+) -> list[str]:
+    """QEMU's arguments. With one virtual CPU no other CPU's LRU-add batch holds references."""
     drives = [f"file={disk},if=virtio,format=raw,cache=unsafe" for disk in disks]
     return [
-        QEMU, "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1", "-m", str(MEMORY_MIB),
+        QEMU, "-accel", "tcg", "-cpu", "max,la57=off", "-smp", str(cpus), "-m", str(memory_mib),
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
         "-kernel", str(kernel), "-initrd", str(initrd), "-append", COMMAND_LINE,
         *(word for drive in drives for word in ("-drive", drive)),

@@ -14,7 +14,8 @@ import numpy as np
 from lab import pages
 from lab.counts import Observed, observe
 from lab.errors import LabError
-from lab.trace import Format, LostEventsError, check_stats, events, parse_format
+from lab.trace import LostEventsError, check_stats, events
+from replay.validate.tracefs import Format, parse_format
 
 _TEXTS = ("maps", "smaps", "status", "comm", "pagemap_scan")
 _WORDS = ("pagemap", "kpageflags", "kpagecount")

@@ -10,7 +10,7 @@ from pathlib import Path
 from lab.errors import LabError, UnavailableError
 
 SOURCES = Path(__file__).parent / "guest"
-INIT_SOURCES = ("init.c", "collect.c", "trace.c", "pagetable.c", "stream.c")
+INIT_SOURCES = ("init.c", "collect.c", "trace.c", "pagetable.c", "stream.c", "programs.c")
 STATIC = ("-O2", "-static", "-Wall", "-Wextra")
 FREESTANDING = ("-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-stack-protector")
 # In the order of need; a module that the kernel has built in is simply not found.
@@ -91,24 +91,31 @@ def cpio(files: Iterable[tuple[str, int, bytes]]) -> bytes:
     return bytes(out)
 
 
-def initramfs(built: Path, loaded: list[tuple[str, bytes]], probes: str, cases: dict[str, str]) -> bytes:
-    """The archive the guest boots from: init, workload, modules, probes and case specifications."""
-    folders = ("dev", "proc", "sys", "disk", "xfs", "tmp", "huge", "hugetlb", "modules", "cases")
+def initramfs(
+    built: Path,
+    loaded: list[tuple[str, bytes]],
+    probes: str,
+    cases: dict[str, str],
+    programs: dict[str, str] | None = None,
+) -> bytes:
+    """The archive the guest boots from: init, workload, modules, probes; what cases and programs are."""
+    folders = ("dev", "proc", "sys", "disk", "xfs", "tmp", "huge", "hugetlb", "modules", "cases", "programs")
     files = [(name, 0o40755, b"") for name in folders]
     files += [(name, 0o100755, (built / name).read_bytes()) for name in ("init", "workload")]
     files += [(f"modules/{i:02}-{name}", 0o100644, image) for i, (name, image) in enumerate(loaded)]
     files += [("probes", 0o100644, probes.encode())]
     files += [(f"cases/{name}", 0o100644, spec.encode()) for name, spec in cases.items()]
+    files += [(f"programs/{name}", 0o100644, spec.encode()) for name, spec in (programs or {}).items()]
     return cpio(files)
 
 
-def _libraries(program: Path) -> list[Path]:
+def libraries(program: Path) -> list[Path]:
     out = _run("ldd", str(program))
     words = [word for line in out.splitlines() for word in line.split() if word.startswith("/")]
     return [Path(word) for word in words]
 
 
-def _copy(path: Path, root: Path) -> None:
+def copy_file(path: Path, root: Path) -> None:
     target = root / str(path).lstrip("/")
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
@@ -121,8 +128,8 @@ def _copy_python(root: Path) -> None:
     skip = shutil.ignore_patterns("test", "tests", "__pycache__", "dist-packages", "config-*", "idlelib")
     shutil.copytree(library, root / str(library).lstrip("/"), ignore=skip, dirs_exist_ok=True)
     for shared in (library / "lib-dynload").glob("*.so"):
-        for path in _libraries(shared):
-            _copy(path, root)
+        for path in libraries(shared):
+            copy_file(path, root)
 
 
 def root_disk(built: Path, image: Path) -> list[str]:
@@ -137,14 +144,19 @@ def root_disk(built: Path, image: Path) -> list[str]:
         if not path.exists():
             continue
         present.append(name)
-        _copy(path, root)
-        for library in _libraries(path):
-            _copy(library, root)
+        copy_file(path, root)
+        for library in libraries(path):
+            copy_file(library, root)
         if name == "python3":
             _copy_python(root)
-    _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(root), str(image), f"{DISK_MIB}M")
-    shutil.rmtree(root)
+    ext4_disk(root, image, DISK_MIB)
     return present
+
+
+def ext4_disk(root: Path, image: Path, mib: int) -> None:
+    """An ext4 image of what is below `root`, which is removed."""
+    _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(root), str(image), f"{mib}M")
+    shutil.rmtree(root)
 
 
 def xfs_disk(trees: list[Path], image: Path) -> None:

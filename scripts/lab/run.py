@@ -116,7 +116,7 @@ def run_kernel(
     with tarfile.open(archive) as tar:
         info = read_boot(tar)
     result.release = info.release
-    wanted = dict.fromkeys(probe.event for probe in kernel.probes if probe.kind != "t")
+    wanted = dict.fromkeys(probe.event for probe in kernel.probes)
     result.missing_probes = [event for event in wanted if event not in info.probed]
     folders = (keep or work / "cases") / kernel.name
     shutil.rmtree(folders, ignore_errors=True)

@@ -1,5 +1,6 @@
 /*
- * Init of the guest: mounts, modules, settings, then every case of /cases in order, then power off.
+ * Init of the guest: mounts, modules, settings, then every program of /programs and every case of /cases in
+ * order, then power off.
  * Disks by order: the output (vda), an ext4 root with programs (vdb), swap (vdc), XFS if given (vdd).
  */
 #define _GNU_SOURCE
@@ -111,6 +112,20 @@ static void run_case(const char *path, const char *name)
     cases_done++;
 }
 
+static void run_each_program(const char *path, const char *name)
+{
+    char *spec = slurp(path);
+
+    if (!cases_done) {
+        mount_at("sysfs", "/disk/sys", "sysfs", NULL, 1);
+        mount_at("tmpfs", "/disk/tmp", "tmpfs", NULL, 1);
+    }
+    printf("lab: program %s\n", name);
+    run_program(name, spec);
+    free(spec);
+    cases_done++;
+}
+
 int main(void)
 {
     struct blob probes = {0};
@@ -136,6 +151,8 @@ int main(void)
         die("swapon");
     switches();
 
+    /* programs first: they make probes of their own */
+    each("/programs", run_each_program);
     text = slurp("/probes");
     trace_setup(text, &probes);
     stream_member("boot", "probes", probes.data, probes.size);

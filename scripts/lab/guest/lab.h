@@ -48,4 +48,7 @@ void refcounts_read(size_t frames, struct blob *counts); /* u32 per page frame *
 /* One case: run it, catch it at its exit, dump it, let it go under the tracer. */
 void collect(const char *name, const char *spec);
 
+/* One program of the root disk, run to its end. */
+void run_program(const char *name, char *spec);
+
 #endif
