@@ -3,14 +3,14 @@
 from collections import Counter, defaultdict
 from typing import Any
 
-from lab.validate import CPUS, MEMORY_MIB, Validated
+from lab.validate import MEMORY_MIB, Validated
 from replay.teardown.counters import COUNTERS
 
 _INTRO = f"""\
 # `replay validate` on kernels with kprobes
 
 Written by `scripts/kernel_lab --validate`. Debian's kernels, unmodified, in QEMU's emulated CPU
-({CPUS} virtual CPUs, {MEMORY_MIB} MiB), run `replay validate` itself: its built-in workloads, and commands.
+({MEMORY_MIB} MiB), run `replay validate` itself: its built-in workloads, and commands.
 Each exit is captured at its exit stop and replayed with what procfs shows, no more. The folios that the
 kernel frees are held against the replay one by one (*exact*: the same ones in the same order), and the calls
 that it makes from the entry of `exit_mmap()` to the return of its `tlb_finish_mmu()` counter by counter.
