@@ -41,7 +41,7 @@ PORTION_PAGES: Final = 1 << 21
 LONG_RUN_PAGES: Final = 8
 """Runs as long as this on average are read as well in portions of one block, one ahead of the other."""
 
-WAITING_BATCHES: Final = 4
+WAITING_BATCHES: Final = 1
 """Extents that may wait for being written, each of about `BLOCK_PAGES` pages."""
 
 READERS: Final = 4
