@@ -46,9 +46,12 @@ def main() -> None:
     status = _status()
     try:
         sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        status = status or 1
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        note(f"replay: cannot write to standard output: {error.strerror}")
+        status = 1
+    sys.stderr.flush()
     os._exit(status)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,8 @@ LONG_RUN_PAGES: Final = 8
 """Runs as long as this on average are read as well in portions of one block, one ahead of the other."""
 
 WAITING_BATCHES: Final = 1
-"""Extents that may wait for being written, each of about `BLOCK_PAGES` pages."""
+WAITING_LOOKS: Final = 4
+"""Batches of about `BLOCK_PAGES` pages that may wait for being written, or looked at again."""
 
 READERS: Final = 4
 """Threads: at most one reads ahead, with another's help, one looks for the second time, one loads pyarrow."""
@@ -50,6 +51,9 @@ READERS: Final = 4
 UPTODATE: Final = np.uint64(bit(3))
 """KPF_UPTODATE."""
 
+T = TypeVar("T")
+Portion = tuple[list[Runs], folios.Pages, list[I64]]
+"""Blocks of runs, the words of their folios; for each block, the place of each run in them (-1: swap)."""
 Emit = Callable[[Extents, Sequence[Vma], Status], None]
 Progress = Callable[[int, int], None]
 """Called with pages done and pages in all."""
@@ -150,7 +154,7 @@ def capture_space(
     status = procfs.read_status(tree.root, pid, tree.page_size)
     fd = procfs.open_pagemap(tree.root, pid)
     emitting: deque[Future[None]] = deque()
-    looking: list[Future[int]] = []
+    looking: deque[Future[int]] = deque()
     try:
         with contextlib.closing(Kept()) as blocks:
             survey = _survey(tree, fd, pid, options, blocks)
@@ -166,6 +170,7 @@ def capture_space(
                 apart = ex.differences(pages, found, own)
                 for batch, index in _batches(portion, places):
                     if tree.live:
+                        changed += _await_one(looking, WAITING_LOOKS) or 0
                         looking.append(tree.pool.submit(_second_look, fd, survey.starts, batch))
                     rows, torn = ex.build(
                         batch, index, pages, found, apart, facts, own, survey.huge, dirty, tree.page_size
@@ -173,8 +178,7 @@ def capture_space(
                     changed += torn
                     _check_saved(tree, rows, survey.vmas)
                     add_extents(totals, rows)
-                    if len(emitting) == WAITING_BATCHES:
-                        emitting.popleft().result()
+                    _await_one(emitting, WAITING_BATCHES)
                     emitting.append(tree.writer.submit(emit, rows, survey.vmas, status))
                     done += int(batch.pages.sum())
                     if progress:
@@ -210,25 +214,29 @@ def _portions(blocks: Kept) -> Iterator[list[Runs]]:
         yield waiting
 
 
-def _read_ahead(
-    tree: Tree, portions: Iterator[list[Runs]]
-) -> Iterator[tuple[list[Runs], folios.Pages, list[I64]]]:
-    """Portions with what `_read_folios` gives of them; a small one is read while the one before is used."""
-    ahead: tuple[list[Runs], Future[tuple[folios.Pages, list[I64]]]] | None = None
+def _read_ahead(tree: Tree, portions: Iterator[list[Runs]]) -> Iterator[Portion]:
+    """Portions with their folios; a small one is read while the one before is used."""
+    reading: deque[tuple[list[Runs], Future[tuple[folios.Pages, list[I64]]]]] = deque()
     for portion in portions:
-        small = sum(len(block.vpn) for block in portion) <= BLOCK_PAGES
-        if ahead:
-            before, words = ahead[0], ahead[1].result()
-            if not small:
-                ahead = None
-                yield before, *words
-                del before, words
-        reading = tree.pool.submit(_read_folios, tree, portion)
-        if ahead and small:
-            yield before, *words
-        ahead = portion, reading
-    if ahead:
-        yield ahead[0], *ahead[1].result()
+        if reading:
+            wait([reading[0][1]])
+            if sum(len(block.vpn) for block in portion) > BLOCK_PAGES:
+                yield _first(reading)
+        reading.append((portion, tree.pool.submit(_read_folios, tree, portion)))
+        if len(reading) > 1:
+            yield _first(reading)
+    if reading:
+        yield _first(reading)
+
+
+def _first(reading: deque[tuple[list[Runs], Future[tuple[folios.Pages, list[I64]]]]]) -> Portion:
+    portion, future = reading.popleft()
+    return portion, *future.result()
+
+
+def _await_one(futures: deque[Future[T]], most: int) -> T | None:
+    """The result of the first future if there are `most`: that many may wait."""
+    return futures.popleft().result() if len(futures) >= most else None
 
 
 def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Survey:
