@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from replay.capture import live, snapshot
 from replay.capture.extents import Owner
-from replay.capture.handover import Batch, Done, Free, Large
+from replay.capture.handover import Batch, Captured, Done, Free, Large
 from replay.capture.procfs import U64
 from replay.capture.space import Options, Tree
 from replay.capture.table import table
@@ -22,7 +22,7 @@ from replay.trace.write import ROW_GROUP_ROWS, TraceWriter
 
 
 @dataclass
-class Written:
+class _Written:
     """What was read so far; tables wait until they fill a row group."""
 
     writer: TraceWriter
@@ -34,21 +34,34 @@ class Written:
     waiting_rows: int = 0
 
 
-def opened(file: Any) -> Written:
-    """A trace under way, into a binary file."""
-    return Written(TraceWriter(file))
-
-
-def add_batch(
-    written: Written, tree: Tree, batch: Batch, slabs: Sequence[U64], free: Callable[[Free], None]
+def write_trace(
+    file: Any,
+    tree: Tree,
+    options: Options,
+    requests: Iterator[Batch | Large],
+    reply: Callable[[Free | Captured | Done], None],
+    slabs: Sequence[U64],
 ) -> None:
-    """Add snapshots; `free` is called when their slab is not needed any more."""
+    """Write what is requested to a binary file, as a trace."""
+    written = _Written(TraceWriter(file))
+    for request in requests:
+        if isinstance(request, Batch):
+            _add_batch(written, tree, request, slabs, reply)
+        else:
+            reply(Captured(_add_large(written, tree, request, options)))
+    reply(_closed(written, tree, options))
+
+
+def _add_batch(
+    written: _Written, tree: Tree, batch: Batch, slabs: Sequence[U64], reply: Callable[[Free], None]
+) -> None:
+    """Add snapshots; says when their slab is not needed any more."""
     parts = [
         slabs[batch.slab][offset : offset + taken.words]
         for taken, offset in zip(batch.snapshots, batch.offsets, strict=True)
     ]
     rows, vmas, changed = snapshot.build(batch.snapshots, parts, tree.page_size, tree.mapcounts == "precise")
-    free(Free(batch.slab))
+    reply(Free(batch.slab))
     owners = [
         Owner(mm, taken.pid, taken.status.name, of_space)
         for mm, (taken, of_space) in enumerate(zip(batch.snapshots, vmas, strict=True), len(written.spaces))
@@ -57,7 +70,7 @@ def add_batch(
     _add(written, changed, [table(rows, owners)])
 
 
-def add_large(written: Written, tree: Tree, wanted: Large, options: Options) -> bool:
+def _add_large(written: _Written, tree: Tree, wanted: Large, options: Options) -> bool:
     """Capture a process that stands still; False if it has ended meanwhile."""
     tables: list[pa.Table] = []
     number, seen = len(written.spaces), dataclasses.replace(tree, root=Path(wanted.root))
@@ -73,7 +86,7 @@ def add_large(written: Written, tree: Tree, wanted: Large, options: Options) -> 
     return True
 
 
-def _add(written: Written, changed: int, tables: list[pa.Table]) -> None:
+def _add(written: _Written, changed: int, tables: list[pa.Table]) -> None:
     written.changed += changed
     written.waiting += tables
     written.waiting_rows += sum(map(len, tables))
@@ -81,7 +94,7 @@ def _add(written: Written, changed: int, tables: list[pa.Table]) -> None:
         _flush(written)
 
 
-def _flush(written: Written) -> None:
+def _flush(written: _Written) -> None:
     tables, written.waiting, written.waiting_rows = written.waiting, [], 0
     if tables:
         rows = pa.concat_tables(tables).unify_dictionaries()
@@ -89,7 +102,7 @@ def _flush(written: Written) -> None:
         written.writer.append_table(rows)
 
 
-def closed(written: Written, tree: Tree, options: Options) -> Done:
+def _closed(written: _Written, tree: Tree, options: Options) -> Done:
     """Write the rest and the metadata."""
     _flush(written)
     meta: Metadata = dataclasses.replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import os
 import signal
 import tempfile
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -301,8 +302,16 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
         tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
         tree = dataclasses.replace(tree, pool=INLINE, writer=INLINE)
-        encoder = stack.enter_context(handover.encoding(target, tree, options))
+        work = functools.partial(_write_trace, target, tree, options)
+        encoder = stack.enter_context(handover.encoding(target, work))
         yield _Recording(encoder, tree, options.use_scan and scan.supported())
+
+
+def _write_trace(*arguments: Any) -> None:
+    """In the encoder's process: what it needs is loaded there, while the command starts."""
+    from replay.capture import encode
+
+    encode.write_trace(*arguments)
 
 
 def _take(recording: _Recording, pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:

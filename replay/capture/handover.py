@@ -12,7 +12,7 @@ import fcntl
 import mmap
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final, NoReturn
@@ -22,7 +22,6 @@ import numpy as np
 from replay.capture.command import PASSED
 from replay.capture.procfs import U64
 from replay.capture.snapshot import MOST_SNAPSHOTS, Snapshot
-from replay.capture.space import Options, Tree
 from replay.errors import ReplayError
 from replay.trace.metadata import Metadata
 
@@ -95,9 +94,13 @@ class Encoder:
     busy: set[int] = field(default_factory=set)
 
 
+Work = Callable[[Iterator[Batch | Large], Callable[[Free | Captured | Done], None], list[U64]], None]
+"""What the process does, given requests until there are no more, what sends answers, and the slabs."""
+
+
 @contextlib.contextmanager
-def encoding(file: Any, tree: Tree, options: Options) -> Iterator[Encoder]:
-    """Start the process, which writes a trace to `file`; it ends with the block, whatever it has written."""
+def encoding(file: Any, work: Work) -> Iterator[Encoder]:
+    """Start the process, whose `work` writes to `file`; it ends with the block, whatever it has written."""
     slabs = [np.frombuffer(mmap.mmap(-1, SLAB_WORDS * 8), np.uint64) for _ in range(SLABS)]
     their_requests, requests = Pipe(duplex=False)
     replies, their_replies = Pipe(duplex=False)
@@ -108,7 +111,7 @@ def encoding(file: Any, tree: Tree, options: Options) -> Iterator[Encoder]:
     if not pid:
         requests.close()
         replies.close()
-        _encode(their_requests, their_replies, slabs, file, tree, options)
+        _encode(their_requests, their_replies, slabs, file, work)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     their_requests.close()
     their_replies.close()
@@ -195,9 +198,7 @@ def _answer(encoder: Encoder) -> Any:
     return answer
 
 
-def _encode(
-    requests: Connection, replies: Connection, slabs: list[U64], file: Any, tree: Tree, options: Options
-) -> NoReturn:
+def _encode(requests: Connection, replies: Connection, slabs: list[U64], file: Any, work: Work) -> NoReturn:
     """In the child: until the caller says that it was all, or is gone."""
     try:
         # what wakes us, a write of the tracer, must not lose its processor to us
@@ -206,16 +207,7 @@ def _encode(
         for number in PASSED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED)
-        # the command starts meanwhile
-        from replay.capture import encode
-
-        written = encode.opened(file)
-        while (request := requests.recv()) is not None:
-            if isinstance(request, Batch):
-                encode.add_batch(written, tree, request, slabs, replies.send)
-            else:
-                replies.send(Captured(encode.add_large(written, tree, request, options)))
-        replies.send(encode.closed(written, tree, options))
+        work(iter(requests.recv, None), replies.send, slabs)
         file.flush()
     except EOFError:
         pass
