@@ -14,8 +14,9 @@ from replay.capture import live, snapshot
 from replay.capture.extents import Owner
 from replay.capture.handover import Batch, Captured, Done, Free, Large
 from replay.capture.procfs import U64
-from replay.capture.space import Options, Tree
+from replay.capture.space import Options
 from replay.capture.table import table
+from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.write import ROW_GROUP_ROWS, TraceWriter

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from replay.capture import command, follow, guard, handover, procfs, ptrace, scan, snapshot, space
+from replay.capture import command, follow, guard, handover, procfs, ptrace, scan, snapshot
 from replay.capture.command import Command
 from replay.capture.follow import AtExit, Followed, Missed
 from replay.capture.handover import Done, Encoder, Large
 from replay.capture.snapshot import INLINE
-from replay.capture.space import Options, Tree
+from replay.capture.space import Options
+from replay.capture.tree import Tree, opened
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.metadata import Metadata
 from replay.trace.whole import whole_file
@@ -299,7 +300,7 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
     """A recording into `out`, a file that appears when the block ends without an error."""
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(whole_file(out, force=force))
-        tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
+        tree = stack.enter_context(opened(procfs.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
         tree = dataclasses.replace(tree, pool=INLINE, writer=INLINE)
         work = functools.partial(_write_trace, target, tree, options)

@@ -15,7 +15,8 @@ from replay.capture import freeze, procfs, settings, space
 from replay.capture.extents import Extents, Owner
 from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure
-from replay.capture.space import Options, Progress, Space, Tree
+from replay.capture.space import Options, Progress, Space
+from replay.capture.tree import Tree, opened
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
@@ -73,7 +74,7 @@ def capture_process(
     Raises `ReplayError` with cause and remedy; then `out` does not appear.
     """
     root = Path(procfs_root)
-    with freeze.interruptible(), space.opened(root, pid) as tree:
+    with freeze.interruptible(), opened(root, pid) as tree:
         size = ptes_per_table(tree.page_size)
         options = Options(
             use_scan=use_scan,
@@ -148,7 +149,7 @@ def capture_all(
     """
     root = Path(procfs_root)
     pids = procfs.pids(root)
-    with freeze.interruptible(), space.opened(root, pids[0] if pids else 0) as tree:
+    with freeze.interruptible(), opened(root, pids[0] if pids else 0) as tree:
         options = Options(use_scan=use_scan, held=hold or not tree.live)
         return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
 
@@ -178,7 +179,7 @@ def capture_cgroup(
         pids = freeze.members(path)
         if not pids:
             raise ReplayError(f"no process in cgroup {path}: name one with processes")
-        tree = stack.enter_context(space.opened(root, pids[0]))
+        tree = stack.enter_context(opened(root, pids[0]))
         options = Options(use_scan=use_scan, held=hold)
         together = "cgroup" if freezes else ""
         return _capture_each(tree, pids, out, force, options, progress, together=together, name=path.name)

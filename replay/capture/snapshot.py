@@ -21,7 +21,7 @@ from replay.capture import folios, procfs, runs, scan
 from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.procfs import U64, Status, Vma
-from replay.capture.space import Tree
+from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError
 from replay.trace.schema import ptes_per_table
 

@@ -11,23 +11,22 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from replay.capture import extents as ex
-from replay.capture import folios, procfs, runs, scan, settings
+from replay.capture import folios, pmd, procfs, runs, scan
 from replay.capture.extents import Extents, Ranges
 from replay.capture.kept import Kept
 from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure, Totals, add_extents, reconcile
 from replay.capture.runs import Runs
+from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError, ReplayError
-from replay.trace.kpageflags import bit
 from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
@@ -45,33 +44,12 @@ WAITING_BATCHES: Final = 1
 WAITING_LOOKS: Final = 4
 """Batches of about `BLOCK_PAGES` pages that may wait for being written, or looked at again."""
 
-READERS: Final = 4
-"""Threads: at most one reads ahead, with another's help, one looks for the second time, one loads pyarrow."""
-
-UPTODATE: Final = np.uint64(bit(3))
-"""KPF_UPTODATE."""
-
 T = TypeVar("T")
 Portion = tuple[list[Runs], folios.Pages, list[I64]]
 """Blocks of runs, the words of their folios; for each block, the place of each run in them (-1: swap)."""
 Emit = Callable[[Extents, Sequence[Vma], Status], None]
 Progress = Callable[[int, int], None]
 """Called with pages done and pages in all."""
-
-
-@dataclass(frozen=True)
-class Tree:
-    """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`."""
-
-    root: Path
-    live: bool
-    page_size: int
-    flags_fd: int
-    counts_fd: int
-    saved_frames: int | None
-    mapcounts: str
-    pool: Executor
-    writer: Executor
 
 
 @dataclass(frozen=True)
@@ -110,35 +88,6 @@ class Survey:
     huge: Ranges
     huge_known: bool
     own: Ranges
-
-
-@contextlib.contextmanager
-def opened(root: Path, pid: int) -> Iterator[Tree]:
-    """Open kpageflags and kpagecount of a tree; `pid` is a process by which a saved tree's page size is told.
-
-    Raises `ReplayError` if there is no such tree, no such process, or no right to read them.
-    """
-    live = procfs.is_live(root)
-    with contextlib.ExitStack() as stack:
-        page_size = procfs.base_page_size(root, pid)
-        flags_fd = procfs.open_kpage(root, "kpageflags")
-        stack.callback(os.close, flags_fd)
-        counts_fd = procfs.open_kpage(root, "kpagecount")
-        stack.callback(os.close, counts_fd)
-        saved = min(procfs.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
-        pool = stack.enter_context(ThreadPoolExecutor(READERS, "replay-read"))
-        writer = stack.enter_context(ThreadPoolExecutor(1, "replay-write"))
-        yield Tree(
-            root=root,
-            live=live,
-            page_size=page_size,
-            flags_fd=flags_fd,
-            counts_fd=counts_fd,
-            saved_frames=None if live else saved,
-            mapcounts=settings.mapcounts(root),
-            pool=pool,
-            writer=writer,
-        )
 
 
 def capture_space(
@@ -268,12 +217,12 @@ def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Su
         raise _hidden(tree)
     trust_exclusive = options.held and tree.mapcounts == "precise"
     own = _own(blocks, ex.vma_facts(vmas), ptes_per_table(tree.page_size), trust_exclusive)
-    known = options.known_pmd if scanned or options.known_pmd is not None else _saved_huge(tree, pid)
+    known = options.known_pmd if scanned or options.known_pmd is not None else pmd.saved_huge(tree, pid)
     if known is not None:
         return Survey(vmas, starts, blocks, _ranges(known), True, own)
     if scanned:
         return Survey(vmas, starts, blocks, huge, True, own)
-    huge, is_known = _huge_by_smaps(tree, blocks, vmas)
+    huge, is_known = pmd.huge_by_smaps(tree, blocks, vmas)
     return Survey(vmas, starts, blocks, huge, is_known, own)
 
 
@@ -367,89 +316,6 @@ def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) 
         ends.append(some.frame + some.pages)
     none = [np.zeros(0, np.int64)]
     return Ranges(*runs.cover(np.concatenate(starts or none), np.concatenate(ends or none), least=2))
-
-
-def _saved_huge(tree: Tree, pid: int) -> tuple[tuple[int, int], ...] | None:
-    """PMD mappings by a `pagemap_scan` file of a saved tree, if it has one."""
-    if tree.live or not (tree.root / str(pid) / "pagemap_scan").exists():
-        return None
-    start, end = scan.saved_huge(procfs.read_text(tree.root, pid, "pagemap_scan"), tree.page_size)
-    return tuple(zip(start.tolist(), end.tolist(), strict=True))
-
-
-def _huge_by_smaps(tree: Tree, blocks: Kept, vmas: list[Vma]) -> tuple[Ranges, bool]:
-    """PMD mappings by the totals of smaps, and whether these leave only one reading.
-
-    A candidate is an aligned, whole PMD-sized folio mapped as a whole. v6.1 leaves PMD mappings of a
-    PROT_NONE VMA out of Rss and of AnonHugePages alike (follow_trans_huge_pmd() refuses them).
-    """
-    size = ptes_per_table(tree.page_size)
-    huge: list[I64] = []
-    known = True
-    parts = [_pmd_candidates(tree, block, size) for block in blocks.blocks()]
-    candidates, is_dirty = (np.concatenate(column) for column in zip(*parts, strict=True))
-    for number, vma in enumerate(vmas):
-        if vma.has("ht"):
-            continue
-        place = slice(*np.searchsorted(candidates, (vma.start, vma.end)))
-        # clean ones first: __split_huge_pmd_locked() hands the dirty bit of a PMD to the folio
-        here = candidates[place][np.argsort(is_dirty[place], kind="stable")]
-        total = vma.pmd_mapped
-        if vma.perms.startswith("---") and len(here):
-            total += _mapped_pages(tree, blocks, number) - vma.rss
-        count = min(max(total // size, 0), len(here))
-        known &= total == count * size and count in (0, len(here))
-        huge.append(np.sort(here[:count]))
-    start = np.concatenate(huge) if huge else np.zeros(0, np.int64)
-    return Ranges(start, start + size, np.ones_like(start)), known
-
-
-def _pmd_candidates(tree: Tree, block: Runs, size: int) -> tuple[I64, folios.Bools]:
-    """Aligned, whole folios of `size` pages or more, mapped in order at an aligned address.
-
-    Returns the first page of each and whether the folio is dirty.
-    """
-    vpn, frame = _aligned_parts(runs.contiguous(block), size)
-    # an aligned power of two: head first and a tail in the middle means that no folio begins between
-    head = _flags(tree, frame)
-    middle = _flags(tree, frame + size // 2)
-    whole = (head & folios.HEAD != 0) & (middle & folios.TAIL != 0) & (head & ex.ZERO_PAGE == 0)
-    # PM_EXCLUSIVE is that of the head for all pages of a PMD mapping up to Linux kernel commit 2c1f057e5be6
-    # "fs/proc/task_mmu: properly detect PM_MMAP_EXCLUSIVE per page of PMD-mapped THPs" (in v6.11); kernels
-    # that show UPTODATE on heads only are older still (v6.10)
-    per_page = (head ^ middle) & UPTODATE == 0
-    alike = np.isin(vpn, _aligned_parts(block.select(block.present), size)[0])
-    taken = whole & (per_page | alike)
-    return vpn[taken], (head & ex.DIRTY != 0)[taken]
-
-
-def _mapped_pages(tree: Tree, blocks: Kept, vma: int) -> int:
-    """Present pages of a VMA that are not zero pages."""
-    count = 0
-    for block in blocks.blocks():
-        present = block.select(block.present & (block.vma == vma))
-        frames, inverse = np.unique(present.frame, return_inverse=True)
-        zero = _flags(tree, frames) & ex.ZERO_PAGE != 0
-        count += int(present.pages[~zero[inverse]].sum())
-    return count
-
-
-def _flags(tree: Tree, frames: I64) -> procfs.U64:
-    """kpageflags of single frames."""
-    flags = np.zeros(len(frames), np.uint64)
-    procfs.read_pieces(tree.flags_fd, frames, np.ones_like(frames), flags)
-    return flags
-
-
-def _aligned_parts(mapped: Runs, size: int) -> tuple[I64, I64]:
-    """(first page, first frame) of all aligned parts of `size` pages whose frames are aligned too."""
-    first = -(-mapped.vpn // size) * size
-    counts = np.maximum((mapped.vpn + mapped.pages - first) // size, 0)
-    index = np.repeat(np.arange(len(first)), counts)
-    vpn = first[index] + (np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)) * size
-    frame = mapped.frame[index] + vpn - mapped.vpn[index]
-    aligned = frame % size == 0
-    return vpn[aligned], frame[aligned]
 
 
 def _hidden(tree: Tree) -> ReplayError:

@@ -19,8 +19,9 @@ import pyarrow as pa
 from replay.capture import command, exits, live, procfs, settings, space
 from replay.capture.extents import Owner
 from replay.capture.follow import Missed
-from replay.capture.space import Options, Tree
+from replay.capture.space import Options
 from replay.capture.table import table
+from replay.capture.tree import Tree, opened
 from replay.errors import ProcessGoneError, ReplayError
 from replay.teardown.algorithms import Algorithm
 from replay.trace.frame import Trace, frame_of
@@ -130,7 +131,7 @@ def watcher() -> Iterator[Watcher]:
     with (
         tracefs.mounted() as (root, fd),
         put_back([fd]) as undo,
-        space.opened(procfs.PROC, os.getpid()) as tree,
+        opened(procfs.PROC, os.getpid()) as tree,
     ):
         tracefs.remove_stale(root)
         probes.remove_stale(root)

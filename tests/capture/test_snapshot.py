@@ -9,11 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from replay.capture import procfs, snapshot, space
+from replay.capture import procfs, snapshot
 from replay.capture.extents import Owner
 from replay.capture.live import capture_process
 from replay.capture.scan import supported
 from replay.capture.table import table
+from replay.capture.tree import opened
 from replay.trace.frame import frame_of
 from tests.capture.processes import needs_root, program
 
@@ -46,7 +47,7 @@ def test_together_as_alone() -> None:
     """In one array page and frame numbers of several address spaces are told apart."""
     with contextlib.ExitStack() as stack:
         pids = [stack.enter_context(program(code))[0] for code in PROGRAMS.values()]
-        tree = stack.enter_context(space.opened(procfs.PROC, os.getpid()))
+        tree = stack.enter_context(opened(procfs.PROC, os.getpid()))
         alone = [capture_process(pid).trace for pid in pids]
         taken, words = [], []
         for pid in pids:
@@ -74,6 +75,6 @@ def test_together_as_alone() -> None:
 
 
 def test_no_room() -> None:
-    with program(PROGRAMS["ordinary"]) as (pid, _), space.opened(procfs.PROC, pid) as tree:
+    with program(PROGRAMS["ordinary"]) as (pid, _), opened(procfs.PROC, pid) as tree:
         assert snapshot.read(tree, pid, np.zeros(100, np.uint64), lambda: None) is None
         assert snapshot.read(tree, pid, np.zeros(4000, np.uint64), lambda: None) is None

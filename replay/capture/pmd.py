@@ -1,0 +1,106 @@
+"""Which pages a PMD maps, where PAGEMAP_SCAN does not tell: by a saved scan, or by the sums of smaps."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.capture import extents as ex
+from replay.capture import folios, procfs, runs, scan
+from replay.capture.extents import Ranges
+from replay.capture.kept import Kept
+from replay.capture.procfs import Vma
+from replay.capture.runs import Runs
+from replay.capture.tree import Tree
+from replay.trace.kpageflags import bit
+from replay.trace.schema import ptes_per_table
+
+I64 = npt.NDArray[np.int64]
+
+UPTODATE: Final = np.uint64(bit(3))
+"""KPF_UPTODATE."""
+
+
+def saved_huge(tree: Tree, pid: int) -> tuple[tuple[int, int], ...] | None:
+    """PMD mappings by a `pagemap_scan` file of a saved tree, if it has one."""
+    if tree.live or not (tree.root / str(pid) / "pagemap_scan").exists():
+        return None
+    start, end = scan.saved_huge(procfs.read_text(tree.root, pid, "pagemap_scan"), tree.page_size)
+    return tuple(zip(start.tolist(), end.tolist(), strict=True))
+
+
+def huge_by_smaps(tree: Tree, blocks: Kept, vmas: list[Vma]) -> tuple[Ranges, bool]:
+    """PMD mappings by the totals of smaps, and whether these leave only one reading.
+
+    A candidate is an aligned, whole PMD-sized folio mapped as a whole. v6.1 leaves PMD mappings of a
+    PROT_NONE VMA out of Rss and of AnonHugePages alike (follow_trans_huge_pmd() refuses them).
+    """
+    size = ptes_per_table(tree.page_size)
+    huge: list[I64] = []
+    known = True
+    parts = [_pmd_candidates(tree, block, size) for block in blocks.blocks()]
+    candidates, is_dirty = (np.concatenate(column) for column in zip(*parts, strict=True))
+    for number, vma in enumerate(vmas):
+        if vma.has("ht"):
+            continue
+        place = slice(*np.searchsorted(candidates, (vma.start, vma.end)))
+        # clean ones first: __split_huge_pmd_locked() hands the dirty bit of a PMD to the folio
+        here = candidates[place][np.argsort(is_dirty[place], kind="stable")]
+        total = vma.pmd_mapped
+        if vma.perms.startswith("---") and len(here):
+            total += _mapped_pages(tree, blocks, number) - vma.rss
+        count = min(max(total // size, 0), len(here))
+        known &= total == count * size and count in (0, len(here))
+        huge.append(np.sort(here[:count]))
+    start = np.concatenate(huge) if huge else np.zeros(0, np.int64)
+    return Ranges(start, start + size, np.ones_like(start)), known
+
+
+def _pmd_candidates(tree: Tree, block: Runs, size: int) -> tuple[I64, folios.Bools]:
+    """Aligned, whole folios of `size` pages or more, mapped in order at an aligned address.
+
+    Returns the first page of each and whether the folio is dirty.
+    """
+    vpn, frame = _aligned_parts(runs.contiguous(block), size)
+    # an aligned power of two: head first and a tail in the middle means that no folio begins between
+    head = _flags(tree, frame)
+    middle = _flags(tree, frame + size // 2)
+    whole = (head & folios.HEAD != 0) & (middle & folios.TAIL != 0) & (head & ex.ZERO_PAGE == 0)
+    # PM_EXCLUSIVE is that of the head for all pages of a PMD mapping up to Linux kernel commit 2c1f057e5be6
+    # "fs/proc/task_mmu: properly detect PM_MMAP_EXCLUSIVE per page of PMD-mapped THPs" (in v6.11); kernels
+    # that show UPTODATE on heads only are older still (v6.10)
+    per_page = (head ^ middle) & UPTODATE == 0
+    alike = np.isin(vpn, _aligned_parts(block.select(block.present), size)[0])
+    taken = whole & (per_page | alike)
+    return vpn[taken], (head & ex.DIRTY != 0)[taken]
+
+
+def _mapped_pages(tree: Tree, blocks: Kept, vma: int) -> int:
+    """Present pages of a VMA that are not zero pages."""
+    count = 0
+    for block in blocks.blocks():
+        present = block.select(block.present & (block.vma == vma))
+        frames, inverse = np.unique(present.frame, return_inverse=True)
+        zero = _flags(tree, frames) & ex.ZERO_PAGE != 0
+        count += int(present.pages[~zero[inverse]].sum())
+    return count
+
+
+def _flags(tree: Tree, frames: I64) -> procfs.U64:
+    """kpageflags of single frames."""
+    flags = np.zeros(len(frames), np.uint64)
+    procfs.read_pieces(tree.flags_fd, frames, np.ones_like(frames), flags)
+    return flags
+
+
+def _aligned_parts(mapped: Runs, size: int) -> tuple[I64, I64]:
+    """(first page, first frame) of all aligned parts of `size` pages whose frames are aligned too."""
+    first = -(-mapped.vpn // size) * size
+    counts = np.maximum((mapped.vpn + mapped.pages - first) // size, 0)
+    index = np.repeat(np.arange(len(first)), counts)
+    vpn = first[index] + (np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)) * size
+    frame = mapped.frame[index] + vpn - mapped.vpn[index]
+    aligned = frame % size == 0
+    return vpn[aligned], frame[aligned]

@@ -1,0 +1,60 @@
+"""A procfs tree held open: `/proc`, another machine's or container's, or a saved one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from replay.capture import procfs, settings
+
+READERS: Final = 4
+"""Threads: at most one reads ahead, with another's help, one looks for the second time, one loads pyarrow."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`."""
+
+    root: Path
+    live: bool
+    page_size: int
+    flags_fd: int
+    counts_fd: int
+    saved_frames: int | None
+    mapcounts: str
+    pool: Executor
+    writer: Executor
+
+
+@contextlib.contextmanager
+def opened(root: Path, pid: int) -> Iterator[Tree]:
+    """Open kpageflags and kpagecount of a tree; `pid` is a process by which a saved tree's page size is told.
+
+    Raises `ReplayError` if there is no such tree, no such process, or no right to read them.
+    """
+    live = procfs.is_live(root)
+    with contextlib.ExitStack() as stack:
+        page_size = procfs.base_page_size(root, pid)
+        flags_fd = procfs.open_kpage(root, "kpageflags")
+        stack.callback(os.close, flags_fd)
+        counts_fd = procfs.open_kpage(root, "kpagecount")
+        stack.callback(os.close, counts_fd)
+        saved = min(procfs.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
+        pool = stack.enter_context(ThreadPoolExecutor(READERS, "replay-read"))
+        writer = stack.enter_context(ThreadPoolExecutor(1, "replay-write"))
+        yield Tree(
+            root=root,
+            live=live,
+            page_size=page_size,
+            flags_fd=flags_fd,
+            counts_fd=counts_fd,
+            saved_frames=None if live else saved,
+            mapcounts=settings.mapcounts(root),
+            pool=pool,
+            writer=writer,
+        )
