@@ -24,7 +24,8 @@ CAUSES: Final = {
     "mapped since": "another process maps it now: the mapping appeared after the capture",
     "other user left": "at the capture mapped by another process, or in the page cache; freed here, so that "
     "other user had dropped its references before",
-    "changed": "the page tables or folios of the stopped process changed between capture and release",
+    "changed": "the page tables or folios of the stopped process changed between capture and release "
+    "(khugepaged), as two captures or an early free of what was mapped show",
     "dirty rule": "PTEs are taken for dirty by a rule; without them the batches end where the kernel's did, "
     "or there are as many calls as with fewer or more dirty PTEs",
     "preemption": "the exiting thread lost its CPU in the middle of page tables with dirty PTEs",
@@ -192,6 +193,8 @@ def _why_stayed(
     if frame is None:
         return UNEXPLAINED, ""
     seen = f"after the exit: flags {frame.flags:#x}, mapcount {frame.mapcount}"
+    if frame.fate and frame.fate.early:
+        return "changed", frame.fate.evidence
     if frame.fate:
         seen = f"{frame.fate.evidence}; {seen}"
         if folios.mlocked[index] and frame.fate.thread != thread:

@@ -79,6 +79,9 @@ def _why(
         why = _why_by_mapcount(counter, abs(seen - said), prediction, freed)
     if why:
         return why
+    changed = sum(each.cause == "changed" for each in freed.differences)
+    if abs(seen - said) <= changed:
+        return "changed", f"so it is with {changed} of the folios freed or not"
     earlier = doubts.before()[counter]
     if earlier != said:
         return "changed", f"by the capture before the last one it is {earlier}"

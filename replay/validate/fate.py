@@ -14,31 +14,39 @@ class Fate:
     """How a folio was freed after all. evidence: by whom, and when. thread: by whom, as in the events.
 
     lru_batch: it came out of an LRU batch: it was seen to leave one, or was freed when all of them were
-    emptied, or by the thread that watches, which has no other reference to what it watches.
+    emptied, or by the thread that watches, which has no other reference to what it watches. early: it was
+    freed between capture and exit, when the page tables cannot have mapped it any more.
     """
 
     evidence: str
     thread: int
     lru_batch: bool
+    early: bool = False
 
 
 def fates(
     events: Iterable[Event],
     pfns: frozenset[int],
+    captured_ns: int,
     began_ns: int,
     drained_ns: int | None,
     watching: frozenset[int],
 ) -> dict[int, Fate]:
     """The first free of each of some frames, by events of all tasks in order of time.
 
-    began_ns: when the exit freed its first folio. drained_ns: when the LRU batches began to be emptied, None
-    if that could not be done. watching: the threads of this process.
+    captured_ns: when the capture began. began_ns: when the exit freed its first folio. drained_ns: when the
+    LRU batches began to be emptied, None if that could not be done. watching: the threads of this process.
     """
     left_batch: dict[int, Event] = {}
     found: dict[int, Fate] = {}
     for event in events:
         pfn = number(event, "pfn")
-        if pfn not in pfns or pfn in found or event.time_ns < began_ns:
+        if pfn not in pfns or pfn in found or event.time_ns < captured_ns:
+            continue
+        if event.time_ns < began_ns:
+            if event.name == "mm_page_free":
+                before = f"{(began_ns - event.time_ns) / 1000:.0f} us before the exit began to free"
+                found[pfn] = Fate(f"freed by {_name(event.pid)}, {before}", event.pid, False, early=True)
             continue
         if event.name != "mm_page_free":
             left_batch[pfn] = event

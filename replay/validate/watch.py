@@ -247,12 +247,14 @@ def _kill(pid: int) -> None:
 class _Stopped:
     """A process at its exit stop. trace: its address space, read last right before it was let go.
 
-    before: as it was read before that. changed: folios about which these two captures differ.
+    before: as it was read before that. changed: folios about which these two captures differ. captured_ns:
+    when the last one began, by the clock of the events.
     """
 
     before: Trace
     trace: Trace
     changed: frozenset[int]
+    captured_ns: int
     pidfd: int
 
 
@@ -274,9 +276,11 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
     watching.instance.record()
     watching.others.record()
     # as late as can be: other processes go on sharing memory with this one, or cease to
+    captured_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     try:
         second = _read(watching.tree, pid, tid)
-        return _Stopped(first, second, _changed(first.frame, second.frame), os.pidfd_open(pid))
+        changed = _changed(first.frame, second.frame)
+        return _Stopped(first, second, changed, captured_ns, os.pidfd_open(pid))
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
     except ReplayError:
@@ -336,7 +340,8 @@ def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdi
     prediction = predict.predict(found.trace, watching.algorithm, watching.in_gather)
     events = watching.instance.read()
     observation = observe.observe(events, watching.instance.events, prediction.folios.maps)
-    after = _afterwards(watching, stayed(prediction.freed, observation.freed), observation)
+    remaining = stayed(prediction.freed, observation.freed)
+    after = _afterwards(watching, remaining, found.captured_ns, observation)
     comparison = compare(prediction, observation, after=after, changed=found.changed)
     orders = np.unique(prediction.folios.order, return_counts=True)
     return Verdict(
@@ -372,7 +377,9 @@ def _calls(
     return compare_calls(prediction, observed, observe.preemptions(inside, inside[0].pid), freed, doubts)
 
 
-def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation) -> dict[int, Frame]:
+def _afterwards(
+    watching: Watcher, pfns: Sequence[int], captured_ns: int, observation: Observation
+) -> dict[int, Frame]:
     """What became of frames that were not freed: the kernel's words, and how they were freed since.
 
     The LRU batches are emptied to see whether that frees them.
@@ -386,7 +393,7 @@ def _afterwards(watching: Watcher, pfns: Sequence[int], observation: Observation
     after = _frame_words(watching.tree, pfns)
     events = watching.others.read(all_of_them=False)
     ours = frozenset(procfs.threads(procfs.PROC, os.getpid()))
-    fates = fate.fates(events, frozenset(pfns), observation.began_ns, drained_ns, ours)
+    fates = fate.fates(events, frozenset(pfns), captured_ns, observation.began_ns, drained_ns, ours)
     stays = ((before ^ after) & [np.uint64(DECIDING), ~np.uint64(0)] == 0).all(axis=1)
     return {
         pfn: Frame(int(flags), int(mapcount), bool(same), fates.get(pfn))

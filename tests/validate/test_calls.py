@@ -309,6 +309,12 @@ def test_preemption_makes_only_so_many_calls():
     assert compared("free_calls", 8, 13, dirty=(9, 8), preempted=1).cause == UNEXPLAINED
 
 
+def test_as_many_calls_differ_as_folios_changed():
+    gone = [stayed(7, 0, "changed"), stayed(16, 4, "changed")]
+    assert compared("rmap_calls", 9, 7, differences=gone).cause == "changed"
+    assert compared("rmap_calls", 9, 6, differences=gone).cause == UNEXPLAINED
+
+
 def stayed(pfn: int, order: int, cause: str) -> Difference:
     return Difference("stayed", pfn, order, 0, cause)
 

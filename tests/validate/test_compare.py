@@ -107,6 +107,7 @@ ANON = bit(KPF_ANON)
         ({}, Frame(0, 0, False, Fate("", 5, lru_batch=False)), "reference"),
         ({"mlocked": [9]}, Frame(0, 0, False, Fate("", 5, lru_batch=False)), "mlock batch"),
         ({"mlocked": [9]}, Frame(0, 0, False, Fate("", THREAD, lru_batch=False)), "reference"),
+        ({"mlocked": [9]}, Frame(0, 0, False, Fate("", 5, lru_batch=False, early=True)), "changed"),
         ({"swapcache": [9]}, Frame(ANON | bit(KPF_SWAPCACHE), 0, True), "swap entry"),
     ],
 )
@@ -185,7 +186,8 @@ def test_observation_takes_the_first_free_of_each_mapped_frame():
 
 def test_fates_need_evidence_of_a_batch():
     events = [
-        event(5, "mm_page_free", pfn=1, order=0, pid=9),
+        event(2, "mm_page_free", pfn=1, order=0, pid=9),
+        event(5, "mm_page_free", pfn=5, order=0, pid=9),
         event(20, "mm_lru_insertion", pfn=1, pid=9),
         event(21, "mm_lru_insertion", pfn=2, pid=8),
         event(22, "mm_page_free", pfn=1, order=0, pid=9),
@@ -193,8 +195,10 @@ def test_fates_need_evidence_of_a_batch():
         event(24, "mm_page_free", pfn=3, order=0, pid=77),
         event(31, "mm_page_free", pfn=4, order=0, pid=9),
     ]
-    found = fates(events, frozenset({1, 2, 3, 4, 5}), began_ns=10, drained_ns=30, watching=frozenset({77}))
-    assert {pfn: fate.lru_batch for pfn, fate in found.items()} == {1: True, 2: False, 3: True, 4: True}
+    found = fates(events, frozenset({1, 2, 3, 4, 5, 6}), 4, 10, drained_ns=30, watching=frozenset({77}))
+    batch = {pfn: fate.lru_batch for pfn, fate in found.items()}
+    assert batch == {1: True, 2: False, 3: True, 4: True, 5: False}
+    assert [pfn for pfn, fate in found.items() if fate.early] == [5]
 
 
 def test_stayed_asks_for_frames_only():
