@@ -21,14 +21,12 @@ from replay.capture import folios, procfs, runs, scan
 from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.procfs import U64, Status, Vma
+from replay.capture.space import BLOCK_PAGES
 from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError
 from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
-
-BLOCK_PAGES: Final = 1 << 18
-"""Words of one span: no page-table page and no huge page of hugetlb (at most 1 GiB) spans two."""
 
 NUMBER_BITS: Final = 52
 """Bits of a page or frame number. In arrays of several address spaces the bits above tell them apart."""
