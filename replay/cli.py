@@ -98,12 +98,21 @@ def load_numpy() -> None:
     del os.environ[name]
     if before is not None:
         os.environ[name] = before
-    # what one thread frees serves another: a fifth less memory at the peak (mallopt(3), M_ARENA_MAX)
+    _tune_malloc()
+
+
+def _tune_malloc() -> None:
+    """Memory that is freed serves again, and any thread; given back, it would have to be cleared anew."""
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        mallopt(-8, 1)
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30)):
+            mallopt(parameter, value)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Of malloc.h."""
 
 
 def _keep_compiled_code() -> None:

@@ -74,7 +74,7 @@ def _add_batch(
 def _add_large(written: _Written, tree: Tree, wanted: Large, options: Options) -> bool:
     """Capture a process that stands still; False if it has ended meanwhile."""
     tables: list[pa.Table] = []
-    number, seen = len(written.spaces), dataclasses.replace(tree, root=Path(wanted.root))
+    number, seen = len(written.spaces), tree._replace(root=Path(wanted.root))
     try:
         captured = live.capture_into(
             seen, wanted.pid, number, lambda rows, owner: tables.append(table(rows, [owner])), options

@@ -26,9 +26,8 @@ from replay.capture import command, follow, guard, handover, procfs, ptrace, sca
 from replay.capture.command import Command
 from replay.capture.follow import AtExit, Followed, Missed
 from replay.capture.handover import Done, Encoder, Large
-from replay.capture.snapshot import INLINE
 from replay.capture.space import Options
-from replay.capture.tree import Tree, opened
+from replay.capture.tree import INLINE, Tree, opened
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.metadata import Metadata
 from replay.trace.whole import whole_file
@@ -302,7 +301,7 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
         target = stack.enter_context(whole_file(out, force=force))
         tree = stack.enter_context(opened(procfs.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
-        tree = dataclasses.replace(tree, pool=INLINE, writer=INLINE)
+        tree = tree._replace(pool=INLINE, writer=INLINE)
         work = functools.partial(_write_trace, target, tree, options)
         encoder = stack.enter_context(handover.encoding(target, work))
         yield _Recording(encoder, tree, options.use_scan and scan.supported())
@@ -359,7 +358,7 @@ def by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
         return
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
         (Path(folder) / str(pid)).symlink_to(procfs.PROC / str(pid) / "task" / str(tid))
-        yield dataclasses.replace(tree, root=Path(folder))
+        yield tree._replace(root=Path(folder))
 
 
 def _finish(recording: _Recording) -> Done:

@@ -12,30 +12,30 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.capture.procfs import U64, read_pieces
+from replay.capture.procfs import U64, check_read
+from replay.native.function import I32, I64, I64s, native, part
+from replay.native.words import MOST_WORDS, pread, read_pieces
 from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_IDLE, KPF_NOPAGE, bit
 
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
-HEAD: Final = np.uint64(bit(KPF_COMPOUND_HEAD))
-TAIL: Final = np.uint64(bit(KPF_COMPOUND_TAIL))
-NOPAGE: Final = np.uint64(bit(KPF_NOPAGE))
-HEAD_MARK: Final = np.uint8(1)
-TAIL_MARK: Final = np.uint8(2)
-"""The two flags, which are neighbours, as a small number."""
-STABLE: Final = np.uint64(~bit(KPF_IDLE) & (1 << 64) - 1)
-"""Without IDLE, which comes and goes by itself (page_idle)."""
+HEAD: Final = bit(KPF_COMPOUND_HEAD)
+TAIL: Final = bit(KPF_COMPOUND_TAIL)
+NOPAGE: Final = bit(KPF_NOPAGE)
+IDLE: Final = bit(KPF_IDLE)
+"""Comes and goes by itself (page_idle), and is left out."""
 
 BRIDGE_FRAMES: Final = 7
 """Gaps between frames up to this size are read through: a word costs 0.04 µs, a system call 0.3 µs."""
 
-LONG_FRAMES: Final = 1 << 5
-"""Mean size of pieces from which two threads read two files faster than one.
+SHARED_WORDS: Final = 1 << 15
+"""Words from which on two threads share the reading."""
 
-Around each system call they take turns at the interpreter's lock.
-"""
+SPARE_WORDS: Final = 1 << 14
+"""Room, beside a quarter, for what is read of folios that are wanted in part."""
+
+NO_ROOM: Final = -1
+UNREADABLE: Final = -2
 
 
 class Pages(NamedTuple):
@@ -51,193 +51,275 @@ class Pages(NamedTuple):
     flags: U64
     counts: I64
 
-    def places(self, frames: I64) -> I64:
-        """Index of each frame, all of which were read."""
-        piece = np.searchsorted(self.start, frames, side="right") - 1
-        return self.offset[piece] + frames - self.start[piece]
-
-    def frames(self, index: I64) -> I64:
-        """The frame at each index."""
-        piece = np.searchsorted(self.offset, index, side="right") - 1
-        return self.start[piece] + index - self.offset[piece]
-
 
 class Folios(NamedTuple):
     """Folios of `Pages`.
 
-    order: uint8, torn: bool, of shape (frames,): of the folio that each frame belongs to; torn: whether head
-    and tails did not fit together, because the folio changed, or was read in part. place: int64, shape (large
-    folios,), index of the head in `Pages`, sorted; mapped and mapcount: of the same shape. Frames of order 0
-    are not in these: they speak for themselves.
+    number: int32, shape (frames,): the folio that each frame belongs to; -1: none, the frame is of order 0.
+    facts: int64, shape (4, at least the number of folios), rows `PLACE` to `MAPCOUNT`.
     """
 
-    order: npt.NDArray[np.uint8]
-    torn: Bools
-    place: I64
-    mapped: I64
-    mapcount: I64
+    number: I32
+    facts: I64s
 
 
-def pieces_of(frames: I64, counts: I64 | I32, bridge: int) -> tuple[I64, I64]:
-    """Sorted ranges [frame, frame + count) -> disjoint pieces, joined over gaps of up to `bridge` frames."""
-    if not len(frames):
-        return frames, frames
-    reach = np.maximum.accumulate(frames + counts)
-    apart = np.flatnonzero(frames[1:] - reach[:-1] > bridge) + 1
-    return frames[np.r_[0, apart]], reach[np.r_[apart - 1, len(reach) - 1]]
+PLACE, ORDER, MAPPED, MAPCOUNT = range(4)
+"""Of a folio: index of its head in `Pages`, order, pages mapped by anyone, the sum of their mapcounts.
+
+The order is 0 if head and tails do not fit together, because the folio changed, or was read in part: its
+frames speak for themselves.
+"""
 
 
-def read(flags_fd: int, counts_fd: int, frames: I64, counts: I64 | I32, pool: Executor) -> Pages:
+def read(flags_fd: int, counts_fd: int, frames: I64, counts: I32, pool: Executor | None) -> Pages:
     """Flags and counts of all frames of all folios that hold a frame of the ranges [frame, frame + count).
 
-    frames: int64, sorted. Frames past the end of memory read as NOPAGE, not mapped.
+    frames: int64, sorted. pool: may help. Frames past the end of memory read as NOPAGE, not mapped.
     """
     if not len(frames):
         frames, counts = np.zeros(1, np.int64), np.ones(1, np.int32)  # rows of swap entries point to it
-    wanted_start, wanted_end = pieces_of(frames, counts, BRIDGE_FRAMES)
-    # one frame more shows whether a folio ends with the piece; not worth it after a lone page
-    more = (wanted_end - wanted_start > 1).astype(np.int64)
-    start, end = pieces_of(wanted_start, wanted_end - wanted_start + more, 0)
-    pages = _read_pieces(flags_fd, counts_fd, start, end, pool)
-    while True:
-        start, end = _missing(pages, wanted_start, wanted_end)
-        if not len(start):
-            return pages
-        pages = _joined(pages, _read_pieces(flags_fd, counts_fd, start, end, pool))
+    start, end = pieces_of(frames, counts, BRIDGE_FRAMES)
+    words = int((end - start).sum())
+    if pool is None or words < SHARED_WORDS:
+        return _read_share(flags_fd, counts_fd, start, end)
+    half, other_half = _halves(start, end, words)
+    other = pool.submit(_read_share, flags_fd, counts_fd, *other_half)
+    try:
+        one = _read_share(flags_fd, counts_fd, *half, spare=words)
+    finally:
+        other.exception()
+    return _joined(one, other.result())
 
 
-def _read_pieces(flags_fd: int, counts_fd: int, start: I64, end: I64, pool: Executor) -> Pages:
-    sizes = end - start
-    offset = np.cumsum(sizes) - sizes
-    total = int(sizes.sum())
-    flags = np.full(total, NOPAGE, np.uint64)
-    counts = np.zeros(total, np.uint64)
-    if total > LONG_FRAMES * len(sizes):
-        other = pool.submit(read_pieces, counts_fd, start, sizes, counts)
-        read_pieces(flags_fd, start, sizes, flags)
-        other.result()
-    else:
-        read_pieces(flags_fd, start, sizes, flags)
-        read_pieces(counts_fd, start, sizes, counts)
-    flags &= STABLE
-    return Pages(start, end, offset, flags, counts.view(np.int64))
+def pieces_of(frames: I64, sizes: I32, bridge: int) -> tuple[I64, I64]:
+    """Sorted ranges [frame, frame + size) -> disjoint pieces, joined over gaps of up to `bridge` frames."""
+    start, end = np.empty(len(frames), np.int64), np.empty(len(frames), np.int64)
+    pieces = _join(frames, sizes, bridge, start, end)
+    return start[:pieces], end[:pieces]
 
 
-def _missing(pages: Pages, wanted_start: I64, wanted_end: I64) -> tuple[I64, I64]:
-    """Pieces to read next: towards the heads of folios cut at the front, the tails of others."""
-    first, last = pages.flags[pages.offset], pages.flags[pages.offset + (pages.end - pages.start) - 1]
-    # head not reached: an aligned folio begins at the latest where the lowest set bit is cleared
-    back = np.flatnonzero((first & TAIL != 0) & (pages.start > 0))
-    back_end = pages.start[back]
-    back_start = back_end & (back_end - 1)
-    ahead = np.flatnonzero(last & (HEAD | TAIL) != 0)
-    head = _last_heads(pages, ahead)
-    # only folios that hold a wanted frame matter; those are never cut by a lookahead
-    last_wanted = wanted_end[np.searchsorted(wanted_start, pages.end[ahead], side="left") - 1] - 1
-    known = (head >= 0) & (head <= last_wanted)
-    ahead, head = ahead[known], head[known]
-    ahead_start = pages.end[ahead]
-    size = ahead_start - head
-    power = 1 << (np.frexp(size.astype(np.float64) - 0.5)[1].astype(np.int64))
-    whole = (power == size) & (head & (2 * size - 1) != 0)  # could not be larger and aligned
-    ahead_end = np.where(power == size, ahead_start + 1, head + power + 1)
-    start = np.concatenate([back_start, ahead_start[~whole]])
-    end = np.concatenate([back_end, ahead_end[~whole]])
-    by_start = np.argsort(start, kind="stable")
-    start, end = pieces_of(start[by_start], end[by_start] - start[by_start], 0)
-    return _without(start, end, pages)
+@native
+def _join(frames: I64, sizes: I32, bridge: int, start: I64, end: I64) -> int:
+    """Fill in the pieces; returns how many there are."""
+    pieces = 0
+    for number in range(len(frames)):
+        first, last = frames[number], frames[number] + sizes[number]
+        if pieces > 0 and first - end[pieces - 1] <= bridge:
+            end[pieces - 1] = max(end[pieces - 1], last)
+        else:
+            start[pieces], end[pieces] = first, last
+            pieces += 1
+    return pieces
 
 
-def _last_heads(pages: Pages, pieces: I64) -> I64:
-    """Frame of the last page that is not a tail, of each piece; -1 if there is none."""
-    if not len(pieces):
-        return pieces
-    heads = np.flatnonzero(pages.flags & TAIL == 0)
-    end = pages.offset[pieces] + pages.end[pieces] - pages.start[pieces]
-    place = np.searchsorted(heads, end, side="left") - 1
-    index = np.where(place >= 0, heads[place], -1) if len(heads) else np.full(len(pieces), -1)
-    inside = index >= pages.offset[pieces]
-    return np.where(inside, pages.start[pieces] + index - pages.offset[pieces], -1)
-
-
-def _without(start: I64, end: I64, pages: Pages) -> tuple[I64, I64]:
-    """The ranges [start, end) less the frames that were read already."""
-    if not len(start):
-        return start, end
-    points = np.concatenate([start, end, pages.start, pages.end])
-    change = np.repeat(np.array([1, -1, -2, 2]), [len(start)] * 2 + [len(pages.start)] * 2)
-    by_point = np.argsort(points, kind="stable")
-    points, depth = points[by_point], np.cumsum(change[by_point])
-    free = np.flatnonzero((depth[:-1] == 1) & (points[1:] > points[:-1]))
-    return points[free], points[free + 1]
-
-
-def _joined(old: Pages, new: Pages) -> Pages:
-    """Two disjoint sets of pieces as one; pieces that touch become one."""
-    start = np.concatenate([old.start, new.start])
-    size = np.concatenate([old.end - old.start, new.end - new.start])
-    source = np.concatenate([old.offset, new.offset + len(old.flags)])
-    by_start = np.argsort(start)
-    start, size, source = start[by_start], size[by_start], source[by_start]
-    offset = np.cumsum(size) - size
-    order = np.arange(int(size.sum())) + np.repeat(source - offset, size)
-    joined_start, joined_end = pieces_of(start, size, 0)
-    sizes = joined_end - joined_start
-    return Pages(
-        joined_start,
-        joined_end,
-        np.cumsum(sizes) - sizes,
-        np.concatenate([old.flags, new.flags])[order],
-        np.concatenate([old.counts, new.counts])[order],
+def _halves(start: I64, end: I64, words: int) -> tuple[tuple[I64, I64], tuple[I64, I64]]:
+    """The pieces as two lists of about as many words."""
+    before = np.cumsum(end - start) - (end - start)
+    last = int(np.searchsorted(before, words // 2, side="right")) - 1
+    cut = start[last] + words // 2 - before[last]
+    return (
+        (start[: last + 1], np.append(end[:last], cut)),
+        (np.append(cut, start[last + 1 :]), end[last:]),
     )
+
+
+def _read_share(flags_fd: int, counts_fd: int, wanted_start: I64, wanted_end: I64, spare: int = 0) -> Pages:
+    """Flags and counts of the folios of some pieces, in arrays that are longer by `spare` words."""
+    start, end = np.empty_like(wanted_start), np.empty_like(wanted_end)
+    room = int((wanted_end - wanted_start).sum())
+    while True:
+        room += room // 4 + SPARE_WORDS
+        flags = np.empty(room + spare, np.int64)  # nothing is used of memory that is not written to
+        pieces = _read_flags(flags_fd, wanted_start, wanted_end, start, end, flags)
+        if pieces != NO_ROOM:
+            break
+        room *= 2
+    check_read(pieces >= 0, flags_fd)
+    start, end = start[:pieces], end[:pieces]
+    size = end - start
+    words = int(size.sum())
+    counts = np.empty(words + spare, np.int64)
+    counts[:words] = 0
+    check_read(read_pieces(counts_fd, start, size, counts) >= 0, counts_fd)
+    flags[:words] &= ~IDLE
+    return Pages(start, end, np.cumsum(size) - size, flags[: words + spare].view(np.uint64), counts)
+
+
+@native
+def _read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I64, flags: I64) -> int:
+    """Read wanted pieces, and on to both ends of the folios that they touch, as pieces [start, end).
+
+    Returns the number of pieces, `NO_ROOM` or `UNREADABLE`.
+    """
+    pieces = used = 0
+    for wanted in range(len(wanted_start)):
+        before = end[pieces - 1] if pieces > 0 else 0
+        first, last = max(wanted_start[wanted], before), wanted_end[wanted]
+        # of what was read with a folio before, only the last frame can be of a folio that goes on
+        if last < first or last == wanted_start[wanted]:
+            continue
+        # one frame more shows whether a folio ends here; not worth it for a lone page
+        reach = last + (last - first > 1)
+        # an aligned folio begins at the latest where the lowest set bit is cleared
+        back = first
+        while True:
+            if used + reach - back > len(flags):
+                return NO_ROOM
+            _move(flags, used, used + first - back, reach - first if back < first else 0)
+            if not _fill(fd, flags, used, first - back if back < first else reach - first, back):
+                return UNREADABLE
+            first = back
+            if first <= before or flags[used] & TAIL == 0:
+                break
+            back = max(first & (first - 1), before)
+        if pieces > 0 and first == before:
+            used -= before - start[pieces - 1]
+        else:
+            start[pieces] = first
+            pieces += 1
+        first = start[pieces - 1]
+        while True:
+            more = _frames_missing(flags, used, first, reach, last)
+            if more == 0:
+                break
+            if used + reach - first + more > len(flags):
+                return NO_ROOM
+            if not _fill(fd, flags, used + reach - first, more, reach):
+                return UNREADABLE
+            reach += more
+        end[pieces - 1] = reach
+        used += reach - first
+    return pieces
+
+
+@part
+def _fill(fd: int, flags: I64, at: int, count: int, first: int) -> bool:
+    """Read words first.. to flags[at:]; what the file does not have is NOPAGE. False if that fails."""
+    while count > 0:
+        words = pread(fd, flags, at, min(count, MOST_WORDS), first)
+        if words < 0:
+            return False
+        if words == 0:
+            break
+        at, count, first = at + words, count - words, first + words
+    for place in range(at, at + count):
+        flags[place] = NOPAGE
+    return True
+
+
+@part
+def _move(flags: I64, source: int, target: int, count: int) -> None:
+    """Move words up."""
+    for place in range(count - 1, -1, -1):
+        flags[target + place] = flags[source + place]
+
+
+@part
+def _frames_missing(flags: I64, at: int, first: int, reach: int, last: int) -> int:
+    """How many frames to read behind a piece [first, reach), wanted up to `last`; 0: no folio goes on."""
+    place = at + reach - first - 1
+    if flags[place] & (HEAD | TAIL) == 0:
+        return 0
+    while place > at and flags[place] & TAIL != 0:
+        place -= 1
+    head = first + place - at
+    if flags[place] & TAIL != 0 or head >= last:
+        return 0  # no head, or that of a folio of which no frame is wanted
+    size = reach - head
+    power = 1
+    while power < size:
+        power *= 2
+    if power > size:
+        return power + 1 - size
+    # complete, unless it could be larger and aligned
+    return int(head & (2 * size - 1) == 0)
+
+
+def _joined(one: Pages, two: Pages) -> Pages:
+    """Two halves as one; a folio that reaches from one to the other is in both."""
+    used, limit = int((one.end - one.start).sum()), int(one.end[-1]) if len(one.end) else 0
+    kept = two.end > limit
+    start, end = np.maximum(two.start[kept], limit), two.end[kept]
+    words = int((end - start).sum())
+    one_end = one.end
+    if len(one_end) and len(start) and start[0] == limit:
+        one_end = np.append(one_end[:-1], end[0])
+        start, end = start[1:], end[1:]
+    start, end = np.append(one.start, start), np.append(one_end, end)
+    flags = _behind(one.flags, used, two.flags[len(two.flags) - words :])
+    counts = _behind(one.counts, used, two.counts[len(two.counts) - words :])
+    return Pages(start, end, np.cumsum(end - start) - (end - start), flags, counts)
+
+
+def _behind(one: npt.NDArray[Any], used: int, two: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The first `used` values of `one`, then `two`; in the same memory if there is room."""
+    if used + len(two) > len(one):
+        return np.concatenate([one[:used], two])
+    one[used : used + len(two)] = two
+    return one[: used + len(two)]
+
+
+def places_of(pages: Pages, frames: I64, order: I64, count: int) -> I64:
+    """Of `count` things the index in `pages` of their frames; -1: of none.
+
+    frames: int64, sorted, all of which were read. order: which thing each of them is of.
+    """
+    index = np.full(count, -1)
+    _locate(pages.start, pages.offset, frames, order, index)
+    return index
+
+
+@native
+def _locate(start: I64, offset: I64, frames: I64, order: I64, index: I64) -> int:
+    piece = 0
+    for number in range(len(frames)):
+        while piece + 1 < len(start) and start[piece + 1] <= frames[number]:
+            piece += 1
+        index[order[number]] = offset[piece] + frames[number] - start[piece]
+    return len(frames)
 
 
 def folios_of(pages: Pages) -> Folios:
     """Find the folios and add up their counts (which must be those of the mappings already)."""
-    frames = len(pages.flags)
-    is_head, is_tail = HEAD_MARK, TAIL_MARK
-    marks = (pages.flags.astype(np.uint32) >> KPF_COMPOUND_HEAD).astype(np.uint8) & (is_head | is_tail)
-    # also tails whose head is not there: where a piece begins, or after an order-0 frame
-    begins = marks == is_head
-    begins[pages.offset] |= marks[pages.offset] == is_tail
-    begins[1:] |= (marks[1:] == is_tail) & (marks[:-1] == 0)
-    index = np.flatnonzero(begins)
-    if not len(index):
-        none = np.zeros(0, np.int64)
-        return Folios(np.zeros(frames, np.uint8), np.zeros(frames, bool), none, none, none)
-    # a folio ends where another begins, or an order-0 frame stands
-    others = np.flatnonzero(marks == 0)
-    size = np.append(index[1:], frames) - index
-    if len(others):
-        place = np.searchsorted(others, index)
-        size = np.minimum(size, np.append(others, frames)[place] - index)
-    frame = pages.frames(index)
-    whole = (marks[index] == is_head) & (size > 1) & (size & (size - 1) == 0) & (frame & (size - 1) == 0)
-    orders = np.where(whole, np.frexp(size.astype(np.float64))[1] - 1, 0).astype(np.uint8)
-    # the frames as segments: folios, and what lies between them
-    gap_before = index != np.append(0, (index + size)[:-1])
-    number = np.arange(len(index)) + np.cumsum(gap_before)
-    start = np.zeros(len(index) + int(gap_before.sum()), np.int64)
-    start[number] = index
-    start[number[gap_before] - 1] = np.append(0, (index + size)[:-1])[gap_before]
-    if index[-1] + size[-1] < frames:
-        start = np.append(start, index[-1] + size[-1])
-    length = np.diff(start, append=frames)
+    number = np.empty(len(pages.flags), np.int32)
+    facts = np.empty((4, len(number)), np.int64)
+    flags = pages.flags.view(np.int64)
+    _find_folios(pages.start, pages.end, pages.offset, flags, pages.counts, number, facts)
+    return Folios(number, facts)
 
-    def spread(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        of_segment = np.zeros(len(start), values.dtype)
-        of_segment[number] = values
-        return np.repeat(of_segment, length)
 
-    # few frames of folios are not mapped
-    unmapped = np.flatnonzero(pages.counts == 0)
-    owner = np.searchsorted(index, unmapped, side="right") - 1
-    owner = owner[(owner >= 0) & (unmapped < (index + size)[owner])]
-    mapped = size - np.bincount(owner, minlength=len(index))
-    return Folios(
-        order=spread(orders),
-        torn=np.zeros(frames, bool) if whole.all() else spread(~whole),
-        place=index[whole],
-        mapped=mapped[whole],
-        mapcount=np.add.reduceat(pages.counts, start)[number][whole],
-    )
+@native
+def _find_folios(start: I64, end: I64, offset: I64, flags: I64, counts: I64, number: I32, facts: I64s) -> int:
+    """Number the folios, and fill in their facts; returns how many there are."""
+    folios = 0
+    for piece in range(len(start)):
+        place, stop = offset[piece], offset[piece] + end[piece] - start[piece]
+        while place < stop:
+            if flags[place] & (HEAD | TAIL) == 0:
+                number[place] = -1
+                place += 1
+                continue
+            first, mapped, mapcount = place, 0, 0
+            # up to another head, a frame of order 0, or the end of the piece
+            while place == first or (place < stop and flags[place] & TAIL != 0):
+                number[place] = folios
+                mapped += counts[place] > 0
+                mapcount += counts[place]
+                place += 1
+            frame = start[piece] + first - offset[piece]
+            facts[PLACE, folios] = first
+            facts[ORDER, folios] = _order_of(flags[first], frame, place - first)
+            facts[MAPPED, folios], facts[MAPCOUNT, folios] = mapped, mapcount
+            folios += 1
+    return folios
+
+
+@part
+def _order_of(flags: int, frame: int, size: int) -> int:
+    """The order of a folio of `size` frames whose first has these flags; 0 if it cannot be one."""
+    if flags & HEAD == 0 or size & (size - 1) != 0 or frame & (size - 1) != 0:
+        return 0
+    order = 0
+    while 1 << order < size:
+        order += 1
+    return order

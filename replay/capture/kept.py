@@ -6,7 +6,6 @@ depend on any other page, and must fit rows that were written long before.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Final
@@ -86,6 +85,8 @@ class Kept:
 
     def _spill(self, block: Runs) -> _Spilled:
         if self._file is None:
+            import tempfile
+
             self._file = tempfile.TemporaryFile(prefix="replay-")  # noqa: SIM115 - closed by close()
         records = np.empty(len(block.vpn), _RECORD)
         for name, column in zip(_RECORD.names or (), block, strict=True):

@@ -6,9 +6,8 @@ import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import replay
 from replay.capture import freeze, procfs, settings, space
@@ -34,8 +33,7 @@ MUCH: Final = 0.001
 """Share of entries changed while they were read from which a capture is made again."""
 
 
-@dataclass(frozen=True)
-class Capture:
+class Capture(NamedTuple):
     """A finished capture.
 
     trace: the rows, if they were not written to `path`. figures: per address space, the kernel's figures

@@ -14,12 +14,13 @@ from replay.capture.kept import Kept
 from replay.capture.procfs import Vma
 from replay.capture.runs import Runs
 from replay.capture.tree import Tree
+from replay.native.words import read_pieces
 from replay.trace.kpageflags import bit
 from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
 
-UPTODATE: Final = np.uint64(bit(3))
+UPTODATE: Final = bit(3)
 """KPF_UPTODATE."""
 
 
@@ -88,10 +89,10 @@ def _mapped_pages(tree: Tree, blocks: Kept, vma: int) -> int:
     return count
 
 
-def _flags(tree: Tree, frames: I64) -> procfs.U64:
+def _flags(tree: Tree, frames: I64) -> I64:
     """kpageflags of single frames."""
-    flags = np.zeros(len(frames), np.uint64)
-    procfs.read_pieces(tree.flags_fd, frames, np.ones_like(frames), flags)
+    flags = np.zeros(len(frames), np.int64)
+    procfs.check_read(read_pieces(tree.flags_fd, frames, np.ones_like(frames), flags) >= 0, tree.flags_fd)
     return flags
 
 

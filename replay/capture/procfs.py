@@ -13,10 +13,8 @@ import ctypes
 import errno
 import gzip
 import os
-from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -44,17 +42,10 @@ BLOCK_BYTES: Final = 1 << 20
 TEXT_BYTES: Final = 1 << 16
 """Bytes of one read of a text file; procfs gives about a page of it at a time."""
 
-SMALL_WORDS: Final = 1 << 11
-"""Pieces up to this size are worth a copy if that saves a loop in Python."""
-
-GROUP_WORDS: Final = 1 << 16
-"""Words, about, of small pieces read together: what fits the processor's cache."""
-
 _PROC_SUPER_MAGIC: Final = 0x9FA0
 
 
-@dataclass(frozen=True, slots=True)
-class Vma:
+class Vma(NamedTuple):
     """One VMA of smaps. `page_size`: KernelPageSize in bytes; `rss` to `hugetlb`: pages of the base size."""
 
     start: int
@@ -79,8 +70,7 @@ class Vma:
         return flag in self.flags.split()
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """Fields of /proc/PID/status; `page_tables` (VmPTE) to `hugetlb` are pages."""
 
     name: str
@@ -339,35 +329,11 @@ def read_words(fd: int, first: int, out: U64) -> int:
     return _read_bytes(fd, first * 8, out.view(np.uint8).data) // 8
 
 
-def read_pieces(fd: int, first: I64, size: I64, out: U64) -> None:
-    """Read several pieces into `out`, one after the other; what the file does not have is left alone.
-
-    first, size: int64, shape (pieces,), in words.
-    """
-    if not len(first):
-        return
-    index = np.cumsum(size) - size
-    # small ones together: no Python between their system calls
-    groups = np.cumsum(size > SMALL_WORDS) * 2 - (size > SMALL_WORDS) + (index // GROUP_WORDS << 32)
-    begins = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
-    for begin, end in zip(begins, [*begins[1:], len(first)], strict=True):
-        where = slice(begin, end)
-        if end - begin > 1 and _read_group(fd, first[where], size[where], out[index[begin] :]):
-            continue
-        for number in range(begin, end):
-            place = int(index[number])
-            read_words(fd, int(first[number]), out[place : place + int(size[number])])
-
-
-def _read_group(fd: int, first: I64, size: I64, out: U64) -> bool:
-    """Read small pieces to the beginning of `out`; False, and nothing there, if one was cut short."""
-    parts = map(os.pread, repeat(fd), (size * 8).tolist(), (first * 8).tolist())
-    words = b"".join(parts)
-    count = int(size.sum())
-    if len(words) != count * 8:
-        return False
-    out[:count] = np.frombuffer(words, np.uint64)
-    return True
+def check_read(is_whole: bool, fd: int) -> None:
+    """Raise the error that a reading without Python met, if it met one."""
+    if not is_whole:
+        os.pread(fd, 8, 0)
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(Path(f"/proc/self/fd/{fd}").readlink()))
 
 
 def _read_bytes(fd: int, offset: int, buffer: memoryview) -> int:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from replay.capture.extents import ANON, Extents
 from replay.capture.procfs import Status, Vma
+from replay.native.function import I32, I64, U8, native
 from replay.trace.kpageflags import KPF_SWAPBACKED, bit
 from replay.trace.schema import HUGETLB, SPECIAL, SWAP
 
-SWAPBACKED: Final = np.uint64(bit(KPF_SWAPBACKED))
+SWAPBACKED: Final = bit(KPF_SWAPBACKED)
+
+SUMS: Final = ("anon", "file", "shmem", "swap", "hugetlb", "special")
+IN_ANON, IN_FILE, IN_SHMEM, IN_SWAP, IN_HUGETLB, IN_SPECIAL = range(6)
+"""Fields of `Totals`, and their places in it."""
 
 
 @dataclass
@@ -30,8 +35,7 @@ class Totals:
     by_vma: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """One figure of /proc/PID/status, in pages, with the cause if it differs from what was captured."""
 
     name: str
@@ -41,23 +45,36 @@ class Figure:
 
 
 def add_extents(totals: Totals, rows: Extents) -> None:
-    """Add some rows. RssShmem is what mm_counter_file() says: not anonymous, but backed by swap."""
-    mapped = (rows.kind != SWAP) & (rows.kind != SPECIAL) & (rows.kind != HUGETLB)
-    anon = mapped & (rows.kpageflags & ANON != 0)
-    shmem = mapped & ~anon & (rows.kpageflags & SWAPBACKED != 0)
+    """Add some rows."""
+    if not len(rows.vpn):
+        return
+    sums = np.zeros(len(SUMS), np.int64)
+    by_vma = np.zeros(int(rows.vma[-1]) + 1, np.int64)
+    _add(rows.vma, rows.kind, rows.kpageflags.view(np.int64), rows.pages.view(np.int32), sums, by_vma)
+    for name, pages in zip(SUMS, sums.tolist(), strict=True):
+        setattr(totals, name, getattr(totals, name) + pages)
+    for vma in np.flatnonzero(by_vma).tolist():
+        totals.by_vma[vma] = totals.by_vma.get(vma, 0) + int(by_vma[vma])
 
-    def pages(which: np.ndarray) -> int:
-        return int(rows.pages[which].sum())
 
-    totals.anon += pages(anon)
-    totals.shmem += pages(shmem)
-    totals.file += pages(mapped & ~anon & ~shmem)
-    totals.swap += pages(rows.kind == SWAP)
-    totals.hugetlb += pages(rows.kind == HUGETLB)
-    totals.special += pages(rows.kind == SPECIAL)
-    counted = np.bincount(rows.vma, np.where(rows.kind == SPECIAL, 0, rows.pages), minlength=0)
-    for vma in np.flatnonzero(counted).tolist():
-        totals.by_vma[vma] = totals.by_vma.get(vma, 0) + int(counted[vma])
+@native
+def _add(vma: I32, kind: U8, flags: I64, pages: I32, sums: I64, by_vma: I64) -> int:
+    """Add up pages, as in `SUMS`. RssShmem is what mm_counter_file() says: not anonymous, swap-backed."""
+    for row in range(len(vma)):
+        if kind[row] == SWAP:
+            which = IN_SWAP
+        elif kind[row] == SPECIAL:
+            which = IN_SPECIAL
+        elif kind[row] == HUGETLB:
+            which = IN_HUGETLB
+        elif flags[row] & ANON != 0:
+            which = IN_ANON
+        else:
+            which = IN_SHMEM if flags[row] & SWAPBACKED != 0 else IN_FILE
+        sums[which] += pages[row]
+        if which != IN_SPECIAL:
+            by_vma[vma[row]] += pages[row]
+    return len(vma)
 
 
 def reconcile(totals: Totals, status: Status, vmas: Sequence[Vma], changed: int) -> tuple[Figure, ...]:

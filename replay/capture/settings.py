@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +17,12 @@ def mapcounts(root: Path) -> str:
     Linux kernel commit 749492229e3b "mm: stop maintaining the per-page mapcount of large folios
     (CONFIG_NO_PAGE_MAPCOUNT)" (in v6.15). `precise` too where no configuration can be read.
     """
-    return "average" if "CONFIG_NO_PAGE_MAPCOUNT=y" in procfs.kernel_config(root).splitlines() else "precise"
+    return "average" if "\nCONFIG_NO_PAGE_MAPCOUNT=y\n" in procfs.kernel_config(root) else "precise"
 
 
 def architecture(live: bool) -> str:
     """As `uname -m`; a saved tree does not say and counts as x86_64."""
-    return platform.machine() if live else "x86_64"
+    return os.uname().machine if live else "x86_64"
 
 
 def thp(live: bool) -> dict[str, str]:

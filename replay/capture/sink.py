@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
 from replay.capture.extents import Extents, Owner
 from replay.capture.table import table
 from replay.trace.metadata import Metadata
-from replay.trace.write import ARROW_SCHEMA, ROW_GROUP_ROWS, TraceWriter
+from replay.trace.write import ARROW_SCHEMA, TraceWriter
+
+FLUSHED_ROWS: Final = 3 << 15
+"""Rows that are worth a row group: the more, the smaller the file, but the longer the end of a capture."""
 
 
 class Sink:
@@ -25,7 +28,7 @@ class Sink:
         """Take rows of one address space."""
         self.extents += len(rows.vpn)
         self.tables.append(table(rows, [owner]))
-        if self.writer and sum(map(len, self.tables)) >= ROW_GROUP_ROWS // 2:
+        if self.writer and sum(map(len, self.tables)) >= FLUSHED_ROWS:
             self._flush()
 
     def drop(self, extents: int) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from replay.capture.procfs import U64, Status, Vma
 from replay.capture.space import BLOCK_PAGES
 from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError
+from replay.native.words import read_pieces
 from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
@@ -33,21 +33,6 @@ NUMBER_BITS: Final = 52
 
 MOST_SNAPSHOTS: Final = 1 << 63 - NUMBER_BITS
 """Snapshots that can be told apart by them."""
-
-
-class Inline(Executor):
-    """Runs what is submitted at once: for short reads threads cost more than they save."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-
-INLINE: Final = Inline()
 
 
 @dataclass(frozen=True)
@@ -114,7 +99,7 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
         meanwhile()
         present = words[words & procfs.PM_PRESENT != 0]
         frame = np.sort((present & procfs.PM_PFRAME).view(np.int64))
-        pages = folios.read(tree.flags_fd, tree.counts_fd, frame, np.ones(len(frame), np.int32), INLINE)
+        pages = folios.read(tree.flags_fd, tree.counts_fd, frame, np.ones(len(frame), np.int32), None)
         meanwhile()
         again = np.empty_like(words)
         _read_spans(fd, pid, first, stop, again)
@@ -132,11 +117,10 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
 
 def _read_spans(fd: int, pid: int, first: I64, stop: I64, words: U64) -> None:
     """Pagemap words of the spans [first, stop), one after the other."""
-    offset = 0
-    for start, count in zip(first.tolist(), (stop - first).tolist(), strict=True):
-        if procfs.read_words(fd, start, words[offset : offset + count]) < count:
-            raise ProcessGoneError(f"process {pid} ended while it was read")
-        offset += count
+    missing = read_pieces(fd, first, stop - first, words.view(np.int64))
+    procfs.check_read(missing >= 0, fd)
+    if missing:
+        raise ProcessGoneError(f"process {pid} ended while it was read")
 
 
 def _headers(smaps: str) -> Iterator[tuple[str, str]]:
@@ -217,14 +201,14 @@ def build(
     several = Ranges(*runs.cover(frame[again], frame[again] + found.pages[again], least=2))
     own = ex.own_of_frames(pages, several)
     begin, end = (joined([snapshot.huge[side] for snapshot in snapshots]) for side in (0, 1))
-    index = np.full(len(found.vpn), -1)
-    index[found.present] = pages.places(frame[found.present])
+    present = np.flatnonzero(found.present)
+    order = present[np.argsort(frame[present])]
+    index = folios.places_of(pages, frame[order], order, len(found.vpn))
     changed = sum(snapshot.changed for snapshot in snapshots)
-    changed += ex.raise_counts([found], [index], pages, own, precise)
+    changed += ex.raise_counts(found, index, pages, own, precise)
     whole = folios.folios_of(pages)
-    apart = ex.differences(pages, whole, own)
     huge = Ranges(begin, end, np.ones_like(begin))
-    rows, torn = ex.build(found, index, pages, whole, apart, facts, own, huge, None, page_size)
+    rows, torn = ex.build(found, index, pages, whole, facts, own, huge, None, page_size)
     return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn
 
 

@@ -12,8 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from replay.capture.reconcile import Figure, Totals, add_extents, reconcile
 from replay.capture.runs import Runs
 from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError, ReplayError
+from replay.native.words import read_pieces
 from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
@@ -37,12 +37,15 @@ BLOCK_PAGES: Final = 1 << 18
 PORTION_PAGES: Final = 1 << 21
 """Pages whose folios are held at a time: the more, the fewer gaps are between their frames."""
 
+BATCH_PAGES: Final = 1 << 16
+"""Pages, about, whose extents are built together: they stay in the processor's cache."""
+
 LONG_RUN_PAGES: Final = 8
 """Runs as long as this on average are read as well in portions of one block, one ahead of the other."""
 
-WAITING_BATCHES: Final = 1
+WAITING_BATCHES: Final = 4
 WAITING_LOOKS: Final = 4
-"""Batches of about `BLOCK_PAGES` pages that may wait for being written, or looked at again."""
+"""Batches that may wait for being written, or looked at again."""
 
 T = TypeVar("T")
 Portion = tuple[list[Runs], folios.Pages, list[I64]]
@@ -52,8 +55,7 @@ Progress = Callable[[int, int], None]
 """Called with pages done and pages in all."""
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """How to read an address space.
 
     use_scan: False leaves PAGEMAP_SCAN alone. held: the process stands still. known_pmd: page ranges
@@ -66,8 +68,7 @@ class Options:
     known_dirty: tuple[tuple[int, int], ...] | None = None
 
 
-@dataclass(frozen=True)
-class Space:
+class Space(NamedTuple):
     """What was captured beside the extents. changed: pages or entries that changed while they were read."""
 
     status: Status
@@ -77,8 +78,7 @@ class Space:
     figures: tuple[Figure, ...]
 
 
-@dataclass(frozen=True)
-class Survey:
+class Survey(NamedTuple):
     """The page tables of a process. huge: ranges mapped by a PMD; own: frames mapped several times."""
 
     vmas: list[Vma]
@@ -114,15 +114,15 @@ def capture_space(
             changed = done = 0
             for portion, pages, places in _read_ahead(tree, _portions(blocks)):
                 own = ex.own_of_frames(pages, survey.own)
-                changed += ex.raise_counts(portion, places, pages, own, precise)
+                for block, index in zip(portion, places, strict=True):
+                    changed += ex.raise_counts(block, index, pages, own, precise)
                 found = folios.folios_of(pages)
-                apart = ex.differences(pages, found, own)
                 for batch, index in _batches(portion, places):
                     if tree.live:
                         changed += _await_one(looking, WAITING_LOOKS) or 0
                         looking.append(tree.pool.submit(_second_look, fd, survey.starts, batch))
                     rows, torn = ex.build(
-                        batch, index, pages, found, apart, facts, own, survey.huge, dirty, tree.page_size
+                        batch, index, pages, found, facts, own, survey.huge, dirty, tree.page_size
                     )
                     changed += torn
                     _check_saved(tree, rows, survey.vmas)
@@ -271,40 +271,42 @@ def _words(fd: int, starts: I64, ends: I64) -> Iterator[tuple[int, procfs.U64 | 
 
 def _read_folios(tree: Tree, portion: list[Runs]) -> tuple[folios.Pages, list[I64]]:
     """Words of all folios that the runs touch; for each block, the place of each run in them (-1: swap)."""
-    sizes = np.concatenate([block.pages for block in portion])
-    present = np.flatnonzero(np.concatenate([block.present for block in portion]))
-    # frame and index sorted as one number: many times faster than argsort()
-    bits = len(sizes).bit_length()
-    keys = np.concatenate([block.frame[block.present] for block in portion])
-    keys <<= bits
-    keys |= present
-    keys.sort()
-    order = keys & (1 << bits) - 1
-    keys >>= bits
-    pages = folios.read(tree.flags_fd, tree.counts_fd, keys, sizes[order], tree.pool)
-    index = np.full(len(sizes), -1)
-    for begin in range(0, len(keys), BLOCK_PAGES):  # not all at once: temporary arrays would be the peak
-        part = slice(begin, begin + BLOCK_PAGES)
-        index[order[part]] = pages.places(keys[part])
-    return pages, np.split(index, np.cumsum([len(block.vpn) for block in portion])[:-1])
+    frames, sizes, order = runs.by_frame(portion)
+    pages = folios.read(tree.flags_fd, tree.counts_fd, frames, sizes, tree.pool)
+    ends = np.cumsum([len(block.vpn) for block in portion])
+    index = folios.places_of(pages, frames, order, int(ends[-1]))
+    return pages, np.split(index, ends[:-1])
 
 
 def _batches(portion: list[Runs], places: list[I64]) -> Iterator[tuple[Runs, I64]]:
-    """Blocks with their places, small ones put together."""
-    some: list[Runs] = []
-    begin = 0
-    for number, block in enumerate(portion):
-        some.append(block)
-        if number + 1 == len(portion) or sum(int(part.pages.sum()) for part in some) >= BLOCK_PAGES:
-            yield runs.concat(some), np.concatenate(places[begin : number + 1])
-            some, begin = [], number + 1
+    """The runs of blocks with their places, about `BATCH_PAGES` pages together."""
+    some: list[tuple[Runs, I64]] = []
+    pages = 0
+    for block, index in zip(portion, places, strict=True):
+        ends = np.cumsum(block.pages)
+        begin = before = 0
+        while begin < len(ends):
+            end = min(int(np.searchsorted(ends, before + BATCH_PAGES - pages)) + 1, len(ends))
+            some.append((block.select(slice(begin, end)), index[begin:end]))
+            pages += int(ends[end - 1]) - before
+            begin, before = end, int(ends[end - 1])
+            if pages >= BATCH_PAGES:
+                yield _together(some)
+                some, pages = [], 0
+    if some:
+        yield _together(some)
+
+
+def _together(some: list[tuple[Runs, I64]]) -> tuple[Runs, I64]:
+    return runs.concat([part for part, _ in some]), np.concatenate([index for _, index in some])
 
 
 def _second_look(fd: int, starts: I64, portion: Runs) -> int:
     """Entries of the portion that are no longer as they were."""
-    spans = scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
-    again = [_runs(first, words, starts) for first, words in _words(fd, *spans) if words is not None]
-    return runs.difference(portion, runs.concat(again))
+    first, end = scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
+    words = np.zeros(int((end - first).sum()), np.int64)
+    procfs.check_read(read_pieces(fd, first, end - first, words) >= 0, fd)
+    return runs.difference(portion, first, end - first, words.view(np.uint64))
 
 
 def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) -> Ranges:
@@ -353,12 +355,12 @@ def _check_pagemap_whole(tree: Tree, fd: int, pid: int, vmas: list[Vma], totals:
 
 
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[I64, I64]:
-    table = np.array(sorted(pairs), np.int64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
+    start, end = np.array(sorted(pairs), np.int64).reshape(-1, 2).T.copy()
+    return start, end
 
 
 def _ranges(pairs: Sequence[tuple[int, int]]) -> Ranges:
     """Ranges with value 1; those that touch become one."""
     start, end = _columns(pairs)
-    start, end = folios.pieces_of(start, end - start, 0)
+    start, end = folios.pieces_of(start, (end - start).astype(np.int32), 0)
     return Ranges(start, end, np.ones_like(start))

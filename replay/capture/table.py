@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,37 +15,47 @@ from replay.trace.write import ARROW_SCHEMA
 
 
 def table(extents: Extents, owners: Sequence[Owner]) -> pa.Table:
-    """Rows as a table of `ARROW_SCHEMA`; their `vma` counts through the VMAs of all owners."""
-    of_vma = extents.vma
-    vmas = [vma for owner in owners for vma in owner.vmas]
-    number = np.array([i for owner in owners for i in range(len(owner.vmas))], np.uint32)
-    owner_of = np.repeat(np.arange(len(owners)), [len(owner.vmas) for owner in owners])[of_vma]
-    values: dict[str, object] = {
-        "mm": np.array([owner.mm for owner in owners], np.uint32)[owner_of],
-        "pid": np.array([owner.pid for owner in owners], np.uint32)[owner_of],
-        "comm": _text([owner.comm for owner in owners], owner_of),
-        "vma": number[of_vma],
-        "vma_start": np.array([vma.start for vma in vmas], np.uint64)[of_vma],
-        "vma_pages": np.array([vma.pages for vma in vmas], np.uint64)[of_vma],
-        "vma_perms": _text([vma.perms for vma in vmas], of_vma),
-        "vma_flags": _text([vma.flags for vma in vmas], of_vma),
-        "vma_name": _text([vma.name for vma in vmas], of_vma),
-        "kind": _text(KINDS, extents.kind),
+    """Rows, in order, as a table of `ARROW_SCHEMA`; their `vma` counts through the VMAs of all owners."""
+    vmas = [(owner, number, vma) for owner in owners for number, vma in enumerate(owner.vmas)]
+    rows = np.diff(np.searchsorted(extents.vma, np.arange(len(vmas) + 1)))
+
+    def of_vma(values: Iterable[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        return np.repeat(np.fromiter(values, dtype, len(vmas)), rows)
+
+    def text_of_vma(values: Iterable[str]) -> pa.DictionaryArray:
+        codes: dict[str, int] = {}
+        of_each = [codes.setdefault(_clean(value), len(codes)) for value in values]
+        return _dictionary(of_vma(of_each, np.uint32), list(codes))
+
+    values: dict[str, Any] = {
+        "mm": of_vma((owner.mm for owner, _, _ in vmas), np.uint32),
+        "pid": of_vma((owner.pid for owner, _, _ in vmas), np.uint32),
+        "comm": text_of_vma(owner.comm for owner, _, _ in vmas),
+        "vma": of_vma((number for _, number, _ in vmas), np.uint32),
+        "vma_start": of_vma((vma.start for _, _, vma in vmas), np.uint64),
+        "vma_pages": of_vma((vma.pages for _, _, vma in vmas), np.uint64),
+        "vma_perms": text_of_vma(vma.perms for _, _, vma in vmas),
+        "vma_flags": text_of_vma(vma.flags for _, _, vma in vmas),
+        "vma_name": text_of_vma(vma.name for _, _, vma in vmas),
+        "kind": _dictionary(extents.kind.astype(np.uint32), KINDS),
     }
-    columns = extents._asdict()
-    arrays = []
-    for field in ARROW_SCHEMA:
-        value = values.get(field.name, columns.get(field.name))
-        if isinstance(value, np.ndarray):
-            value = pa.array(value.astype(field.type.to_pandas_dtype(), copy=False))
-        arrays.append(value)
-    return pa.Table.from_arrays(arrays, schema=ARROW_SCHEMA)
+    columns = extents._asdict() | values
+    return pa.Table.from_arrays([_array(columns[name]) for name in ARROW_SCHEMA.names], schema=ARROW_SCHEMA)
 
 
-def _text(values: Sequence[str], index: npt.NDArray[np.generic]) -> pa.DictionaryArray:
-    """values[index] as a dictionary column of distinct values."""
-    # names of files are bytes that need not be UTF-8
-    clean = [value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for value in values]
-    codes = {value: code for code, value in enumerate(dict.fromkeys(clean))}
-    code_of = np.array([codes[value] for value in clean], np.uint32)
-    return pa.DictionaryArray.from_arrays(pa.array(code_of[index]), pa.array(list(codes), pa.large_string()))
+def _clean(name: str) -> str:
+    """Names of files are bytes that need not be UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _dictionary(codes: npt.NDArray[np.uint32], texts: Sequence[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(_array(codes), pa.array(texts, pa.large_string()))
+
+
+def _array(values: Any) -> pa.Array:
+    """The values of a NumPy array; `pyarrow.array()` would load numpy.ma, which takes 8 ms."""
+    if isinstance(values, pa.Array):
+        return values
+    kind = pa.from_numpy_dtype(values.dtype)
+    words = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(words)])

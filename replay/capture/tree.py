@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from replay.capture import procfs, settings
+from replay.native import function
 
 READERS: Final = 4
 """Threads: at most one reads ahead, with another's help, one looks for the second time, one loads pyarrow."""
 
 
-@dataclass(frozen=True)
-class Tree:
+class Inline(Executor):
+    """Runs what is submitted at once, by the caller."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+INLINE: Final = Inline()
+
+
+class Tree(NamedTuple):
     """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`."""
 
     root: Path
@@ -38,6 +52,7 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
     Raises `ReplayError` if there is no such tree, no such process, or no right to read them.
     """
     live = procfs.is_live(root)
+    function.prepare()
     with contextlib.ExitStack() as stack:
         page_size = procfs.base_page_size(root, pid)
         flags_fd = procfs.open_kpage(root, "kpageflags")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,7 +27,7 @@ class whole_file:  # noqa: N801 - used like a function
             raise ReplayError(f"{path} exists: choose another name with -o, or overwrite it with --force")
 
     def __enter__(self) -> Any:
-        self.partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
+        self.partial = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
         try:
             self.file = os.fdopen(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode), "w+b")
         except OSError as error:
