@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -30,6 +31,13 @@ app = typer.Typer(
 )
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Of malloc.h."""
+
+COLLECT_AFTER: Final = 100_000
+"""Objects made between two searches for garbage: what is loaded at the start is none."""
+
+
 class Per(StrEnum):
     """What one block of the comparison stands for."""
 
@@ -43,6 +51,7 @@ def main() -> None:
 
     It ends at once: to unload pyarrow, polars and numba would take longer than many a command.
     """
+    gc.set_threshold(COLLECT_AFTER)
     status = _status()
     try:
         sys.stdout.flush()
@@ -109,10 +118,6 @@ def _tune_malloc() -> None:
     if mallopt:
         for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30)):
             mallopt(parameter, value)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Of malloc.h."""
 
 
 def _keep_compiled_code() -> None:
