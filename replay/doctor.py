@@ -14,6 +14,7 @@ import numpy as np
 
 from replay.capture import procfs, scan, settings
 from replay.errors import ReplayError
+from replay.native.function import cache
 
 CAPABILITIES: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 
@@ -56,6 +57,7 @@ def examine() -> Iterator[Check]:
         _thp,
         _mthp,
         _swap,
+        _compiled_code,
     )
     for check in checks:
         yield check()
@@ -237,3 +239,17 @@ def machine() -> str:
     """One line on the kernel and the machine."""
     page = os.sysconf("SC_PAGE_SIZE") // 1024
     return f"Linux {platform.release()} {platform.machine()}, {page} KiB pages, {os.cpu_count()} CPUs"
+
+
+def _compiled_code() -> Check:
+    """Root may write anywhere, but not to a file system that is mounted read-only."""
+    folder = cache()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if os.access(existing, os.W_OK):
+        return Check("compiled code", State.WORKS, f"kept in {folder}")
+    return Check(
+        "compiled code",
+        State.LIMITED,
+        f"cannot be kept in {folder}: made anew by each command, which takes seconds",
+        "set XDG_CACHE_HOME to a folder of your own",
+    )

@@ -96,7 +96,7 @@ def _find_runs(
                 before = 0
             if not _is_taken(entry):
                 before = 0
-            elif before != 0 and entry - before == _step(entry):
+            elif before != 0 and entry == before + _step(entry):
                 pages[runs - 1] += 1
                 before = entry
             else:

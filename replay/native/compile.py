@@ -67,6 +67,15 @@ def compiled(functions: Mapping[str, Native], parts: list[Callable[..., Any]]) -
     return Image(bytes(code), entries, fixups)
 
 
+def in_process(
+    functions: Mapping[str, Native], parts: list[Callable[..., Any]]
+) -> dict[str, Callable[..., int]]:
+    """The functions as numba has them, for this process only."""
+    for part in parts:
+        register_jitable(**OPTIONS)(part)
+    return {name: numba.njit(nogil=True, **OPTIONS)(function.python) for name, function in functions.items()}
+
+
 def _compile(function: Native) -> tuple[str, str]:
     """The name of the machine function, and its module in LLVM's language.
 

@@ -58,45 +58,46 @@ _parts: list[Callable[..., Any]] = []
 
 
 class Native:
-    """A native function; called like the Python function it is made of."""
+    """A native function; called like the Python function it is made of. run: does the work, once ready."""
 
     def __init__(self, python: Callable[..., int]) -> None:
         self.python = python
         self.name = f"{python.__module__}.{python.__qualname__}"
         kinds = [kind for name, kind in python.__annotations__.items() if name != "return"]
-        # of each argument: dtype and dimensions; None: an integer
-        self.shapes = [
-            None if kind == "int" else (np.dtype(DTYPES[kind][0]), DTYPES[kind][1]) for kind in kinds
-        ]
-        self.entry: Callable[..., int] | None = None
+        # of each argument: dtype and dimensions of an array; None: an integer
+        self.shapes = [None if kind == "int" else DTYPES[kind] for kind in kinds]
+        self.run: Callable[..., int] | None = None
 
     def __call__(self, *arguments: Any) -> int:
-        if self.entry is None:
-            if _interpreted():
-                return self.python(*arguments)
+        if self.run is None:
             prepare()
-        words: list[int] = []
-        for value, wanted in zip(arguments, self.shapes, strict=True):
-            if wanted is None:
-                words.append(value)
-                continue
-            # the machine code would not notice
-            if value.dtype != wanted[0] or value.ndim != wanted[1] or not value.flags.c_contiguous:
-                raise TypeError(
-                    f"{self.name}: not a contiguous {wanted[1]}-d array of {wanted[0]}: {value.dtype}"
-                )
-            words.append(value.ctypes.data)
-            words.extend(value.shape)
-        result = ctypes.c_int64()
-        assert self.entry
-        if self.entry(ctypes.byref(result), None, *words):
-            raise RuntimeError(f"{self.name} failed")
-        return result.value
+        assert self.run
+        return self.run(*arguments)
 
-    @property
-    def words(self) -> int:
-        """64-bit arguments of the machine code."""
-        return sum(1 if shape is None else 1 + shape[1] for shape in self.shapes)
+    def machine_code(self, address: int) -> Callable[..., int]:
+        """The machine code at an address as a function of Python, which checks what it is given."""
+        count = sum(1 if shape is None else 1 + shape[1] for shape in self.shapes)
+        words = [ctypes.c_int64] * count
+        entry = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *words)(address)
+
+        def run(*arguments: Any) -> int:
+            words: list[int] = []
+            for value, shape in zip(arguments, self.shapes, strict=True):
+                if shape is None:
+                    words.append(value)
+                elif value.dtype == shape[0] and value.ndim == shape[1] and value.flags.c_contiguous:
+                    words.append(value.ctypes.data)
+                    words.extend(value.shape)
+                else:  # which the machine code would not notice
+                    raise TypeError(
+                        f"{self.name}: not a {shape[1]}-d array of {shape[0]} in C order: {value!r}"
+                    )
+            result = ctypes.c_int64()
+            if entry(ctypes.byref(result), None, *words):
+                raise RuntimeError(f"{self.name} failed")
+            return result.value
+
+        return run
 
 
 def native(function: Callable[..., int]) -> Native:
@@ -112,30 +113,46 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def prepare() -> None:
     """Make the native functions ready: load their image; compile them if there is none for this machine."""
-    if _interpreted() or any(function.entry for function in _functions.values()):
+    if any(function.run for function in _functions.values()):
         return
     for module in MODULES:
         importlib.import_module(module)
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        ready = {name: function.python for name, function in _functions.items()}
+    elif os.uname().machine in image.MACHINES:
+        addresses = image.load(_image())
+        ready = {name: function.machine_code(addresses[name]) for name, function in _functions.items()}
+    else:
+        from replay.native.compile import in_process
+
+        _say(f"compiling, as for every command on {os.uname().machine}: a few seconds")
+        ready = in_process(_functions, _parts)
+    for name, run in ready.items():
+        _functions[name].run = run
+
+
+def _image() -> image.Image:
+    """The image for this machine, from the cache or just made."""
     key = _key()
-    path = _cache() / f"{zlib.crc32(key.encode()):08x}.image"
+    path = cache() / f"{zlib.crc32(key.encode()):08x}.image"
     found = image.read(path, key)
     if found is None:
         from replay.native.compile import compiled
 
-        print("replay: compiling for this processor, once: a few seconds", file=sys.stderr)
+        _say("compiling for this processor, once: a few seconds")
         found = compiled(_functions, _parts)
-        image.write(path, key, found)
-    for name, address in image.load(found).items():
-        words = [ctypes.c_int64] * _functions[name].words
-        kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *words)
-        _functions[name].entry = kind(address)
+        if not image.write(path, key, found):
+            _say(
+                f"cannot keep what was compiled in {path.parent}: set XDG_CACHE_HOME to a folder of your own"
+            )
+    return found
 
 
-def _interpreted() -> bool:
-    return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+def _say(line: str) -> None:
+    print(f"replay: {line}", file=sys.stderr)
 
 
-def _cache() -> Path:
+def cache() -> Path:
     """The user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replay"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import marshal
 import mmap
@@ -16,6 +15,9 @@ from replay.errors import ReplayError
 from replay.trace.whole import whole_file
 
 MAGIC: Final = "replay image 1\n"
+
+MACHINES: Final = ("x86_64",)
+"""Whose machine code can be put into memory here: what must be patched in it are whole words."""
 
 
 class Image(NamedTuple):
@@ -42,15 +44,23 @@ def read(path: Path, key: str) -> Image | None:
             return None
         content = file.read()
     start = f"{MAGIC}{key}\0".encode()
-    return Image(*marshal.loads(content[len(start) :])) if content.startswith(start) else None
+    if not content.startswith(start):
+        return None
+    try:
+        return Image(*marshal.loads(content[len(start) :]))
+    except (EOFError, TypeError, ValueError):  # it was cut
+        return None
 
 
-def write(path: Path, key: str, image: Image) -> None:
-    """Keep an image, if the folder can be written to."""
-    with contextlib.suppress(OSError, ReplayError):
+def write(path: Path, key: str, image: Image) -> bool:
+    """Keep an image; False if the folder cannot be written to."""
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, force=True) as file:
             file.write(f"{MAGIC}{key}\0".encode() + marshal.dumps(tuple(image)))
+    except (OSError, ReplayError):
+        return False
+    return True
 
 
 def load(image: Image) -> dict[str, int]:

@@ -183,5 +183,18 @@ def test_portions_do_not_show(process: FakeProcess, portion: int) -> None:
         root = process.write(Path(folder))
         whole = captured(root, process.pid).frame
         patch.setattr("replay.capture.space.BLOCK_PAGES", 512)
+        patch.setattr("replay.capture.space.BATCH_PAGES", 100)
         patch.setattr("replay.capture.space.PORTION_PAGES", portion)
+        assert captured(root, process.pid).frame.equals(whole)
+
+
+@settings(max_examples=80, deadline=None)
+@given(processes)
+def test_shared_reading_does_not_show(process: FakeProcess) -> None:
+    """Two threads that share the reading, with too little room at first: the rows are the same."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        root = process.write(Path(folder))
+        whole = captured(root, process.pid).frame
+        patch.setattr("replay.capture.folios.SHARED_WORDS", 0)
+        patch.setattr("replay.capture.folios.SPARE_WORDS", 0)
         assert captured(root, process.pid).frame.equals(whole)
