@@ -26,15 +26,19 @@ I64 = npt.NDArray[np.int64]
 
 PROC: Final = Path("/proc")
 
-PM_PRESENT: Final = np.uint64(1 << 63)
-PM_SWAP: Final = np.uint64(1 << 62)
-PM_FILE: Final = np.uint64(1 << 61)
-PM_UFFD_WP: Final = np.uint64(1 << 57)
-PM_EXCLUSIVE: Final = np.uint64(1 << 56)
-PM_SOFT_DIRTY: Final = np.uint64(1 << 55)
-PM_PFRAME: Final = np.uint64((1 << 55) - 1)
+PM_PRESENT: Final = 1 << 63
+PM_SWAP: Final = 1 << 62
+PM_FILE: Final = 1 << 61
+PM_UFFD_WP: Final = 1 << 57
+PM_EXCLUSIVE: Final = 1 << 56
+PM_SOFT_DIRTY: Final = 1 << 55
+PM_PFRAME: Final = (1 << 55) - 1
+PM_MOVING: Final = PM_EXCLUSIVE | PM_SOFT_DIRTY
 SWAP_TYPE_BITS: Final = 5
-"""Bits of a pagemap word (fs/proc/task_mmu.c); the frame field of a swap entry is type, then offset."""
+"""Bits of a pagemap word (fs/proc/task_mmu.c); the frame field of a swap entry is type, then offset.
+
+PM_MOVING changes without the process: other processes and their exits make PM_EXCLUSIVE.
+"""
 
 BLOCK_BYTES: Final = 1 << 20
 """Bytes of one read: smaller ones pay the system call, larger ones leave the processor's cache."""

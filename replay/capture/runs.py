@@ -13,21 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.capture.procfs import (
-    PM_EXCLUSIVE,
+    PM_MOVING,
     PM_PFRAME,
     PM_PRESENT,
-    PM_SOFT_DIRTY,
     PM_SWAP,
     SWAP_TYPE_BITS,
     U64,
 )
 from replay.native.function import I32, I64, native, part
 
-SWAP_BIT: Final = int(PM_SWAP)
 SWAP_STEP: Final = 1 << SWAP_TYPE_BITS
-FRAME_BITS: Final = int(PM_PFRAME)
-CHANGING: Final = int(PM_EXCLUSIVE | PM_SOFT_DIRTY)
-"""Of pagemap words as int64."""
+"""How much the next swap entry of a run is more."""
 
 
 class Runs(NamedTuple):
@@ -109,7 +105,7 @@ def _find_runs(
 @part
 def _is_taken(entry: int) -> bool:
     """Whether a word, as int64, is present, which makes it negative, or a swap entry."""
-    return entry < 0 or entry >= SWAP_BIT
+    return entry < 0 or entry >= PM_SWAP
 
 
 @part
@@ -140,7 +136,7 @@ def _add_keys(word: I64, before: int, bits: int, keys: I64) -> int:
     used = 0
     for run in range(len(word)):
         if word[run] < 0:
-            keys[used] = (word[run] & FRAME_BITS) << bits | (before + run)
+            keys[used] = (word[run] & PM_PFRAME) << bits | (before + run)
             used += 1
     return used
 
@@ -171,8 +167,8 @@ def cover(starts: I64, ends: I64, least: int) -> tuple[I64, I64, I64]:
 def difference(before: Runs, first: I64, size: I64, words: U64) -> int:
     """Pages whose entry is no longer as it was.
 
-    first, size, words: as in `runs_of`, of spans that hold all the runs. Changes of PM_EXCLUSIVE and
-    PM_SOFT_DIRTY do not count: other processes and their exits make the first.
+    first, size, words: as in `runs_of`, of spans that hold all the runs. Changes of `PM_MOVING`
+    do not count.
     """
     return _count_changed(
         before.vpn, before.word.view(np.int64), before.pages, first, size, words.view(np.int64)
@@ -191,20 +187,20 @@ def _count_changed(vpn: I64, word: I64, pages: I32, first: I64, size: I64, words
             expected = 0
             if run < len(vpn) and vpn[run] <= page:
                 expected = word[run] + (page - vpn[run]) * _step(word[run])
-            changed += (entry ^ expected) & ~CHANGING != 0
+            changed += (entry ^ expected) & ~PM_MOVING != 0
     return changed
 
 
 def contiguous(some: Runs) -> Runs:
-    """Present runs joined where only PM_EXCLUSIVE or PM_SOFT_DIRTY parts them, as inside a PMD mapping."""
+    """Present runs joined where only `PM_MOVING` parts them, as inside a PMD mapping."""
     some = some.select(some.present)
     if not len(some.vpn):
         return some
-    next_word = (some.word + some.pages.astype(np.uint64)) & ~(PM_EXCLUSIVE | PM_SOFT_DIRTY)
+    next_word = (some.word + some.pages.astype(np.uint64)) | PM_MOVING
     apart = np.ones(len(some.vpn), bool)
     apart[1:] = (
         (some.vpn[1:] != some.vpn[:-1] + some.pages[:-1])
-        | (some.word[1:] & ~(PM_EXCLUSIVE | PM_SOFT_DIRTY) != next_word[:-1])
+        | (some.word[1:] | PM_MOVING != next_word[:-1])
         | (some.vma[1:] != some.vma[:-1])
     )
     begin = np.flatnonzero(apart)

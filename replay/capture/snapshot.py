@@ -20,6 +20,7 @@ from replay.capture import folios, procfs, runs, scan
 from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.procfs import U64, Status, Vma
+from replay.capture.rows import rows_of
 from replay.capture.space import BLOCK_PAGES
 from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError
@@ -110,8 +111,7 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
         return None
     room[count : count + frames] = pages.flags
     room[count + frames : count + 2 * frames] = pages.counts.view(np.uint64)
-    # other processes and their exits make PM_EXCLUSIVE change
-    changed = int(np.count_nonzero((words ^ again) & ~(procfs.PM_EXCLUSIVE | procfs.PM_SOFT_DIRTY)))
+    changed = int(np.count_nonzero((words ^ again) | procfs.PM_MOVING != procfs.PM_MOVING))
     return Snapshot(pid, status, smaps, huge, first, stop - first, pages.start, pages.end, changed)
 
 
@@ -208,7 +208,7 @@ def build(
     changed += ex.raise_counts(found, index, pages, own, precise)
     whole = folios.folios_of(pages)
     huge = Ranges(begin, end, np.ones_like(begin))
-    rows, torn = ex.build(found, index, pages, whole, facts, own, huge, None, page_size)
+    rows, torn = rows_of(found, index, pages, whole, facts, own, huge, None, page_size)
     return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn
 
 

@@ -23,11 +23,12 @@ from replay.capture.extents import Extents, Ranges
 from replay.capture.kept import Kept
 from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure, Totals, add_extents, reconcile
+from replay.capture.rows import rows_of
 from replay.capture.runs import Runs
 from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError, ReplayError
 from replay.native.words import read_pieces
-from replay.trace.schema import ptes_per_table
+from replay.trace.schema import SWAP, ptes_per_table
 
 I64 = npt.NDArray[np.int64]
 
@@ -121,7 +122,7 @@ def capture_space(
                     if tree.live:
                         changed += _await_one(looking, WAITING_LOOKS) or 0
                         looking.append(tree.pool.submit(_second_look, fd, survey.starts, batch))
-                    rows, torn = ex.build(
+                    rows, torn = rows_of(
                         batch, index, pages, found, facts, own, survey.huge, dirty, tree.page_size
                     )
                     changed += torn
@@ -333,7 +334,7 @@ def _check_saved(tree: Tree, rows: Extents, vmas: list[Vma]) -> None:
         return
     beyond = rows.pfn + rows.pages > tree.saved_frames
     maps_frames = np.array([vma.has("pf") or vma.has("io") or vma.has("mm") for vma in vmas], bool)
-    wrong = beyond & (rows.kind != ex.SWAP) & (rows.file | ~maps_frames[rows.vma])
+    wrong = beyond & (rows.kind != SWAP) & (rows.file | ~maps_frames[rows.vma])
     if wrong.any():
         frame = int(rows.pfn[np.flatnonzero(wrong)[0]])
         raise ReplayError(

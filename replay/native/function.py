@@ -46,6 +46,7 @@ MODULES: Final = (
     "replay.capture.runs",
     "replay.capture.folios",
     "replay.capture.extents",
+    "replay.capture.rows",
     "replay.capture.reconcile",
 )
 """The modules that have native functions; they are compiled together."""
