@@ -157,8 +157,8 @@ def _spread(start: I64, end: I64, offset: I64, first: I64, last: I64, value: I64
 def raise_counts(runs: Runs, index: I64, pages: Pages, own: I32, precise: bool) -> int:
     """Raise counts in place to the address space's own mappings; returns how many pages that changed.
 
-    index, own: as in `rows.rows_of`. The kernel says 0 for device pages (NOPAGE), an average where it does not
-    count pages (CONFIG_NO_PAGE_MAPCOUNT; precise: False), and too little where a page was unmapped meanwhile.
+    index, own: as in `rows.rows_of`. The kernel says 0 for device pages (NOPAGE), an average where it does
+    not count pages (CONFIG_NO_PAGE_MAPCOUNT; precise: False), too little where a page was unmapped meanwhile.
     """
     changed = _raise_counts(runs.pages, index, pages.flags.view(np.int64), pages.counts, own)
     return changed if precise else 0

@@ -7,6 +7,7 @@ in the code: the one kind of relocation that is left.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,8 @@ from numba.core.typing import signature
 from numba.extending import overload, register_jitable
 
 from replay.native import words
-from replay.native.image import Image
+from replay.native.function import all_functions
+from replay.native.image import Image, encoded
 
 if TYPE_CHECKING:
     from replay.native.function import Native
@@ -53,8 +55,13 @@ def _overloaded_pread(fd: Any, out: Any, at: Any, count: Any, first: Any) -> Any
     return machine
 
 
+def main() -> None:
+    """Print the image; numba must have been told to compile for the processor called generic."""
+    sys.stdout.buffer.write(encoded(compiled(*all_functions())))
+
+
 def compiled(functions: Mapping[str, Native], parts: list[Callable[..., Any]]) -> Image:
-    """Compile functions, and the parts that they call, for this processor."""
+    """Compile functions, and the parts that they call, for any processor of this architecture."""
     for part in parts:
         register_jitable(**OPTIONS)(part)
     code, entries, fixups = bytearray(), {}, []
@@ -100,11 +107,7 @@ def _compile(function: Native) -> tuple[str, str]:
 def _object(assembly: str) -> bytes:
     """An ELF object of a module."""
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        reloc="static",
-        codemodel="large",
+        cpu="generic", opt=3, reloc="static", codemodel="large"
     )
     return machine.emit_object(llvm.parse_assembly(assembly))
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from replay.errors import ReplayError
 from replay.native import image
 
 I64 = npt.NDArray[np.int64]
@@ -113,11 +114,13 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prepare() -> None:
-    """Make the native functions ready: load their image; compile them if there is none for this machine."""
+    """Make the native functions ready: load their image; have it compiled if there is none.
+
+    Raises `ReplayError` if that fails.
+    """
     if any(function.run for function in _functions.values()):
         return
-    for module in MODULES:
-        importlib.import_module(module)
+    all_functions()
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         ready = {name: function.python for name, function in _functions.items()}
     elif os.uname().machine in image.MACHINES:
@@ -133,20 +136,44 @@ def prepare() -> None:
 
 
 def _image() -> image.Image:
-    """The image for this machine, from the cache or just made."""
+    """The image, from the cache or just made."""
     key = _key()
     path = cache() / f"{zlib.crc32(key.encode()):08x}.image"
     found = image.read(path, key)
     if found is None:
-        from replay.native.compile import compiled
-
-        _say("compiling for this processor, once: a few seconds")
-        found = compiled(_functions, _parts)
+        _say("compiling the loops over pages, once: a few seconds")
+        found = _compiled()
         if not image.write(path, key, found):
             _say(
                 f"cannot keep what was compiled in {path.parent}: set XDG_CACHE_HOME to a folder of your own"
             )
     return found
+
+
+def _compiled() -> image.Image:
+    """The image, made by another process: numba would stay in this one, and be set up for any processor."""
+    import subprocess
+
+    root = Path(__file__).parent.parent.parent
+    program = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); from replay.native import compile; compile.main()"
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    if done.returncode:
+        cause = (done.stderr.decode(errors="replace").strip() or f"status {done.returncode}").splitlines()[-1]
+        raise ReplayError(
+            f"numba cannot compile the loops over pages ({cause}): install replay again, "
+            "or set NUMBA_DISABLE_JIT=1 to do without, slowly"
+        )
+    return image.decoded(done.stdout)
+
+
+def all_functions() -> tuple[dict[str, Native], list[Callable[..., Any]]]:
+    """What there is to compile: native functions by name, and the parts that they call."""
+    for module in MODULES:
+        importlib.import_module(module)
+    return _functions, _parts
 
 
 def _say(line: str) -> None:
@@ -159,13 +186,10 @@ def cache() -> Path:
 
 
 def _key() -> str:
-    """What an image depends on: the sources, by what is in them, the processor, Python's object format."""
-    parts = [sys.version, *os.uname()[4:]]
+    """What an image depends on: the sources, by what is in them, and Python's format of objects."""
+    parts = [sys.version, os.uname().machine]
     for folder in SOURCES:
         for file in sorted((Path(__file__).parent.parent / folder).glob("*.py")):
             content = file.read_bytes()
             parts.append(f"{file.name} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}")
-    with Path("/proc/cpuinfo").open("rb", buffering=0) as cpuinfo:
-        first = cpuinfo.read(4096).decode(errors="replace").split("\n\n")[0]
-    parts += [line for line in first.splitlines() if not line.startswith(("cpu MHz", "BogoMIPS", "bogomips"))]
     return "\n".join(parts)

@@ -47,7 +47,7 @@ def read(path: Path, key: str) -> Image | None:
     if not content.startswith(start):
         return None
     try:
-        return Image(*marshal.loads(content[len(start) :]))
+        return decoded(content[len(start) :])
     except (EOFError, TypeError, ValueError):  # it was cut
         return None
 
@@ -57,10 +57,20 @@ def write(path: Path, key: str, image: Image) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, force=True) as file:
-            file.write(f"{MAGIC}{key}\0".encode() + marshal.dumps(tuple(image)))
+            file.write(f"{MAGIC}{key}\0".encode() + encoded(image))
     except (OSError, ReplayError):
         return False
     return True
+
+
+def encoded(image: Image) -> bytes:
+    """An image as bytes."""
+    return marshal.dumps(tuple(image))
+
+
+def decoded(content: bytes) -> Image:
+    """The image that was `encoded`."""
+    return Image(*marshal.loads(content))
 
 
 def load(image: Image) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """A disk for the guest with this machine's Python, replay, what it depends on, and a few programs."""
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path("/env")
 PYTHON = ENVIRONMENT / "bin" / "python"
 SOURCES = ENVIRONMENT / "sources"
+CACHE = ENVIRONMENT / "cache"
 TESTS = ENVIRONMENT / "repository" / "tests"
+PREPARE = "import sys; sys.path[:0] = sys.argv[1:]; from replay.native.function import prepare; prepare()"
 DISK_MIB = 2048  # sparse: what is not written takes no room
-# Of what replay depends on: `replay validate` compiles nothing.
+# Of what replay depends on: what is to be compiled for `replay validate` is compiled here.
 NOT_NEEDED = ("numba", "llvmlite")
 # Of their files: what only builds and tests of theirs need.
 SKIPPED = shutil.ignore_patterns(
@@ -99,6 +102,7 @@ def _copy_python(root: Path, distributions: list[str]) -> None:
             packages.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, packages)
     _copy_tree(REPOSITORY / "replay", packages / "replay")
+    _compile(packages, _below(root, CACHE))
     tests = _below(root, TESTS)
     (tests / "validate").mkdir(parents=True)
     for path in (REPOSITORY / "tests" / "__init__.py", *(REPOSITORY / "tests" / "validate").glob("*.py")):
@@ -107,6 +111,12 @@ def _copy_python(root: Path, distributions: list[str]) -> None:
     _below(root, PYTHON.parent).mkdir()
     _below(root, PYTHON).symlink_to(interpreter)
     (_below(root, ENVIRONMENT) / "pyvenv.cfg").write_text(f"home = {interpreter.parent}\n")
+
+
+def _compile(packages: Path, cache: Path) -> None:
+    """Compile replay's native functions for the guest, which has no numba; its XDG_CACHE_HOME is CACHE."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    subprocess.run([sys.executable, "-c", PREPARE, str(packages)], env=environment, check=True)
 
 
 def _of_standard_library(folder: str, names: list[str]) -> set[str]:

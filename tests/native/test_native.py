@@ -84,7 +84,7 @@ def test_on_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     from replay.native.compile import in_process
 
     function.prepare()
-    ready = in_process(function._functions, function._parts)
+    ready = in_process(*function.all_functions())
     name = f"{folios.__name__}._join"
     frames, sizes = np.array([1, 2, 9, 40]), np.array([1, 3, 1, 2], np.int32)
     start, end = np.zeros(4, np.int64), np.zeros(4, np.int64)

@@ -27,7 +27,8 @@ static void onto(const char *path, int fd)
 /* The child: one argument per line of the specification. */
 static void become(char *spec)
 {
-    static char *environment[] = {"PATH=/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8", NULL};
+    static char *environment[] = {"PATH=/usr/bin:/bin", "HOME=/tmp", "LANG=C.UTF-8",
+                                  "XDG_CACHE_HOME=/env/cache", NULL};
     char *args[64], *rest = spec, *line;
     int n = 0;
 
