@@ -265,16 +265,21 @@ def places_of(pages: Pages, frames: I64, order: I64, count: int) -> I64:
     frames: int64, sorted, all of which were read. order: which thing each of them is of.
     """
     index = np.full(count, -1)
-    _locate(pages.start, pages.offset, frames, order, index)
+    located = _locate(pages.start, pages.end, pages.offset, frames, order, index)
+    if located < len(frames):
+        raise RuntimeError(f"frame {frames[located]} was not read")
     return index
 
 
 @native
-def _locate(start: I64, offset: I64, frames: I64, order: I64, index: I64) -> int:
+def _locate(start: I64, end: I64, offset: I64, frames: I64, order: I64, index: I64) -> int:
+    """Fill in the indices; returns how many of the frames were read before the first that was not."""
     piece = 0
     for number in range(len(frames)):
-        while piece + 1 < len(start) and start[piece + 1] <= frames[number]:
+        while piece < len(start) and end[piece] <= frames[number]:
             piece += 1
+        if piece == len(start) or frames[number] < start[piece]:
+            return number
         index[order[number]] = offset[piece] + frames[number] - start[piece]
     return len(frames)
 
