@@ -17,6 +17,7 @@ from replay.capture.reconcile import Figure
 from replay.capture.space import Options, Progress, Space
 from replay.capture.tree import Tree, opened
 from replay.errors import ProcessGoneError, ReplayError
+from replay.native import function
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
 from replay.trace.whole import whole_file
@@ -172,6 +173,7 @@ def capture_cgroup(
     with freeze.interruptible(), contextlib.ExitStack() as stack:
         own = procfs.own_pid(procfs.PROC)
         freezes = hold and freeze.has_freezer(path) and own not in freeze.members(path)
+        function.prepare()  # it may take seconds
         if freezes:
             stack.enter_context(freeze.frozen(path))
         pids = freeze.members(path)

@@ -1,7 +1,7 @@
 """Native functions -> an image: numba compiles, LLVM emits ELF objects, these are laid out together.
 
-Code is emitted for the *large* code model, in which whatever has an address is reached through a 64-bit word
-in the code: the one kind of relocation that is left.
+llvmlite is the part of numba that speaks to LLVM. Code is emitted for the *large* code model, in which
+whatever has an address is reached through a 64-bit word in the code: the one kind of relocation that is left.
 """
 
 from __future__ import annotations
