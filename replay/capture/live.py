@@ -127,9 +127,11 @@ def _sink(tree: Tree, out: str | Path | None, force: bool) -> Iterator[Future[Si
 
 
 def _load_sink(file: Any) -> Sink:
-    from replay.capture.sink import Sink
+    from replay.capture.sink import Sink, warm_up
 
-    return Sink(file)
+    sink = Sink(file)
+    warm_up()
+    return sink
 
 
 def capture_all(
