@@ -124,13 +124,14 @@ def _keep_compiled_code() -> None:
     """Give numba a cache of this very version of the machine: its own check sees one file of several."""
     import hashlib
 
+    from replay.native.image import cache
+
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     digest = hashlib.sha256()
     for file in sorted((Path(__file__).parent / "teardown").glob("*.py")):
         digest.update(file.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ["NUMBA_CACHE_DIR"] = str(base / "replay" / digest.hexdigest()[:16])
+    os.environ["NUMBA_CACHE_DIR"] = str(cache() / digest.hexdigest()[:16])
 
 
 # ---------------------------------------------------------------------- capture

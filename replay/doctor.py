@@ -14,7 +14,7 @@ import numpy as np
 
 from replay.capture import procfs, scan, settings
 from replay.errors import ReplayError
-from replay.native.function import cache
+from replay.native.image import cache
 
 CAPABILITIES: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 

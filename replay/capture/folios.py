@@ -160,18 +160,19 @@ def _read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I6
             continue
         # one frame more shows whether a folio ends here; not worth it for a lone page
         reach = last + (last - first > 1)
-        # an aligned folio begins at the latest where the lowest set bit is cleared
-        back = first
-        while True:
+        if used + reach - first > len(flags):
+            return NO_ROOM
+        if not _fill(fd, flags, used, reach - first, first):
+            return UNREADABLE
+        while first > before and flags[used] & TAIL != 0:
+            # an aligned folio begins at the latest where the lowest set bit is cleared
+            back = max(first & (first - 1), before)
             if used + reach - back > len(flags):
                 return NO_ROOM
-            _move(flags, used, used + first - back, reach - first if back < first else 0)
-            if not _fill(fd, flags, used, first - back if back < first else reach - first, back):
+            _move(flags, used, used + first - back, reach - first)
+            if not _fill(fd, flags, used, first - back, back):
                 return UNREADABLE
             first = back
-            if first <= before or flags[used] & TAIL == 0:
-                break
-            back = max(first & (first - 1), before)
         if pieces > 0 and first == before:
             used -= before - start[pieces - 1]
         else:

@@ -201,6 +201,7 @@ def build(
     several = Ranges(*runs.cover(frame[again], frame[again] + found.pages[again], least=2))
     own = ex.own_of_frames(pages, several)
     begin, end = (joined([snapshot.huge[side] for snapshot in snapshots]) for side in (0, 1))
+    # not `runs.by_frame`: below the number of the space and the frame there is no room for that of the run
     present = np.flatnonzero(found.present)
     order = present[np.argsort(frame[present])]
     index = folios.places_of(pages, frame[order], order, len(found.vpn))

@@ -138,7 +138,7 @@ def prepare() -> None:
 def _image() -> image.Image:
     """The image, from the cache or just made."""
     key = _key()
-    path = cache() / f"{zlib.crc32(key.encode()):08x}.image"
+    path = image.cache() / f"{zlib.crc32(key.encode()):08x}.image"
     found = image.read(path, key)
     if found is None:
         _say("compiling the loops over pages, once: a few seconds")
@@ -178,11 +178,6 @@ def all_functions() -> tuple[dict[str, Native], list[Callable[..., Any]]]:
 
 def _say(line: str) -> None:
     print(f"replay: {line}", file=sys.stderr)
-
-
-def cache() -> Path:
-    """The user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replay"
 
 
 def _key() -> str:

@@ -32,6 +32,11 @@ class Image(NamedTuple):
     fixups: list[tuple[int, str, int]]
 
 
+def cache() -> Path:
+    """The user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replay"
+
+
 def read(path: Path, key: str) -> Image | None:
     """The image with this key; None if the file has another, or if others could have written it."""
     try:
