@@ -102,6 +102,7 @@ def _attempt(
 ) -> Capture:
     with _sink(tree, out, force) as sink:
         with _held(tree, pid, options.held) as how:
+            tree.writer.submit(_warm_up, sink)
             captured = capture_into(
                 tree, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
             )
@@ -127,11 +128,13 @@ def _sink(tree: Tree, out: str | Path | None, force: bool) -> Iterator[Future[Si
 
 
 def _load_sink(file: Any) -> Sink:
-    from replay.capture.sink import Sink, warm_up
+    from replay.capture.sink import Sink
 
-    sink = Sink(file)
-    warm_up()
-    return sink
+    return Sink(file)
+
+
+def _warm_up(sink: Future[Sink]) -> None:
+    sink.result().warm_up()
 
 
 def capture_all(

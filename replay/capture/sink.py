@@ -31,6 +31,13 @@ class Sink:
         if self.writer and sum(map(len, self.tables)) >= FLUSHED_ROWS:
             self._flush()
 
+    def warm_up(self) -> None:
+        """Write no rows to nowhere: the first write of a process takes milliseconds longer than the next."""
+        if self.writer:
+            writer = TraceWriter(pa.BufferOutputStream())
+            writer.append_table(ARROW_SCHEMA.empty_table())
+            writer.discard()
+
     def drop(self, extents: int) -> None:
         """Forget the rows after the first `extents`, which are not written yet."""
         while self.extents > extents:
@@ -57,10 +64,3 @@ class Sink:
             self.writer.append_table(self.rows())
             self.tables = []
             self.written = self.extents
-
-
-def warm_up() -> None:
-    """Write no rows to nowhere: the first write of a process takes milliseconds longer than the next."""
-    writer = TraceWriter(pa.BufferOutputStream())
-    writer.append_table(ARROW_SCHEMA.empty_table())
-    writer.discard()
