@@ -1,12 +1,11 @@
 """Native functions -> an image: numba compiles, LLVM emits ELF objects, these are laid out together.
 
-llvmlite is the part of numba that speaks to LLVM. Code is emitted for the *large* code model, in which
-whatever has an address is reached through a 64-bit word in the code: the one kind of relocation that is left.
+llvmlite is the part of numba that speaks to LLVM.
 """
 
 from __future__ import annotations
 
-import struct
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -18,29 +17,17 @@ from numba.core import types
 from numba.core.typing import signature
 from numba.extending import overload, register_jitable
 
-from replay.native import words
+from replay.native import elf, words
 from replay.native.function import all_functions
 from replay.native.image import Image, encoded
 
 if TYPE_CHECKING:
     from replay.native.function import Native
 
-SHT_PROGBITS: Final = 1
-SHT_SYMTAB: Final = 2
-SHT_RELA: Final = 4
-SHF_ALLOC: Final = 2
-R_X86_64_64: Final = 1
-"""Names of elf(5)."""
-
-ALIGNMENT: Final = 64
-
 OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy", "forceinline": True, "_nrt": False}
 """Nothing raises, all is one function, no references are counted."""
 
 ENTRY_OPTIONS: Final[dict[str, Any]] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-
-LIBRARY: Final = frozenset({"pread", "memset", "memcpy", "memmove"})
-"""What machine code may call: LLVM makes the last three of loops that fill or copy."""
 
 _PREAD: Final = signature(types.int64, types.int32, types.uint64, types.uint64, types.int64)
 _pread: Any = types.ExternalFunction("pread", _PREAD)
@@ -67,7 +54,7 @@ def compiled(functions: Mapping[str, Native], parts: list[Callable[..., Any]]) -
     code, entries, fixups = bytearray(), {}, []
     for name, function in functions.items():
         symbol, assembly = _compile(function)
-        placed = _place(_object(assembly), symbol, len(code))
+        placed = elf.placed(_object(assembly), symbol, len(code))
         entries[name] = placed.entries[symbol]
         fixups += placed.fixups
         code += placed.code
@@ -107,53 +94,6 @@ def _compile(function: Native) -> tuple[str, str]:
 def _object(assembly: str) -> bytes:
     """An ELF object of a module."""
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu="generic", opt=3, reloc="static", codemodel="large"
+        cpu="generic", opt=3, reloc="static", codemodel=elf.CODE_MODELS[os.uname().machine]
     )
     return machine.emit_object(llvm.parse_assembly(assembly))
-
-
-def _place(elf: bytes, entry: str, at: int) -> Image:
-    """What of an object is code or constants, for a place `at` in an image."""
-    table, count = struct.unpack_from("<Q", elf, 0x28)[0], struct.unpack_from("<H", elf, 0x3C)[0]
-    # name, type, flags, address, offset, size, link, info, alignment, size of an entry
-    sections = [struct.unpack_from("<IIQQQQIIQQ", elf, table + 64 * number) for number in range(count)]
-    code, places = bytearray(), dict[int, int]()
-    for number, (_, kind, flags, _, offset, size, *_) in enumerate(sections):
-        if kind == SHT_PROGBITS and flags & SHF_ALLOC:
-            code += bytes(-len(code) % ALIGNMENT)
-            places[number] = at + len(code)
-            code += elf[offset : offset + size]
-    code += bytes(-len(code) % ALIGNMENT)
-    symbols = next(_symbols(elf, sections, section) for section in sections if section[1] == SHT_SYMTAB)
-    # numba's reference counting stands beside functions that take arrays; ours belong to the caller, who
-    # counts them, so that it never comes to its end
-    counting = [symbol[1:] for symbol in symbols if symbol[0].startswith("NRT_") and symbol[1] in places]
-    fixups = []
-    for _, kind, _, _, offset, size, _, info, *_ in sections:
-        if kind != SHT_RELA or info not in places:
-            continue
-        for place in range(offset, offset + size, 24):
-            where, what, addend = struct.unpack_from("<QQq", elf, place)
-            name, section, value, _ = symbols[what >> 32]
-            if section in places:
-                name, addend = "", addend + places[section] + value
-            elif any(of == info and 0 <= where - begin < length for of, begin, length in counting):
-                continue
-            elif name not in LIBRARY:
-                raise NotImplementedError(f"{entry} needs {name}")
-            if what & 0xFFFFFFFF != R_X86_64_64:
-                raise NotImplementedError(f"{entry} has a relocation of type {what & 0xFFFFFFFF}")
-            fixups.append((places[info] + where, name, addend))
-    entries = {name: places[section] + value for name, section, value, _ in symbols if name == entry}
-    return Image(bytes(code), entries, fixups)
-
-
-def _symbols(elf: bytes, sections: list[Any], table: Any) -> list[tuple[str, int, int, int]]:
-    """(name, section, value, size) of each symbol."""
-    strings = sections[table[6]]
-    text = elf[strings[4] : strings[4] + strings[5]]
-    found = []
-    for place in range(table[4], table[4] + table[5], 24):
-        name, _, _, section, value, size = struct.unpack_from("<IBBHQQ", elf, place)
-        found.append((text[name : text.index(b"\0", name)].decode(), section, value, size))
-    return found

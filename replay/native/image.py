@@ -16,8 +16,11 @@ from replay.trace.whole import whole_file
 
 MAGIC: Final = "replay image 1\n"
 
-MACHINES: Final = ("x86_64",)
-"""Whose machine code can be put into memory here: what must be patched in it are whole words."""
+MACHINES: Final = ("x86_64", "aarch64")
+"""Whose machine code can be put into memory here (see `elf`): what is left to patch in it are whole words."""
+
+COHERENT: Final = ("x86_64",)
+"""Those of them that execute at once what was written."""
 
 
 class Image(NamedTuple):
@@ -92,6 +95,10 @@ def load(image: Image) -> dict[str, int]:
     if libc.mprotect(ctypes.c_void_p(base), ctypes.c_size_t(len(memory)), mmap.PROT_READ | mmap.PROT_EXEC):
         cause = os.strerror(ctypes.get_errno())
         raise ReplayError(f"no memory for machine code: {cause}: allow it, or set NUMBA_DISABLE_JIT=1")
+    if os.uname().machine not in COHERENT:
+        # of the compiler's library, which comes with the C library
+        clear = ctypes.CDLL("libgcc_s.so.1").__clear_cache
+        clear(ctypes.c_void_p(base), ctypes.c_void_p(base + len(memory)))
     _loaded.append(memory)
     return {name: base + offset for name, offset in image.entries.items()}
 
