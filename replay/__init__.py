@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["capture", "read", "run"]
+__all__ = ["capture", "compare", "read", "record", "run"]
 
 if TYPE_CHECKING:
     from replay import capture
+    from replay.capture.exits import record
+    from replay.report.compare import compare
     from replay.teardown.replayer import run
     from replay.trace.file import read
+
+
+_PLACES = {
+    "compare": "replay.report.compare",
+    "read": "replay.trace.file",
+    "record": "replay.capture.exits",
+    "run": "replay.teardown.replayer",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -24,8 +34,10 @@ def __getattr__(name: str) -> Any:
 
     if name == "capture":
         return importlib.import_module("replay.capture")
-    if name == "read":
-        return importlib.import_module("replay.trace.file").read
-    if name == "run":
-        return importlib.import_module("replay.teardown.replayer").run
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'replay' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+import replay
 from replay.errors import ReplayError, UsageError
+from replay.report.text import printable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,8 +41,31 @@ COLLECT_AFTER: Final = 100_000
 """Objects made between two searches for garbage: what is loaded at the start is none."""
 
 
+WIDE: Final = 400
+"""Columns that are room enough for any table."""
+
+
+@app.callback()
+def _replay_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Say which replay this is.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"replay {replay.__version__}")
+        raise typer.Exit
+
+
+class Shape(StrEnum):
+    """How results are shown on standard output."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
 class Per(StrEnum):
-    """What one block of the comparison stands for."""
+    """What one comparison stands for."""
 
     TOTAL = "total"
     TRACE = "trace"
@@ -52,6 +78,7 @@ def main() -> None:
     It ends at once: to unload pyarrow, polars and numba would take longer than many a command.
     """
     gc.set_threshold(COLLECT_AFTER)
+    _open_streams()
     status = _status()
     try:
         sys.stdout.flush()
@@ -62,6 +89,16 @@ def main() -> None:
         status = 1
     sys.stderr.flush()
     os._exit(status)
+
+
+def _open_streams() -> None:
+    """Put the null device where a standard stream is closed, for ourselves: commands find it closed."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
 
 
 def _status() -> int:
@@ -91,7 +128,7 @@ def _status() -> int:
 def note(*lines: str) -> None:
     """Lines for people, on standard error."""
     for line in lines:
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)
 
 
 def load_numpy() -> None:
@@ -118,20 +155,6 @@ def _tune_malloc() -> None:
     if mallopt:
         for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30)):
             mallopt(parameter, value)
-
-
-def _keep_compiled_code() -> None:
-    """Give numba a cache of this very version of the machine: its own check sees one file of several."""
-    import hashlib
-
-    from replay.native.image import cache
-
-    if "NUMBA_CACHE_DIR" in os.environ:
-        return
-    digest = hashlib.sha256()
-    for file in sorted((Path(__file__).parent / "teardown").glob("*.py")):
-        digest.update(file.read_bytes())
-    os.environ["NUMBA_CACHE_DIR"] = str(cache() / digest.hexdigest()[:16])
 
 
 # ---------------------------------------------------------------------- capture
@@ -256,8 +279,8 @@ def _after_record(recorded: Recorded, path: Path, force: bool) -> None:
     for missed, count in recorded.missed.items():
         note(f"not recorded: {count:,} {missed.value}")
     note(*notes.limits(recorded.meta))
-    note(f"wrote {path}: {len(recorded.meta.address_spaces):,} address spaces, {recorded.extents:,} extents")
-    note(f"next: replay run {path}")
+    note(f"wrote {path}: {notes.spaces(len(recorded.meta.address_spaces))}, {recorded.extents:,} extents")
+    note(f"next: replay run {shlex.quote(str(path))}")
 
 
 def _comm(procfs: Path, pid: int) -> str:
@@ -293,7 +316,7 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
         note(f"not captured: {done.vanished:,} that ended before they could be read")
     note(*notes.limits(done.meta))
     note(f"wrote {path}: {done.extents:,} extents")
-    note(f"next: replay run {path}")
+    note(f"next: replay run {shlex.quote(str(path))}")
 
 
 @contextlib.contextmanager
@@ -327,21 +350,35 @@ def progress(unit: str) -> Iterator[Any]:
 # ---------------------------------------------------------------------- run
 
 
+Traces = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Traces made by capture or record.", metavar="TRACE...", show_default=False, readable=False
+    ),
+]
+
+
 @app.command()
 def run(
-    traces: Annotated[
-        list[Path],
-        typer.Argument(help="Traces made by capture or record.", metavar="TRACE...", show_default=False),
-    ],
+    traces: Traces,
     algorithms: Annotated[
-        str | None, typer.Option("-a", "--algorithms", help="Which, separated by commas; default all.")
+        list[str] | None,
+        typer.Option("-a", "--algorithms", help="Which, separated by commas or repeated; default all."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write all counters: .csv, .json or .parquet.")
     ] = None,
+    shape: Annotated[
+        Shape | None,
+        typer.Option("--format", help="On standard output; default table on a terminal, else csv."),
+    ] = None,
     per: Annotated[
-        Per, typer.Option(help="What the table shows: the total, each trace, each address space.")
-    ] = (Per.TOTAL),
+        Per | None,
+        typer.Option(
+            help="What one comparison stands for: all, a trace, an address space; default: total in the "
+            "table, else mm."
+        ),
+    ] = None,
     page_tables: Annotated[
         str | None,
         typer.Option(
@@ -352,29 +389,32 @@ def run(
 ) -> None:
     """Replay the teardown algorithms over traces and compare them with the baseline.
 
-    On a terminal: a table. To a pipe, or with -o: every counter of every address space and algorithm.
+    On a terminal: a table. To a pipe, or with -o: every counter, of each address space or as --per says.
     """
     load_numpy()
-    _keep_compiled_code()
     from replay.report import files
     from replay.teardown import algorithms as known
 
     if output is not None:
-        files.check_ending(output)
+        files.check_target(output, traces)
     if page_tables not in (None, "gather", "rcu"):
         raise UsageError(f"--page-tables is 'gather' or 'rcu', not '{page_tables}'")
-    names = None if algorithms is None else [name.strip() for name in algorithms.split(",") if name.strip()]
+    names = None if algorithms is None else _names(",".join(algorithms))
     known.select(names)
     in_gather = None if page_tables is None else page_tables == "gather"
-    loaded = _read_all(traces)
+
+    from replay.trace import file
+
+    loaded = file.read_all(traces)
     results = _replay(loaded, names, in_gather)
-    _show_results(loaded, results, names, output, per)
+    if shape is None and output is None:
+        shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
+    _show_results(loaded, results, names, output, shape, per)
 
 
-def _read_all(paths: list[Path]) -> list[Trace]:
-    from replay.trace.file import read
-
-    return [read(path) for path in paths]
+def _names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _replay(traces: list[Trace], names: list[str] | None, in_gather: bool | None) -> pl.DataFrame:
@@ -389,36 +429,63 @@ def _replay(traces: list[Trace], names: list[str] | None, in_gather: bool | None
 
 
 def _show_results(
-    traces: list[Trace], results: pl.DataFrame, names: list[str] | None, output: Path | None, per: Per
+    traces: list[Trace],
+    results: pl.DataFrame,
+    names: list[str] | None,
+    output: Path | None,
+    shape: Shape | None,
+    per: Per | None,
 ) -> None:
     import polars as pl
 
     from replay.report import compare, files, notes, terminal
     from replay.teardown.counters import CHECKS
 
-    def chosen(frame: pl.DataFrame) -> pl.DataFrame:
+    def compared(per: Per) -> pl.DataFrame:
+        keys = {Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: list(compare.KEYS)}[per]
+        rows = results.drop(list(CHECKS)) if per is Per.MM else compare.total(results, keys)
+        frame = compare.compare(rows, keys)
         return frame if names is None else frame.filter(pl.col("algorithm").is_in(names))
 
-    full = chosen(compare.compare(results.drop(list(CHECKS))))
-    if sys.stdout.isatty():
-        keys = {Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: list(compare.KEYS)}[per]
-        totals = chosen(compare.compare(compare.total(results, keys), keys))
-        blocks = totals.partition_by(keys, maintain_order=True) if keys else [totals]
-        _print([terminal.comparison(block, notes.title(block, traces)) for block in blocks])
-    elif output is None:
-        sys.stdout.write(full.write_csv())
     if output is not None:
+        full = compared(per or Per.MM)
         files.write(full, output)
         note(f"wrote {output}: {len(full):,} rows")
+    if shape is Shape.TABLE:
+        frame = compared(per or Per.TOTAL)
+        keys = [name for name in compare.KEYS if name in frame.columns]
+        blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
+        width = _width()
+        _print(
+            [
+                terminal.comparison(block, notes.title(block, traces), width)
+                for block in blocks
+                if not block.is_empty()
+            ],
+            width,
+        )
+    elif shape is not None:
+        sys.stdout.write(files.text(compared(per or Per.MM), files.Format(shape.value)))
     for trace in traces:
         note(*notes.limits(trace.meta))
-    note(*notes.bugs(chosen(results)))
+        if not trace.meta.address_spaces:
+            note(f"note: {trace.name} holds no address space")
+    shown = results if names is None else results.filter(pl.col("algorithm").is_in(names))
+    note(*notes.bugs(shown))
 
 
-def _print(renderables: list[Any]) -> None:
+def _width() -> int:
+    """Columns of the terminal; without one, as many as a table takes."""
     from rich.console import Console
 
-    console = Console()
+    return Console().width if sys.stdout.isatty() else WIDE
+
+
+def _print(renderables: list[Any], width: int) -> None:
+    """Print as it is what may hold names of anybody."""
+    from rich.console import Console
+
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     for renderable in renderables:
         console.print(renderable)
 
@@ -428,7 +495,9 @@ def _print(renderables: list[Any]) -> None:
 
 @app.command()
 def inspect(
-    trace: Annotated[Path, typer.Argument(help="A trace.", metavar="TRACE", show_default=False)],
+    trace: Annotated[
+        Path, typer.Argument(help="A trace.", metavar="TRACE", show_default=False, readable=False)
+    ],
     vmas: Annotated[int, typer.Option(help="How many VMAs to list.", min=0)] = 20,
     json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
@@ -444,8 +513,9 @@ def inspect(
         typer.echo(report.as_json(loaded, rows))
         return
     for line in report.header(loaded):
-        typer.echo(line)
-    _print(list(terminal.inspection(loaded, rows, vmas)))
+        typer.echo(printable(line))
+    width = _width()
+    _print(list(terminal.inspection(loaded, rows, vmas, width)), width)
     note(*notes.limits(loaded.meta))
 
 
@@ -487,6 +557,8 @@ def validate(
     Where the kernel has kprobe events, the counts of its calls are compared as well. Exit status 3 if it
     frees other folios, or in another order, or makes more or fewer calls, without a known cause.
     """
+    if command and only is not None:
+        raise UsageError("--only chooses among the built-in workloads: name them or a command")
     load_numpy()
     from replay.report import terminal, verdicts
     from replay.validate.run import validate as observe
@@ -500,7 +572,7 @@ def validate(
             if report:
                 report(seen, None)
 
-        result = observe(command, only=only.split(",") if only else None, drain=drain, progress=count)
+        result = observe(command, only=None if only is None else _names(only), drain=drain, progress=count)
     if json:
         typer.echo(verdicts.as_json(result))
     else:
@@ -509,7 +581,8 @@ def validate(
         if result.no_calls:
             columns.remove("calls")
         table = table.select(columns)
-        _print([terminal.plain(table, "Folios freed at exit")])
+        width = _width()
+        _print([terminal.plain(table, "Folios freed at exit", width)], width)
     for name, why in result.notes.items():
         note(f"{name}: {why}")
     for missed, missing in result.missed.items():

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.errors import ProcessGoneError, ReplayError
+from replay.trace.schema import utf8
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -167,7 +168,7 @@ def read_status(root: Path, pid: int, page_size: int) -> Status:
     path = root / str(pid) / "status"
     # Name comes first
     text = "\n" + read_text(root, pid, "status")
-    name, state = field(text, "Name"), field(text, "State")[:1]
+    name, state = utf8(field(text, "Name")), field(text, "State")[:1]
     if not field(text, "VmPTE"):
         if not field(text, "Threads") or field(text, "VmSize") or not state:
             raise ReplayError(f"{path} is cut: VmPTE is missing: save the tree again")

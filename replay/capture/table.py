@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from replay.capture.extents import Extents, Owner
-from replay.trace.schema import KINDS
+from replay.trace.schema import KINDS, utf8
 from replay.trace.write import ARROW_SCHEMA
 
 
@@ -24,7 +24,7 @@ def table(extents: Extents, owners: Sequence[Owner]) -> pa.Table:
 
     def text_of_vma(values: Iterable[str]) -> pa.DictionaryArray:
         codes: dict[str, int] = {}
-        of_each = [codes.setdefault(_clean(value), len(codes)) for value in values]
+        of_each = [codes.setdefault(utf8(value), len(codes)) for value in values]
         return _dictionary(of_vma(of_each, np.uint32), list(codes))
 
     values: dict[str, Any] = {
@@ -41,11 +41,6 @@ def table(extents: Extents, owners: Sequence[Owner]) -> pa.Table:
     }
     columns = extents._asdict() | values
     return pa.Table.from_arrays([_array(columns[name]) for name in ARROW_SCHEMA.names], schema=ARROW_SCHEMA)
-
-
-def _clean(name: str) -> str:
-    """Names of files are bytes that need not be UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _dictionary(codes: npt.NDArray[np.uint32], texts: Sequence[str]) -> pa.DictionaryArray:

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from replay.errors import UsageError
 from replay.trace.whole import whole_file
 
-ENDINGS: Final = (".csv", ".json", ".parquet")
+
+class Format(StrEnum):
+    """Formats of a file, by their endings."""
+
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
 
 
-def check_ending(path: Path) -> Path:
-    """The path, if its ending names a format; `UsageError` otherwise."""
-    if path.suffix not in ENDINGS:
-        raise UsageError(f"cannot tell the format of {path}: let it end in {', '.join(ENDINGS)}")
-    return path
+def format_of(path: Path) -> Format:
+    """The format that a path's ending names; `UsageError` if it names none."""
+    try:
+        return Format(path.suffix.lower().removeprefix("."))
+    except ValueError:
+        endings = ", ".join(f".{name}" for name in Format)
+        raise UsageError(f"cannot tell the format of {path}: let it end in {endings}") from None
+
+
+def check_target(path: Path, traces: Sequence[Path]) -> None:
+    """Raise `UsageError` if a report there would have no format, or would replace a trace."""
+    format_of(path)
+    if path.exists() and (any(path.samefile(trace) for trace in traces) or _is_trace(path)):
+        raise UsageError(f"{path} is a trace, which cannot be made again: choose another name for the report")
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b"format_version" in (pq.read_metadata(file).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def text(frame: pl.DataFrame, form: Format) -> str:
+    """A table as CSV or JSON."""
+    return frame.write_csv() if form is Format.CSV else frame.write_json()
 
 
 def write(frame: pl.DataFrame, path: Path) -> None:
     """Write a table in the format that the path's ending names; the file appears whole or not at all."""
-    check_ending(path)
+    form = format_of(path)
+    content = io.BytesIO()
+    if form is Format.PARQUET:
+        frame.write_parquet(content)
+    else:
+        content.write(text(frame, form).encode())
     with whole_file(path, force=True, mode=0o666) as file:
-        if path.suffix == ".csv":
-            frame.write_csv(file)
-        elif path.suffix == ".json":
-            file.write(frame.write_json().encode())
-        else:
-            frame.write_parquet(file)
+        file.write(content.getbuffer())

@@ -7,6 +7,7 @@ import json
 
 import polars as pl
 
+from replay.report import notes
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 
@@ -117,7 +118,7 @@ def header(trace: Trace) -> list[str]:
     more = f" and {len(spaces) - 5} more" if len(spaces) > 5 else ""
     thp = meta.thp.get("enabled", "")
     return [
-        f"{trace.name}: {len(spaces):,} address space{'' if len(spaces) == 1 else 's'}: {who}{more}",
+        f"{trace.name}: {notes.spaces(len(spaces))}: {who}{more}",
         f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of "
         f"{meta.page_size} bytes",
         f"Linux {meta.kernel_release or 'unknown'} {meta.architecture}, {meta.captured_at}, "
@@ -133,6 +134,7 @@ def as_json(trace: Trace, rows: pl.DataFrame) -> str:
     """Everything that `replay inspect` shows, as JSON; metadata as in the file."""
     document = {
         "trace": trace.name,
+        "units": "pages of metadata.page_size bytes; vma_start is a page number",
         "metadata": dataclasses.asdict(trace.meta),
         "kinds": kinds(rows).to_dicts(),
         "orders": orders(rows).to_dicts(),

@@ -47,5 +47,9 @@ def title(block: pl.DataFrame, traces: Sequence[Trace]) -> str:
         return f"{row['trace']}: address space {row['mm']}, {row['comm']} ({row['pid']})"
     names = [row["trace"]] if "trace" in row else [trace.name for trace in traces]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    spaces = f"{row['address_spaces']:,} address space{'' if row['address_spaces'] == 1 else 's'}"
-    return f"{', '.join(names[:3])}{more}: {spaces}, {row['ptes']:,} PTEs"
+    return f"{', '.join(names[:3])}{more}: {spaces(row['address_spaces'])}, {row['ptes']:,} PTEs"
+
+
+def spaces(count: int) -> str:
+    """So many address spaces."""
+    return f"{count:,} address space{'' if count == 1 else 's'}"

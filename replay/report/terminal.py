@@ -1,76 +1,121 @@
-"""The tables that a terminal shows, as rich renderables; nothing here prints."""
+"""The tables that a terminal shows, as rich renderables; nothing here prints.
+
+No number is ever cut or folded: of what does not fit the width, the last columns are left out and named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from replay.report import inspect
+from replay.report.text import printable
 from replay.teardown.algorithms import BASELINE
 from replay.trace.frame import Trace
 
 SHOWN = ("rmap_calls", "atomics", "locks", "release_entries", "release_calls", "deferred_split_queued")
 """The counters of the comparison that fit a terminal, each with its share avoided."""
 
+GAP = 3
+"""Columns of the terminal between two of a table."""
 
-WHOLE = 20
-"""Columns up to this width are never cut or folded."""
+FREE = ("name", "causes")
+"""Columns of text that may be cut to `FREE_WIDTH`."""
+FREE_WIDTH = 12
 
 
-def comparison(compared: pl.DataFrame, title: str) -> Table:
+def comparison(compared: pl.DataFrame, title: str, width: int) -> Table:
     """The comparison of one total: a row per algorithm, counts with the baseline's share avoided."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("algorithm", no_wrap=True)
-    for name in SHOWN:
-        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-    for row in compared.iter_rows(named=True):
-        cells = [_cell(row, name) for name in SHOWN]
-        table.add_row(row["algorithm"], *cells, style="dim" if row["algorithm"] == BASELINE else None)
-    return table
+    rows = compared.to_dicts()
+    cells = {"algorithm": [row["algorithm"] for row in rows]}
+    cells |= {name: [_cell(row, name) for row in rows] for name in SHOWN}
+    styles = ["dim" if row["algorithm"] == BASELINE else None for row in rows]
+    return _table(cells, title, width, right=SHOWN, styles=styles)
 
 
-def _cell(row: dict[str, object], name: str) -> str:
+def _cell(row: Mapping[str, object], name: str) -> str:
     count = f"{row[name]:,}"
-    share = row[f"{name}_avoided_pct"]
-    if row["algorithm"] == BASELINE or share == 0:
+    avoided, share = row[f"{name}_avoided"], row[f"{name}_avoided_pct"]
+    if row["algorithm"] == BASELINE or avoided == 0:
         return count
     if share is None:
         return f"{count}\n(baseline: 0)"
-    # what is left of a count must not round away
-    change = -float(str(share))
-    digits = 2 if -100 < change <= -99.9 else 1
-    return f"{count}\n{change:+.{digits}f} %"
+    return f"{count}\n{_change(int(str(row[name])), int(str(avoided)))} %"
 
 
-def plain(frame: pl.DataFrame, title: str, right: Sequence[str] = ()) -> Table:
+def _change(count: int, avoided: int) -> str:
+    """The change against the baseline in percent; neither a small change nor a small rest rounds away."""
+    change = -avoided / (count + avoided) * 100
+    texts = [f"{change:+.{digits}f}" for digits in range(1, 7)]
+    told = (text for text in texts if float(text) != 0 and (float(text) != -100 or count == 0))
+    return next(told, texts[-1])
+
+
+def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = ()) -> Table:
     """Any small table; numbers and the columns of `right` are set to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     cells = {name: [_text(name, value) for value in frame[name]] for name in frame.columns}
-    for name, dtype in frame.schema.items():
-        words = name.split("_")
-        width = max(map(len, words + cells[name]))
+    numbers = [name for name, dtype in frame.schema.items() if dtype.is_numeric()]
+    return _table(cells, title, width, right=[*numbers, *right])
+
+
+def _table(
+    cells: Mapping[str, Sequence[str]],
+    title: str,
+    width: int,
+    right: Sequence[str],
+    styles: Sequence[str | None] = (),
+) -> Table:
+    """A table of these columns, as many as fit `width` columns of the terminal."""
+    widths = {
+        name: min(_widest(name, column), FREE_WIDTH if name in FREE else width)
+        for name, column in cells.items()
+    }
+    shown = list(cells)
+    while len(shown) > 1 and sum(widths[name] + GAP for name in shown) - 1 > width:
+        # what is called a name says what the row is
+        shown.pop(-2 if shown[-1] == "name" and len(shown) > 2 else -1)
+    hidden = [_heading(name) for name in cells if name not in shown]
+    table = Table(
+        title=printable(title),
+        caption=f"no room for: {', '.join(hidden)}" if hidden else None,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in shown:
         table.add_column(
-            " ".join(words),
-            justify="right" if dtype.is_numeric() or name in right else "left",
-            min_width=width if width <= WHOLE else None,
-            no_wrap=name == "name",
+            _heading(name),
+            justify="right" if name in right else "left",
+            min_width=widths[name],
+            overflow="ellipsis",
+            no_wrap=name in FREE,
         )
-    for row in zip(*cells.values(), strict=True):
-        table.add_row(*row)
+    for number, row in enumerate(zip(*(cells[name] for name in shown), strict=True)):
+        table.add_row(*row, style=styles[number] if styles else None)
     return table
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _widest(name: str, cells: Sequence[str]) -> int:
+    return max(map(len, [*name.split("_"), *(line for cell in cells for line in cell.split("\n"))]))
 
 
 def _text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) and name != "pid" else str(value)
+    return f"{value:,}" if isinstance(value, int) and name != "pid" else printable(str(value))
 
 
-def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int) -> list[Table]:
-    """Kinds, folio orders, sharing and the largest VMAs of a trace."""
+def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> list[Table]:
+    """Kinds, folio orders, sharing and the largest VMAs of a trace, for so many columns of the terminal."""
     kib = trace.meta.page_size // 1024
 
     def size(pages: str) -> pl.Expr:
@@ -95,20 +140,12 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int) -> list[Table]:
         shown = shown.drop("pid")
     if vmas["swapped"].sum() == 0:
         shown = shown.drop("swapped")
-    return [
-        plain(
-            inspect.kinds(rows).select("type", "kind", "pages", size("pages"), "extents"), "What is mapped"
+    found = {
+        "What is mapped": inspect.kinds(rows).select("type", "kind", "pages", size("pages"), "extents"),
+        "Folios by order (whole: every page of the folio is mapped here)": inspect.orders(rows).select(
+            "type", "kind", "order", "folios", "whole", "pages", size("pages")
         ),
-        plain(
-            inspect.orders(rows).select("type", "kind", "order", "folios", "whole", "pages", size("pages")),
-            "Folios by order (whole: every page of the folio is mapped here)",
-        ),
-        plain(
-            inspect.sharing(rows).select("type", "mapped_by", "pages", size("pages")), "Who maps the pages"
-        ),
-        plain(
-            shown,
-            f"VMAs with pages: the largest {len(shown)} of {len(vmas)} (order: of the largest folio)",
-            right=("start",),
-        ),
-    ]
+        "Who maps the pages": inspect.sharing(rows).select("type", "mapped_by", "pages", size("pages")),
+        f"VMAs with pages: the largest {len(shown):,} of {len(vmas):,} (order: of the largest folio)": shown,
+    }
+    return [plain(frame, title, width, right=("start",)) for title, frame in found.items()]

@@ -167,7 +167,12 @@ NOT_MODELLED: Final = (
 
 
 def select(names: list[str] | None) -> list[Algorithm]:
-    """The algorithms of these names in their own order, all for None; `UsageError` for an unknown name."""
+    """The algorithms of these names in their own order, all for None.
+
+    Raises `UsageError` for an unknown name, or none.
+    """
+    if names is not None and not names:
+        raise UsageError(f"no algorithm is named: choose from {', '.join(ALGORITHMS)}")
     for name in names or []:
         if name not in ALGORITHMS:
             raise UsageError(f"unknown algorithm '{name}': choose from {', '.join(ALGORITHMS)}")

@@ -6,14 +6,20 @@ module decorates its functions with `jit` and ends with `compile_all(__name__)`.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import typing
+import zlib
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from replay.native.image import cache
 from replay.teardown.state import Rules
 
 Table = typing.Annotated[npt.NDArray[np.int64], "2d"]
@@ -24,9 +30,33 @@ Counts = typing.Annotated[npt.NDArray[np.int64], "1d"]
 _functions: dict[str, list[Any]] = {}
 
 
+def _kept() -> bool:
+    """Whether compiled code is kept: in a folder of this very version, for numba's own check sees one file.
+
+    Says what takes seconds, and what to do where nothing can be kept.
+    """
+    if numba.config.DISABLE_JIT or numba.config.CACHE_DIR:  # type: ignore[attr-defined]
+        return True
+    key = zlib.crc32(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    folder = cache() / f"machine-{key:08x}"
+    if not folder.is_dir():
+        print("replay: compiling the replay machine, once: a few seconds", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        remedy = "set XDG_CACHE_HOME to a folder of your own"
+        print(f"replay: cannot keep what is compiled in {cache()}: {remedy}", file=sys.stderr)
+        return False
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    return True
+
+
+_KEPT: Final = _kept()
+
+
 def jit(function: Callable[..., Any]) -> Any:
-    """numba.njit, cached on disk, without the GIL."""
-    compiled = numba.njit(nogil=True, cache=True)(function)
+    """numba.njit, kept on disk, without the GIL."""
+    compiled = numba.njit(nogil=True, cache=_KEPT)(function)
     _functions.setdefault(function.__module__, []).append(compiled)
     return compiled
 

@@ -24,22 +24,31 @@ from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
 
 
 def run(
-    trace: Trace, algorithms: Sequence[str] | None = None, *, page_tables_in_gather: bool | None = None
+    trace: Trace,
+    algorithms: Sequence[str] | str | None = None,
+    *,
+    page_tables_in_gather: bool | None = None,
 ) -> pl.DataFrame:
-    """Replay a trace: columns `trace mm pid comm algorithm`, then the counters, as unsigned integers.
+    """Replay a trace: columns `trace mm pid comm algorithm`, then the counters, as int64.
 
-    algorithms: names, all if None. page_tables_in_gather: whether page-table pages go through the gather;
-    if None, by the architecture of the trace. Raises `UsageError` for an unknown algorithm.
+    algorithms: names, or one name; all if None. page_tables_in_gather: whether page-table pages go through
+    the gather; if None, by the architecture of the trace. Raises `UsageError` for an unknown algorithm.
     """
     checked = run_checked(trace, algorithms, page_tables_in_gather=page_tables_in_gather)
     return checked.drop(list(CHECKS))
 
 
 def run_checked(
-    trace: Trace, algorithms: Sequence[str] | None = None, *, page_tables_in_gather: bool | None = None
+    trace: Trace,
+    algorithms: Sequence[str] | str | None = None,
+    *,
+    page_tables_in_gather: bool | None = None,
 ) -> pl.DataFrame:
-    """As `run`, with the columns of `CHECKS` behind the counters (signed)."""
-    chosen = select(None if algorithms is None else list(algorithms))
+    """As `run`, with the columns of `CHECKS` behind the counters."""
+    if not isinstance(trace, Trace):
+        raise TypeError(f"{trace!r} is no trace: replay.read(path) makes one of a file")
+    names = [algorithms] if isinstance(algorithms, str) else algorithms
+    chosen = select(None if names is None else list(names))
     if page_tables_in_gather is None:
         page_tables_in_gather = tables_in_gather(trace.meta.architecture)
     rows = []
@@ -56,7 +65,7 @@ def run_checked(
         "comm": pl.String,
         "algorithm": pl.String,
     }
-    schema |= dict.fromkeys(COUNTERS, pl.UInt64) | dict.fromkeys(CHECKS, pl.Int64)
+    schema |= dict.fromkeys((*COUNTERS, *CHECKS), pl.Int64)
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay.errors import TraceError
+from replay.errors import TraceError, UsageError
 from replay.trace.check import check_frame
 from replay.trace.frame import Trace, frame_of
 from replay.trace.metadata import Metadata, decode_metadata
-from replay.trace.schema import COLUMNS
+from replay.trace.schema import COLUMNS, utf8
 from replay.trace.write import ARROW_SCHEMA
 
 TEXT_COLUMNS: Final = [name for name, kind in COLUMNS.items() if kind == "text"]
@@ -25,14 +29,16 @@ def read(path: str | Path) -> Trace:
     a wrong type, or says something impossible (see `check.check_frame`).
     """
     path = Path(path)
-    parquet = _open(path)
-    meta = read_metadata(path, parquet)
-    _check_columns(parquet.schema_arrow, path)
-    try:
-        # names repeat on every row: keep them as the dictionaries they are stored as
-        table = pq.ParquetFile(path, read_dictionary=TEXT_COLUMNS).read(columns=list(COLUMNS))
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
+    with _open(path) as parquet:
+        meta = _metadata(path, parquet)
+        _check_columns(parquet.schema_arrow, path)
+        try:
+            # names repeat on every row: keep them as the dictionaries they are stored as
+            with path.open("rb") as file:
+                whole = pq.ParquetFile(file, read_dictionary=TEXT_COLUMNS, page_checksum_verification=True)
+                table = whole.read(columns=list(COLUMNS))
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
     nulls = [name for name in COLUMNS if table.column(name).null_count]
     if nulls:
         raise TraceError(
@@ -40,21 +46,50 @@ def read(path: str | Path) -> Trace:
         )
     frame = frame_of(table)
     check_frame(frame, meta, str(path))
-    return Trace(frame, meta, path.stem)
+    return Trace(frame, meta, utf8(path.stem))
 
 
-def read_metadata(path: Path, parquet: Any = None) -> Metadata:
+def read_all(paths: Sequence[Path]) -> list[Trace]:
+    """Read traces; those whose files have the same name are called by their paths, to be told apart.
+
+    Raises `UsageError` if one is named twice, and as `read` does.
+    """
+    traces = [read(path) for path in paths]
+    names = Counter(trace.name for trace in traces)
+    traces = [
+        dataclasses.replace(trace, name=utf8(str(path.with_suffix("")))) if names[trace.name] > 1 else trace
+        for path, trace in zip(paths, traces, strict=True)
+    ]
+    for number, path in enumerate(paths):
+        if any(path.samefile(other) for other in paths[:number]):
+            raise UsageError(f"{path} is given twice: its address spaces would be counted twice")
+    return traces
+
+
+def read_metadata(path: Path) -> Metadata:
     """The metadata of a trace, without its rows."""
-    parquet = _open(path) if parquet is None else parquet
-    pairs = {key.decode(): value.decode() for key, value in (parquet.metadata.metadata or {}).items()}
+    with _open(path) as parquet:
+        return _metadata(path, parquet)
+
+
+def _metadata(path: Path, parquet: Any) -> Metadata:
+    found = parquet.metadata.metadata or {}
+    try:
+        pairs = {key.decode(): value.decode() for key, value in found.items()}
+    except UnicodeDecodeError:
+        raise TraceError(f"{path}: metadata are not text: the trace is damaged, capture it again") from None
     return decode_metadata(pairs, path)
 
 
-def _open(path: Path) -> Any:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The Parquet file, opened here: pyarrow opens no name that is not UTF-8."""
     if path.is_dir():
         raise TraceError(f"{path} is a folder: name a trace file in it")
     try:
-        return pq.ParquetFile(path)
+        if path.exists() and not path.is_file():
+            raise TraceError(f"{path} is not a file that can be read here and there: copy it into one")
+        parquet = pq.ParquetFile(path.open("rb"))
     except FileNotFoundError:
         raise TraceError(f"no such file: {path}") from None
     except PermissionError:
@@ -67,6 +102,8 @@ def _open(path: Path) -> Any:
         if magic == b"PAR1":
             raise TraceError(f"{path} is a cut or damaged Parquet file: capture or copy it again") from None
         raise TraceError(f"{path} is not a Parquet file: give a trace made by 'replay capture'") from None
+    with parquet:
+        yield parquet
 
 
 def _check_columns(schema: pa.Schema, path: Path) -> None:

@@ -108,6 +108,9 @@ MAX_TABLES: Final = 1 << 31
 
 def _address_space(item: dict[str, Any]) -> AddressSpace:
     space = AddressSpace(**item)
+    if isinstance(space.comm, str):
+        # JSON may hold what UTF-8 cannot
+        space = dataclasses.replace(space, comm=space.comm.encode(errors="backslashreplace").decode())
     for field in dataclasses.fields(space):
         value = getattr(space, field.name)
         if field.name == "comm":

@@ -67,3 +67,8 @@ Plain names, so that a capture need not wait for polars to load.
 def ptes_per_table(page_size: int) -> int:
     """Entries of one page-table page: entries are 8 bytes wide on every 64-bit architecture."""
     return page_size // 8
+
+
+def utf8(name: str) -> str:
+    """A name as Python decodes bytes of the system (surrogateescape), with what is not UTF-8 as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

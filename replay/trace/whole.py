@@ -18,13 +18,20 @@ class whole_file:  # noqa: N801 - used like a function
     """
 
     def __init__(self, path: str | Path, *, force: bool = False, mode: int = 0o600) -> None:
-        self.path = Path(path)
+        # what a symbolic link names is written, not the link
+        self.path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
         self.force = force
         self.mode = mode
         if self.path.is_dir():
             raise ReplayError(f"cannot write {path}: it is a folder: name a file in it")
+        if self.path.exists() and not self.path.is_file():
+            raise ReplayError(f"cannot write {path}: it is no ordinary file: choose another name")
         if self.path.exists() and not force:
             raise ReplayError(f"{path} exists: choose another name with -o, or overwrite it with --force")
+        if not self.path.parent.is_dir():
+            raise ReplayError(f"cannot write {path}: there is no folder {self.path.parent}: make it first")
+        if not os.access(self.path.parent, os.W_OK):
+            raise ReplayError(f"cannot write {path}: no right to write to {self.path.parent}")
 
     def __enter__(self) -> Any:
         self.partial = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")

@@ -43,6 +43,7 @@ class TraceWriter:
             ],
             column_encoding=dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
             write_statistics=["mm", "vpn"],
+            write_page_checksum=True,
         )
 
     def append(self, frame: pl.DataFrame) -> None:
