@@ -269,7 +269,24 @@ def record(
     path = output or _default_name(Path(command[0]).name, os.getpid())
     recorded = exits.record(command, _target(path, redact, force), force=force, use_scan=pagemap_scan)
     _after_record(recorded, path, force)
+    if recorded.killed_by:
+        _end_by(recorded.killed_by)
     sys.exit(recorded.status)
+
+
+def _end_by(number: int) -> None:
+    """End by the signal that ended the command, for who tells that from an exit status, as shells do."""
+    import resource
+    import signal
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # the command's memory is what somebody may want to see, not ours
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
 
 
 def _after_record(recorded: Recorded, path: Path, force: bool) -> None:

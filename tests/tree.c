@@ -26,6 +26,17 @@ static void *late(void *unused) { usleep(300000); touch(300); return NULL; }
 static void *exits(void *unused) { usleep(20000); exit(5); }
 static void *execs(void *path) { usleep(20000); execl(path, path, "quiet", (char *)NULL); return NULL; }
 
+static pid_t first;
+static void *notes(void *unused) { first = syscall(SYS_gettid); return NULL; }
+static void *again(void *unused)
+{
+	if (syscall(SYS_gettid) != first)
+		_exit(77);
+	usleep(100000);
+	touch(16 << 8);
+	_exit(0);
+}
+
 static void threads(void *(*body)(void *), void *argument, int count, int join)
 {
 	pthread_t thread[64];
@@ -91,6 +102,17 @@ int main(int argc, char **argv)
 		touch(300);
 	} else if (!strcmp(name, "leader-first")) {
 		threads(late, NULL, 3, 0);
+		pthread_exit(NULL);
+	} else if (!strcmp(name, "thread-again")) {
+		FILE *last;
+
+		threads(notes, NULL, 1, 1);
+		usleep(50000);
+		if ((last = fopen("/proc/sys/kernel/ns_last_pid", "w"))) {
+			fprintf(last, "%d", first - 1);
+			fclose(last);
+		}
+		threads(again, NULL, 1, 0);
 		pthread_exit(NULL);
 	} else if (!strcmp(name, "group-exit")) {
 		threads(endless, NULL, 8, 0);

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -51,11 +52,18 @@ def held(argv: Sequence[str]) -> Iterator[Command]:
     Its group, session, environment, streams and other inherited files are those of the caller.
     """
     ours, theirs = socket.socketpair()
+    # who ignores it is told of no child's end; Python itself leaves it alone
+    is_main = threading.current_thread() is threading.main_thread()
+    ignored = is_main and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # no signal may run a Python handler in the child
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if not pid:
         ours.close()
+        if ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         _become(theirs, argv, before)
     theirs.close()
     started = Command(pid, argv, ours)
@@ -68,6 +76,8 @@ def held(argv: Sequence[str]) -> Iterator[Command]:
         if not started.let_go:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        if ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
 def let_go(command: Command) -> int | None:
@@ -103,11 +113,21 @@ def _become(channel: socket.socket, argv: Sequence[str], mask: Iterable[int]) ->
         if channel.recv(1):
             listener = guard.install()
             socket.send_fds(channel, [b"\0"], [] if listener is None else [listener])
-            os.execvp(argv[0], list(argv))
+            os.execvpe(argv[0], list(argv), _environment())
     except OSError as error:
         channel.send((error.errno or 0).to_bytes(4, "little"))
     finally:
         os._exit(127)
+
+
+def _environment() -> dict[str, str]:
+    """The environment that we were started with: Python adds LC_CTYPE in the C locale (PEP 538)."""
+    environment = dict(os.environ)
+    with contextlib.suppress(OSError):
+        given = Path("/proc/self/environ").read_bytes().split(b"\0")
+        if not any(pair.startswith(b"LC_CTYPE=") for pair in given):
+            environment.pop("LC_CTYPE", None)
+    return environment
 
 
 def _start_error(name: str, error: OSError) -> ReplayError:
@@ -159,10 +179,24 @@ def _pass_on(command: Command, number: int, seen: int) -> None:
             os.kill(command.pid, number)
 
 
-def stop_with(command: Command) -> None:
-    """Stop as the command did, by the stop signal that we got too; returns when we are continued."""
-    number, command.stopped_by = command.stopped_by, 0
+def in_foreground() -> bool:
+    """Whether a terminal waits for our process group, whose shell expects it to stop as a whole."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # the leader of a session has nobody to give the terminal back to
+        return os.tcgetpgrp(terminal) == os.getpgrp() != os.getsid(0)
+    finally:
+        os.close(terminal)
+
+
+def stop_with(command: Command, number: int) -> None:
+    """Stop as the command did, by this signal; returns when we are continued."""
+    command.stopped_by = 0
     if threading.current_thread() is threading.main_thread():
-        handler = signal.signal(number, signal.SIG_DFL)
+        handler = None if number == signal.SIGSTOP else signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-        signal.signal(number, handler)
+        if handler is not None:
+            signal.signal(number, handler)

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from replay.capture import command, follow, guard, handover, procfs, ptrace, scan, snapshot
+from replay.capture import command, follow, freeze, guard, handover, procfs, ptrace, scan, snapshot
 from replay.capture.command import Command
 from replay.capture.follow import AtExit, Followed, Missed
 from replay.capture.handover import Done, Encoder, Large
 from replay.capture.space import Options
-from replay.capture.tree import INLINE, Tree, opened
+from replay.capture.tree import INLINE, Tree, by_task, opened
 from replay.errors import ProcessGoneError, ReplayError
 from replay.trace.metadata import Metadata
 from replay.trace.whole import whole_file
@@ -48,8 +48,8 @@ CAP_SYS_PTRACE: Final = 19
 class Recorded:
     """What became of a recording.
 
-    status: the command's exit status, 128 + signal if it was killed. missed: address spaces that are not in
-    the trace, by cause. trace: the rows, if they were not written to `path`.
+    status: the command's exit status, 128 + signal if it was killed, by `killed_by`. missed: address spaces
+    that are not in the trace, by cause. trace: the rows, if they were not written to `path`.
     """
 
     status: int
@@ -58,6 +58,7 @@ class Recorded:
     missed: Mapping[Missed, int]
     path: Path | None = None
     trace: Trace | None = None
+    killed_by: int = 0
 
     @property
     def recorded(self) -> int:
@@ -123,7 +124,12 @@ def record(
         done = _finish(recording)
     status = os.waitstatus_to_exitcode(followed.root_status or 0)
     return Recorded(
-        status if status >= 0 else 128 - status, done.meta, done.extents, followed.missed, path=Path(out)
+        status if status >= 0 else 128 - status,
+        done.meta,
+        done.extents,
+        followed.missed,
+        path=Path(out),
+        killed_by=max(-status, 0),
     )
 
 
@@ -189,7 +195,10 @@ def capture_at_exit(
     if threading.current_thread() is threading.main_thread():
         # polars installs a SIGINT handler with SA_RESTART, with which waitpid() would never be interrupted
         signal.siginterrupt(signal.SIGINT, True)
-    with _recording(Path(out), force, Options(use_scan=use_scan)) as recording:
+    with (
+        freeze.interruptible(),
+        _recording(Path(out), force, Options(use_scan=use_scan)) as recording,
+    ):
         followed = Followed(
             pid,
             lambda pid, tid, meanwhile: _shared_outside(pid, tid) or _take(recording, pid, tid, meanwhile),
@@ -229,9 +238,9 @@ def _run(followed: Followed, started: Command, linger_seconds: float) -> None:
                 started.ended = True
                 deadline = time.monotonic() + linger_seconds
         elif followed.root_stopped:
-            followed.root_stopped = False
-            if started.stopped_by:
-                command.stop_with(started)
+            number, followed.root_stopped = followed.root_stopped, 0
+            if started.stopped_by or command.in_foreground():
+                command.stop_with(started, started.stopped_by or number)
         elif time.monotonic() > deadline or started.interrupted:
             return
         else:
@@ -345,20 +354,6 @@ def _read(recording: _Recording, tree: Tree, pid: int, tid: int, meanwhile: Call
         if not handover.flush(encoder):
             break
     return handover.capture_large(encoder, Large(str(tree.root), pid))
-
-
-@contextlib.contextmanager
-def by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
-    """The procfs tree in which `pid` is read through its last task.
-
-    The first task of a process may have ended before the last one; its files in /proc are empty then.
-    """
-    if tid == pid:
-        yield tree
-        return
-    with tempfile.TemporaryDirectory(prefix="replay-") as folder:
-        (Path(folder) / str(pid)).symlink_to(procfs.PROC / str(pid) / "task" / str(tid))
-        yield tree._replace(root=Path(folder))
 
 
 def _finish(recording: _Recording) -> Done:

@@ -30,8 +30,6 @@ MOST_PASSED: Final = 16
 PATIENCE_SECONDS: Final = 1.0
 """How long a killed task may take to get past its exit stop."""
 
-PF_EXITING: Final = 0x4
-"""include/linux/sched.h: past PTRACE_EVENT_EXIT."""
 SIGKILL_PENDING: Final = 1 << 8
 """SIGKILL in SigPnd of /proc/TID/status."""
 
@@ -80,8 +78,8 @@ class Followed:
     process_of: dict[int, int] = field(default_factory=dict)
     missed: Counter[Missed] = field(default_factory=Counter)
     root_status: int | None = None
-    root_stopped: bool = False
-    """The root is in a group stop that nothing has been done about."""
+    root_stopped: int = 0
+    """The signal of a group stop of the root that nothing has been done about."""
     exiting: deque[int] = field(default_factory=deque)
     """Tasks that stand at their exit, first come first; `passed`: events handled before the first of them."""
     passed: int = 0
@@ -156,7 +154,8 @@ def _stopped(followed: Followed, tid: int, status: int) -> None:
     elif event == ptrace.EVENT_STOP and tid in followed.wanted:
         _give_up(followed, pid, tid)
     elif event == ptrace.EVENT_STOP and number in ptrace.STOP_SIGNALS:
-        followed.root_stopped |= pid == followed.root
+        if pid == followed.root:
+            followed.root_stopped = number
         ptrace.call(ptrace.LISTEN, tid)
     elif event:
         if event in ptrace.NEW_TASK_EVENTS:
@@ -195,7 +194,10 @@ def _learn(followed: Followed, tid: int) -> int:
     if pid is None:
         pid = int(procfs.field(_status(tid), "Tgid") or tid)
         followed.process_of[tid] = pid
-        followed.processes.setdefault(pid, Process(pid)).tasks.add(tid)
+        process = followed.processes.setdefault(pid, Process(pid))
+        process.tasks.add(tid)
+        # the number may have been that of a task before
+        process.gone.discard(tid)
     return pid
 
 
@@ -264,20 +266,12 @@ def _will_exit(tid: int) -> bool:
         pending = int(procfs.field(status, "SigPnd") or "0", 16)
         if procfs.field(status, "State")[:1] == "t" or not pending & SIGKILL_PENDING:
             return True
-        if _flags(tid) & PF_EXITING:
+        if procfs.flags(procfs.PROC / str(tid)) & procfs.PF_EXITING:
             return False
         if time.monotonic() > deadline:
             return True
         time.sleep(POLL_SECONDS / 20)
     return False
-
-
-def _flags(tid: int) -> int:
-    """The task's PF_ flags, field 9 of /proc/TID/stat; 0 if it is gone."""
-    try:
-        return int(procfs.read_file(f"/proc/{tid}/stat").rpartition(")")[2].split()[6])
-    except OSError:
-        return 0
 
 
 def _is_traced(tid: int) -> bool:

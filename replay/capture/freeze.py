@@ -74,10 +74,12 @@ def _check(root: Path, pid: int) -> None:
         raise ReplayError(
             f"process {pid} is replay itself, which cannot hold itself still: capture another process"
         )
-    status = procfs.read_status(root, pid, os.sysconf("SC_PAGE_SIZE"))
-    if status.tracer:
+    if procfs.task_with_memory(root, pid) in (pid, None):
+        procfs.read_status(root, pid, os.sysconf("SC_PAGE_SIZE"))
+    tracer = procfs.tracer(root, pid)
+    if tracer:
         raise ReplayError(
-            f"process {pid} is traced by process {status.tracer} (a debugger or strace): detach that, "
+            f"process {pid} is traced by process {tracer} (a debugger or strace): detach that, "
             "or capture it running with --no-freeze"
         )
 
@@ -219,9 +221,12 @@ def frozen(cgroup: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------- signals
 
 
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception while the block runs, so that everything is released.
+    """Turn signals that end a process into an exception while the block runs: everything is released.
 
     SIGINT is one already. Does nothing outside the main thread, where no handler can be set.
     """
@@ -232,7 +237,7 @@ def interruptible() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in ENDING}
     try:
         yield
     finally:

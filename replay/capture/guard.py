@@ -20,9 +20,10 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
-from replay.capture import follow
+from replay.capture import follow, procfs
 from replay.capture.follow import Followed
 
 _TRACEME, _ATTACH, _SEIZE = 0, 16, 0x4206
@@ -128,10 +129,23 @@ def _answer(listener: int, followed: Followed, tracer: int | None) -> None:
     call = bytearray(_NOTIF.size)
     fcntl.ioctl(listener, _NOTIF_RECV, call)
     number, caller, *_, request, target = _NOTIF.unpack(call)[:8]
-    wanted = caller if request & 0xFFFFFFFF == _TRACEME else target
+    wanted = caller if request & 0xFFFFFFFF == _TRACEME else _as_we_number(followed, caller, target)
     if tracer and wanted in followed.process_of:
         _give_way(followed, wanted, tracer)
     fcntl.ioctl(listener, _NOTIF_SEND, _RESP.pack(number, 0, 0, _CONTINUE))
+
+
+def _as_we_number(followed: Followed, caller: int, target: int) -> int:
+    """Our number of the task that the caller, maybe in another PID namespace, calls `target`; 0: of none."""
+    with contextlib.suppress(OSError):
+        theirs = Path(f"/proc/{caller}/ns/pid").readlink()
+        if theirs == Path("/proc/self/ns/pid").readlink():
+            return target
+        for tid in list(followed.process_of):
+            numbers = procfs.field(procfs.read_file(f"/proc/{tid}/status"), "NSpid").split()
+            if numbers[-1:] == [str(target)] and Path(f"/proc/{tid}/ns/pid").readlink() == theirs:
+                return tid
+    return 0
 
 
 def _give_way(followed: Followed, tid: int, tracer: int) -> None:

@@ -15,7 +15,7 @@ from replay.capture.extents import Extents, Owner
 from replay.capture.procfs import Status, Vma
 from replay.capture.reconcile import Figure
 from replay.capture.space import Options, Progress, Space
-from replay.capture.tree import Tree, opened
+from replay.capture.tree import Tree, by_task, opened
 from replay.errors import ProcessGoneError, ReplayError
 from replay.native import function
 from replay.trace.metadata import AddressSpace, Metadata
@@ -103,9 +103,10 @@ def _attempt(
     with _sink(tree, out, force) as sink:
         with _held(tree, pid, options.held) as how:
             tree.writer.submit(_warm_up, sink)
-            captured = capture_into(
-                tree, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
-            )
+            with by_task(tree, pid, _task(tree, pid) or pid) as seen:
+                captured = capture_into(
+                    seen, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
+                )
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
         meta = metadata(tree, [(pid, captured)], options, held=how)
@@ -209,12 +210,16 @@ def _capture_each(
     with _sink(tree, out, force) as loading:
         sink = loading.result()
         for done, pid in enumerate(pids, 1):
-            if pid == own or not procfs.has_memory(tree.root, pid):
+            tid = _task(tree, pid)
+            if pid == own or tid is None:
                 continue
             before = sink.extents
             try:
-                with _held(tree, pid, options.held and not together):
-                    spaces.append((pid, capture_into(tree, pid, len(spaces), sink.take, options)))
+                with (
+                    _held(tree, pid, options.held and not together),
+                    by_task(tree, pid, tid) as seen,
+                ):
+                    spaces.append((pid, capture_into(seen, pid, len(spaces), sink.take, options)))
             except ReplayError as error:
                 if sink.written > before:
                     raise  # half of an address space is in the file already
@@ -257,6 +262,11 @@ def capture_into(
         take(rows, Owner(mm, pid, status.name, vmas))
 
     return space.capture_space(tree, pid, emit, options, progress)
+
+
+def _task(tree: Tree, pid: int) -> int | None:
+    """The task through which a process is read; of a saved tree, which holds no tasks, the first."""
+    return procfs.task_with_memory(tree.root, pid) if tree.live else pid
 
 
 @contextlib.contextmanager

@@ -104,10 +104,19 @@ def pids(root: Path) -> list[int]:
     return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit())
 
 
-def has_memory(root: Path, pid: int) -> bool:
-    """Whether a process has an address space, which kernel threads have not; True if it has ended."""
+def task_with_memory(root: Path, pid: int) -> int | None:
+    """The task through which the memory of a process is seen: its first, or another if that has ended.
+
+    None for kernel threads and zombies, which have no memory; the first of a process that is gone.
+    """
+    if _has_memory(root / str(pid)):
+        return pid
+    return next((tid for tid in threads(root, pid) if _has_memory(root / str(pid) / "task" / str(tid))), None)
+
+
+def _has_memory(folder: Path) -> bool:
     try:
-        return "VmPTE:" in (root / str(pid) / "status").read_text(errors="replace")
+        return "VmPTE:" in (folder / "status").read_text(errors="replace")
     except OSError:
         return True
 
@@ -146,6 +155,11 @@ def field(status: str, name: str) -> str:
     return rest.partition("\n")[0].strip() if found else ""
 
 
+def tracer(root: Path, pid: int) -> int:
+    """The process that traces a task; 0: none."""
+    return int(field("\n" + read_text(root, pid, "status"), "TracerPid") or 0)
+
+
 def read_text(root: Path, pid: int, name: str) -> str:
     """A text file of /proc/PID, whole; `ReplayError` if it cannot be read or was cut."""
     path = root / str(pid) / name
@@ -157,6 +171,22 @@ def read_text(root: Path, pid: int, name: str) -> str:
     if text and not text.endswith("\n"):
         raise ReplayError(f"{path} is cut: save the tree again")
     return text
+
+
+PF_EXITING: Final = 1 << 2
+"""include/linux/sched.h."""
+
+
+def flags(folder: Path) -> int:
+    """The PF_ flags of a task, field 9 of its stat; 0 if it is gone."""
+    try:
+        return int(read_file(folder / "stat").rpartition(")")[2].split()[6])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _is_exiting(root: Path, pid: int) -> bool:
+    return bool(flags(root / str(pid)) & PF_EXITING)
 
 
 def read_status(root: Path, pid: int, page_size: int) -> Status:
@@ -174,6 +204,8 @@ def read_status(root: Path, pid: int, page_size: int) -> Status:
             raise ReplayError(f"{path} is cut: VmPTE is missing: save the tree again")
         if state in "ZX":
             raise ProcessGoneError(f"process {pid} has ended (it is a zombie): its memory is gone already")
+        if _is_exiting(root, pid):
+            raise ProcessGoneError(f"process {pid} is ending: its memory is gone already")
         raise ReplayError(f"process {pid} ({name or '?'}) is a kernel thread: it has no memory of its own")
 
     def pages(key: str, default: str = "") -> int:
@@ -185,6 +217,10 @@ def read_status(root: Path, pid: int, page_size: int) -> Status:
     tgid = int(field(text, "Tgid") or pid)
     if tgid != pid:
         raise ReplayError(f"{pid} is a thread of process {tgid}: capture {tgid}")
+    if field(text, "Pid") not in ("", str(pid)):
+        # read through another task (see `tree.by_task`): the process is called what its first one is
+        with contextlib.suppress(OSError):
+            name = utf8(read_file(PROC / str(pid) / "comm").rstrip("\n"))
     return Status(
         name=name,
         state=state,
@@ -209,12 +245,17 @@ def read_places(root: Path, pid: int, page_size: int) -> list[tuple[int, int]]:
         places = [
             (int(first, 16) // page_size, int(last, 16) // page_size)
             for first, last in (
-                line.split(" ", 1)[0].split("-") for line in read_text(root, pid, "maps").splitlines()
+                line.split(" ", 1)[0].split("-") for line in _lines(read_text(root, pid, "maps"))
             )
         ]
     except ValueError:
         raise ReplayError(f"{path} is damaged: save the tree again") from None
     return [place for place in places if place[0] * page_size < 1 << 63]
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a file of procfs, which escapes no other end of a line that Python knows than this."""
+    return text.split("\n")[:-1]
 
 
 def read_vmas(root: Path, pid: int, page_size: int) -> list[Vma]:
@@ -226,7 +267,7 @@ def read_vmas(root: Path, pid: int, page_size: int) -> list[Vma]:
 def _parse_smaps(text: str, page_size: int, path: str) -> list[Vma]:
     vmas = []
     header, values = "", dict[str, str]()
-    for line in text.splitlines():
+    for line in _lines(text):
         key, colon, value = line.partition(":")
         if not colon or " " in key:
             if header:
@@ -277,7 +318,7 @@ def base_page_size(root: Path, pid: int) -> int:
         return os.sysconf("SC_PAGE_SIZE")
     sizes = [
         int(line.split()[1]) * 1024
-        for line in read_text(root, pid, "smaps").splitlines()
+        for line in _lines(read_text(root, pid, "smaps"))
         if line.startswith("KernelPageSize:")
     ]
     return min(sizes, default=4096)

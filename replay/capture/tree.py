@@ -73,3 +73,19 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
             pool=pool,
             writer=writer,
         )
+
+
+@contextlib.contextmanager
+def by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
+    """The procfs tree in which `pid` is read through one of its tasks.
+
+    The first task of a process may have ended before the others; its files in /proc are empty then.
+    """
+    if tid == pid:
+        yield tree
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="replay-") as folder:
+        (Path(folder) / str(pid)).symlink_to(procfs.PROC / str(pid) / "task" / str(tid))
+        yield tree._replace(root=Path(folder))

@@ -74,7 +74,8 @@ class Native:
         if self.run is None:
             prepare()
         assert self.run
-        return self.run(*arguments)
+        # without JIT the result may be an integer of NumPy's
+        return int(self.run(*arguments))
 
     def machine_code(self, address: int) -> Callable[..., int]:
         """The machine code at an address as a function of Python, which checks what it is given."""

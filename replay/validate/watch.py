@@ -21,7 +21,7 @@ from replay.capture.extents import Owner
 from replay.capture.follow import Missed
 from replay.capture.space import Options
 from replay.capture.table import table
-from replay.capture.tree import Tree, opened
+from replay.capture.tree import Tree, by_task, opened
 from replay.errors import ProcessGoneError, ReplayError
 from replay.teardown.algorithms import Algorithm
 from replay.trace.frame import Trace, frame_of
@@ -290,7 +290,7 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
 def _read(tree: Tree, pid: int, tid: int) -> Trace:
     parts: list[pa.Table] = []
     options = Options()
-    with exits.by_task(tree, pid, tid) as seen:
+    with by_task(tree, pid, tid) as seen:
         captured = space.capture_space(
             seen,
             pid,

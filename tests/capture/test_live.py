@@ -474,3 +474,48 @@ def test_half_an_address_space_is_dropped(tmp_path: Path) -> None:
     assert len(done.refused) == 1
     assert "pagemap is cut" in done.refused[0]
     assert replay.read(tmp_path / "t.parquet").frame["pages"].sum() == 73
+
+
+def test_a_process_whose_first_thread_has_ended() -> None:
+    code = """
+def work():
+    a = area(1 << 20); libc.memset(a, 1, 1 << 20); ready(a)
+threading.Thread(target=work).start()
+libc.pthread_exit(None)
+"""
+    with program(code) as (pid, [a]):
+        while processes.state(pid) != "Z":
+            time.sleep(0.01)
+        done = capture_process(pid)
+        assert at(done.trace.frame, a, 1 << 20)["pages"].sum() == 256
+        assert done.meta.address_spaces[0].comm == procfs.read_file(f"/proc/{pid}/comm").strip()
+
+
+def test_a_name_with_other_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a\rb\x0cc\u2028d"
+    path.write_bytes(bytes(1 << 13))
+    code = f"fd = os.open({str(path)!r}, os.O_RDONLY); a = area(1 << 13, 1, PRIVATE, fd); "
+    code += "ctypes.string_at(a, 1 << 13); ready(a)"
+    with program(code) as (pid, [a]):
+        names = at(capture_process(pid).trace.frame, a, 1 << 13)["vma_name"].cast(str).to_list()
+        assert set(names) == {str(path)}
+
+
+def test_without_machine_code(tmp_path: Path) -> None:
+    """The remedy that messages name works for a whole capture."""
+    with program("ready(0)") as (pid, _):
+        out = tmp_path / "t.parquet"
+        argv = [sys.executable, "-m", "replay.cli", "capture", str(pid), "-o", str(out)]
+        subprocess.run(argv, env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, check=True, capture_output=True)
+        assert len(replay.read(out).frame)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    fifo, link, target = tmp_path / "fifo", tmp_path / "link", tmp_path / "target.parquet"
+    os.mkfifo(fifo)
+    link.symlink_to(target)
+    with program("ready(0)") as (pid, _):
+        with pytest.raises(ReplayError, match="no ordinary file"):
+            capture_process(pid, fifo, force=True)
+        capture_process(pid, link)
+    assert link.is_symlink() and len(replay.read(target).frame)
