@@ -20,20 +20,24 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from lab import (  # noqa: E402
+    boot,
     catalogue,
     compare,
     counts,
     initramfs,
     pages,
+    probes,
     trace,
     validate,
     validate_report,
 )
+from lab.architecture import ARCHITECTURES, OWN, compiler  # noqa: E402
 from lab.case import Evidence  # noqa: E402
 from lab.errors import LabError  # noqa: E402
 
 from replay.validate.tracefs import Event, parse_format  # noqa: E402
 
+STRUCT_PAGES = 0xFFFFEA0000000000
 FORMAT = """name: free_calls
 ID: 777
 format:
@@ -85,12 +89,12 @@ def test_lost_events_are_refused():
 
 def test_what_one_exit_did():
     """Queue and locks beside what `replay validate` counts; two folios, one of them in the swap cache."""
-    page = counts.VMEMMAP + counts.STRUCT_PAGE * 8
+    page = STRUCT_PAGES + counts.STRUCT_PAGE * 8
     cached = page + counts.STRUCT_PAGE * 8
     flags = np.zeros(32, np.uint64)
     flags[16] = 1 << pages.SWAPCACHE
     no = np.empty(0, np.int64)
-    leaves = pages.Leaves(no, no, np.empty(0, bool), no, np.array([8, 16]), 0, 0)
+    leaves = pages.Leaves(no, no, np.empty(0, bool), None, no, np.array([8, 16]), 0, 0)
     stream = [
         event("exit_mmap_entry", mm=2),
         event("rmap_ptes", nr=4),
@@ -108,7 +112,7 @@ def test_what_one_exit_did():
         event("tlb_finished"),
     ]
     probed = {each.name: each.name for each in stream} | {"deferred_split": "deferred_split_folio"}
-    found = counts.observe(stream, 5, probed, leaves, flags)
+    found = counts.observe(stream, 5, probed, leaves, flags, STRUCT_PAGES)
     assert (found.counters["rmap_calls"], found.counters["free_calls"]) == (1, 1)
     assert found.counters["deferred_split_queued"] == found.counters["deferred_split_dequeued"] == 1
     assert (found.counters["lruvec_locks"], found.counters["pages_freed"]) == (1, 8)
@@ -116,9 +120,9 @@ def test_what_one_exit_did():
     assert (found.rmap_sizes, found.release_sizes, found.flush_groups) == ({4: 1}, [1], [[2]])
     assert (found.freed, found.preempted) == ([[8, 3]], False)
     other = [*stream[:3], event("resched", pid=7), *stream[3:]]
-    assert counts.observe(other, 5, probed, leaves, flags).preempted
+    assert counts.observe(other, 5, probed, leaves, flags, STRUCT_PAGES).preempted
     with pytest.raises(counts.NoExitError):
-        counts.observe(stream, 6, probed, leaves, flags)
+        counts.observe(stream, 6, probed, leaves, flags, STRUCT_PAGES)
 
 
 def test_page_table_leaves_are_decoded():
@@ -128,30 +132,88 @@ def test_page_table_leaves_are_decoded():
     flags[32] = 1 << pages.HEAD | 1 << pages.HUGE
     flags[40] = 1 << pages.ZERO_PAGE
     level = [np.uint64(n << 60) for n in range(3)]
-    present = pages.PRESENT
-    prot_none = (~np.uint64(21 << 12) & pages.FRAME) | np.uint64(pages.PROT_NONE)
+    present, layout = pages.PRESENT, pages.layout_of("x86_64", (6, 12))
+    dirty, saved_dirty = (mask for mask, _ in layout.dirty)
+    prot_none = (~np.uint64(21 << 12) & np.uint64(layout.frame)) | np.uint64(layout.prot_none)
     entries = [
-        (level[1] + np.uint64(100), 20 << 12 | present | pages.DIRTY),  # file, dirty
+        (level[1] + np.uint64(100), 20 << 12 | present | dirty),  # file, dirty
         (level[1] + np.uint64(101), prot_none),  # file, clean
-        (level[1] + np.uint64(102), 9 << 12 | present | pages.DIRTY),  # anonymous: its dirty bit says nothing
-        (level[1] + np.uint64(103), 41 << 12 | present | pages.SPECIAL),  # zero page
+        (level[1] + np.uint64(102), 9 << 12 | present | dirty),  # anonymous: its dirty bit says nothing
+        (level[1] + np.uint64(103), 41 << 12 | present | layout.special),  # zero page
         (level[1] + np.uint64(104), 5 << 12),  # swap entry
-        (level[1] + np.uint64(700), 22 << 12 | present | pages.SPECIAL),  # VM_PFNMAP
+        (level[1] + np.uint64(700), 22 << 12 | present | layout.special),  # VM_PFNMAP
         (level[2] + np.uint64(512), 8 << 12 | present),
         (level[2] + np.uint64(1024), 32 << 12 | present),
         (level[2] + np.uint64(1536), 40 << 12 | present),
-        (level[1] + np.uint64(2000), 23 << 12 | present | pages.SAVED_DIRTY),
+        (level[1] + np.uint64(2000), 23 << 12 | present | saved_dirty),
     ]
     raw = np.array([(int(w), int(e)) for w, e in entries], pages._LEAF).tobytes()
     smaps = "2bc000-2bd000 r--p 00000000 00:00 0 [vvar]\nVmFlags: rd mr pf \n"
-    found = pages.decode(raw, smaps, flags, saved_dirty=True)
+    found = pages.decode(raw, smaps, flags, layout)
     assert found.pte_vpn.tolist() == [100, 101, 102, 2000]
     assert found.pte_pfn.tolist() == [20, 21, 9, 23]
     assert found.pte_dirty_file.tolist() == [True, False, False, True]
     assert (found.pmd_vpn.tolist(), found.hugetlb, found.special) == ([512], 1, 2)
-    assert not pages.decode(raw, smaps, flags, saved_dirty=False).pte_dirty_file[-1]
+    assert found.pte_contiguous is None
+    before = pages.layout_of("x86_64", (6, 1))
+    assert not pages.decode(raw, smaps, flags, before).pte_dirty_file[-1]
     assert pages.heads(flags)[[8, 9, 15, 16]].tolist() == [8, 8, 8, 16]
     assert pages.runs(np.array([3, 4, 5, 9])) == [[3, 3], [9, 1]]
+
+
+def test_page_table_leaves_of_arm64_are_decoded():
+    flags = np.zeros(64, np.uint64)
+    flags[16] = 1 << pages.HEAD
+    valid, table, read_only, writable, contiguous = 1, 1 << 1, 1 << 7, 1 << 51, 1 << 52
+    entries = [
+        (
+            (1 << 60) + 100,
+            20 << 12 | valid | table | writable,
+        ),  # written to: the processor took read-only away
+        ((1 << 60) + 101, 21 << 12 | valid | table | writable | read_only),
+        ((1 << 60) + 102, 22 << 12 | valid | table | read_only | 1 << 55),  # dirty by software
+        ((1 << 60) + 103, 23 << 12 | valid | table | 1 << 56),  # special
+        ((1 << 60) + 104, 24 << 12 | 1 << 58),  # PROT_NONE before v6.10
+        ((1 << 60) + 105, 25 << 12 | 1 << 11),  # since
+        ((1 << 60) + 106, 5 << 12),  # swap entry
+        ((1 << 60) + 107, 26 << 12 | valid | table | read_only | contiguous),
+        ((2 << 60) + 512, 16 << 12 | valid),  # a block
+    ]
+    raw = np.array(entries, pages._LEAF).tobytes()
+    found = pages.decode(raw, "", flags, pages.layout_of("aarch64", (6, 12)))
+    assert found.pte_vpn.tolist() == [100, 101, 102, 105, 107]
+    assert found.pte_pfn.tolist() == [20, 21, 22, 25, 26]
+    assert found.pte_dirty_file.tolist() == [True, False, True, False, False]
+    assert found.pte_contiguous is not None
+    assert found.pte_contiguous.tolist() == [False, False, False, False, True]
+    assert (found.pmd_vpn.tolist(), found.special) == ([512], 1)
+    before = pages.decode(raw, "", flags, pages.layout_of("aarch64", (6, 1)))
+    assert before.pte_vpn.tolist() == [100, 101, 102, 104, 107]
+    assert before.pte_contiguous is None  # its teardown does not look at the bit
+
+
+def test_flushes_of_arm64_that_flush_nothing_do_not_count():
+    fullmm, freed_tables = probes.FULL_MM, probes.FREED_TABLES
+    events = [event("tlb_flush", bits=bits) for bits in (fullmm, 0, fullmm | freed_tables, fullmm | 1 << 4)]
+    assert counts._tlb_flushes(events) == 2
+
+
+def test_what_architectures_differ_in():
+    text = {name: probes.lines(each.machine) for name, each in ARCHITECTURES.items()}
+    assert "p free_calls free_pages_and_swap_cache nr=%si:s32\n" in text["amd64"]
+    assert "p free_calls free_pages_and_swap_cache nr=%x1:s32\n" in text["arm64"]
+    assert "c tlb_flush" not in text["amd64"]
+    assert "c tlb_flush tlb_flush bits=+32(%x0):x32\n" in text["arm64"]
+    for each in ARCHITECTURES.values():
+        command = boot.command(each, Path("vmlinuz"), Path("initrd"), [Path("a"), Path("b")])
+        assert command[0] == each.qemu
+        assert f"console={each.console} " in command[command.index("-append") + 1]
+        assert compiler(each) == ("gcc" if each is OWN else f"{each.triplet}-gcc")
+
+
+def test_blocks_are_told_by_their_first_pages():
+    assert compare._blocks([[32, 48], [160, 16]], 4096).tolist() == [32, 48, 64, 160]
+    assert compare._blocks([], 4096).tolist() == []
 
 
 def test_folios_held_by_others_need_their_references_as_proof():
@@ -171,10 +233,11 @@ def test_archive_is_what_cpio_reads():
 
 
 def test_catalogue():
-    cases = catalogue.catalogue()
+    cases = catalogue.catalogue("amd64")
     assert len(cases) == len(set(cases)) > 100
-    assert cases == catalogue.catalogue()
-    assert set(catalogue.selected(["tiny_0000?", "ksm"])) == {
+    assert cases == catalogue.catalogue("amd64")
+    assert cases.items() < catalogue.catalogue("arm64").items()
+    assert set(catalogue.selected(["tiny_0000?", "ksm"], "amd64")) == {
         "tiny_00000",
         "tiny_00005",
         "tiny_00006",
@@ -270,6 +333,8 @@ def test_runs_are_what_the_disk_can_do():
         (["-o", "/nowhere/x.csv"], 2, "no folder"),
         (["--validate", "nonsense"], 2, "unknown run 'nonsense'"),
         (["--validate", "--quick"], 2, "its runs are no cases"),
+        (["--validate", "--arch", next(name for name in ARCHITECTURES if name != OWN.name)], 2, "own Python"),
+        (["--arch", "vax"], 2, "invalid choice"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], status: int, message: str):

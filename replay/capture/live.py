@@ -305,7 +305,7 @@ def metadata(
     return Metadata(
         address_spaces=tuple(address_space(pid, captured.status) for pid, captured in spaces),
         kernel_release=procfs.kernel_release(tree.root),
-        architecture=settings.architecture(tree.live),
+        architecture=settings.architecture(tree.root, tree.live),
         page_size=tree.page_size,
         captured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         mode=mode,

@@ -20,9 +20,14 @@ def mapcounts(root: Path) -> str:
     return "average" if "\nCONFIG_NO_PAGE_MAPCOUNT=y\n" in procfs.kernel_config(root) else "precise"
 
 
-def architecture(live: bool) -> str:
-    """As `uname -m`; a saved tree does not say and counts as x86_64."""
-    return os.uname().machine if live else "x86_64"
+def architecture(root: Path, live: bool) -> str:
+    """As `uname -m`. A saved tree says so in sys/kernel/arch (since v6.1); without, it counts as x86_64."""
+    if live:
+        return os.uname().machine
+    try:
+        return (root / "sys/kernel/arch").read_text().strip()
+    except OSError:
+        return "x86_64"
 
 
 def thp(live: bool) -> dict[str, str]:

@@ -32,7 +32,11 @@ class Rmap(IntEnum):
     ANON_RUN = 1
     """One call per contiguous run of an anonymous large folio: folio_remove_rmap_range(); else per PTE."""
     RUN = 2
-    """One call per contiguous run of any folio, at once: folio_remove_rmap_ptes()."""
+    """One call per contiguous run of any folio, at once: folio_remove_rmap_ptes().
+
+    On arm64 a run also ends where entries with the contiguous bit do: pte_same() of folio_pte_batch() sees
+    the bit (see `contiguous.py`).
+    """
     RANGE = 3
     """One call per gathered range, at the end of each page-table page."""
 
@@ -159,6 +163,8 @@ NOT_MODELLED: Final = (
     "other CPUs kept back folios at up to 4 % of the exits of a build.",
     "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
     "and with them release calls, never rmap counts.",
+    "The contiguous bit of arm64's PTEs, where runs of 'mainline' end: inferred, every block of 16 aligned "
+    "entries of one folio has it that can.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
     "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",
     "Several lruvecs (memory cgroups, NUMA nodes): one is assumed for lruvec_locks.",
@@ -197,6 +203,24 @@ def batch_slots(entry: Entry, page_size: int) -> int:
 def max_batches(entry: Entry, page_size: int) -> int:
     """Batch pages of one gather at most: 19, or 39 of ranges, with 4 KiB pages."""
     return MAX_GATHER_ENTRIES // batch_slots(entry, page_size)
+
+
+TABLE_BATCH_HEADER_BYTES: Final = 24
+"""Bytes of a batch of page tables before its slots: struct mmu_table_batch."""
+
+
+def table_batch(page_size: int) -> int:
+    """Page tables that RCU frees at once: MAX_TABLE_BATCH, 509 with 4 KiB pages."""
+    return (page_size - TABLE_BATCH_HEADER_BYTES) // 8
+
+
+def flushes_for_tables(architecture: str) -> bool:
+    """Whether only freed page tables make TLB flushes in exit_mmap(): on arm64.
+
+    Its tlb_flush() leaves the translations of a whole address space in the TLB, as its ASID is not used again
+    without a flush.
+    """
+    return architecture == "aarch64"
 
 
 def tables_in_gather(architecture: str) -> bool:

@@ -23,7 +23,7 @@ COUNTERS: Final = {
     "gather_slots": "mmu_gather slots used, page tables included",
     "gather_pages_peak": "batch pages allocated for the gather",
     "gather_flushes": "flushes of the gather, the last one included",
-    "tlb_flushes": "TLB flushes",
+    "tlb_flushes": "TLB flushes; on arm64 those for freed page tables, the others do nothing at exit",
     "rmap_flushes": "removals of pending rmaps, at the ends of page-table pages",
     "swapcache_checks": "calls of free_swap_cache()",
     "swapcache_frees": "folios removed from the swap cache",

@@ -79,7 +79,7 @@ def _numba_type(hint: Any) -> Any:
         type(None): numba.none,
         Table: numba.int64[:, ::1],
         Counts: numba.int64[::1],
-        Rules: numba.typeof(Rules(0, 0, False, False, 0, 0, 0, 0)),
+        Rules: numba.typeof(Rules(0, 0, False, False, 0, 0, 0, 0, 0)),
     }
     if typing.get_origin(hint) is tuple:
         return numba.types.Tuple([_numba_type(part) for part in typing.get_args(hint)])

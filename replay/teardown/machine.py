@@ -20,6 +20,7 @@ from replay.teardown.state import (
     ACTIVE,
     ANON,
     BEGINS,
+    CONTIGUOUS,
     DEFERRED_SPLIT_CALLS,
     DEFERRED_SPLIT_DEQUEUED,
     DEFERRED_SPLIT_QUEUED,
@@ -106,6 +107,9 @@ from replay.teardown.state import (
 
 ENTRY_PAGE_RUN, ENTRY_RANGE = int(Entry.PAGE_RUN), int(Entry.RANGE)
 RMAP_ANON_RUN, RMAP_RUN, RMAP_RANGE = int(Rmap.ANON_RUN), int(Rmap.RUN), int(Rmap.RANGE)
+
+ALIKE = UFFD_WP | CONTIGUOUS
+"""What the entries of a run have in common: bits of FLAGS."""
 
 LOCK_BATCH = 32
 """Entries after which release_pages() drops the lruvec lock: SWAP_CLUSTER_MAX."""
@@ -286,7 +290,7 @@ def continues_run(e: Table, r: Rules, i: int) -> bool:
         and e[i, VPN] == e[i - 1, VPN] + e[i - 1, PAGES]
         and e[i, PFN] == e[i - 1, PFN] + e[i - 1, PAGES]
         and e[i, FOLIO] == e[i - 1, FOLIO]
-        and (r.rmap == RMAP_ANON_RUN or (e[i, FLAGS] & UFFD_WP) == (e[i - 1, FLAGS] & UFFD_WP))
+        and (r.rmap == RMAP_ANON_RUN or (e[i, FLAGS] & ALIKE) == (e[i - 1, FLAGS] & ALIKE))
     )
 
 

@@ -21,6 +21,7 @@ from replay.teardown.algorithms import (
     Rmap,
     batch_slots,
     max_batches,
+    table_batch,
 )
 from replay.teardown.counters import COUNTED, complete
 from replay.teardown.extents import Extents, huge_zero
@@ -70,6 +71,7 @@ class Pte:
     kind: int
     pfn: int
     uffd_wp: bool
+    contiguous: bool
     dirty: bool
     folio: Folio
 
@@ -110,21 +112,32 @@ class Outcome:
     references_dropped_twice: int
 
 
-def replay(extents: Extents, page_tables: int, page_size: int, algorithm: Algorithm) -> Outcome:
+def replay(
+    extents: Extents, page_tables: int, page_size: int, algorithm: Algorithm, rcu_tables: int | None = None
+) -> Outcome:
     """Tear one address space down by one algorithm.
 
     extents: its extents in address order; page_tables: pages for free_pgtables() to put through the gather
-    (0 where they take the RCU path).
+    (0 where they take the RCU path); rcu_tables: pages freed by RCU, where only they make TLB flushes.
     """
-    return _Teardown(extents, page_tables, page_size, algorithm).exit_mmap()
+    return _Teardown(extents, page_tables, page_size, algorithm, rcu_tables).exit_mmap()
 
 
 class _Teardown:
     """The state of one exit_mmap(): folios, page mapcounts, the gather."""
 
-    def __init__(self, extents: Extents, page_tables: int, page_size: int, algorithm: Algorithm) -> None:
+    def __init__(
+        self,
+        extents: Extents,
+        page_tables: int,
+        page_size: int,
+        algorithm: Algorithm,
+        rcu_tables: int | None,
+    ) -> None:
         self.extents = extents
         self.page_tables = page_tables
+        self.rcu_tables = rcu_tables
+        self.table_batch = table_batch(page_size)
         self.algorithm = algorithm
         self.ptes_per_table = ptes_per_table(page_size)
         self.count: Counter[str] = Counter()
@@ -143,6 +156,7 @@ class _Teardown:
         self.active = 0
         self.used_slots = 0
         self.delayed_rmap = False
+        self.freed_tables = False
         self.open_range: GatherEntry | None = None
         self.in_pass: list[GatherEntry] = []
 
@@ -209,8 +223,8 @@ class _Teardown:
             table = Folio(pfn=-1, order=0, table=True)
             if self._tlb_remove(GatherEntry(table, -1, 1, 1)):
                 self._force_flush()
-        self.count["tlb_flushes"] += 1
-        self._flush_gather()
+        self._free_tables_by_rcu()
+        self._force_flush()
         self.count["gather_pages_peak"] = len(self.batches) - 1
         held = self.count["ptes"] + mappings + self.page_tables
         return Outcome(
@@ -248,7 +262,8 @@ class _Teardown:
                 pfn = int(e.pfn[i]) + k
                 head = int(e.folio[i]) if e.order[i] else pfn
                 folio = self.folios[head] if kind in (PAGE, PMD, HUGETLB) else Folio(head, int(e.order[i]))
-                group.append(Pte(int(e.vpn[i]) + k, kind, pfn, bool(e.uffd_wp[i]), bool(e.dirty[i]), folio))
+                bits = bool(e.uffd_wp[i]), bool(e.contiguous[i]), bool(e.dirty[i])
+                group.append(Pte(int(e.vpn[i]) + k, kind, pfn, *bits, folio))
         if group:
             yield group
 
@@ -273,7 +288,7 @@ class _Teardown:
             self.in_pass = []
             position, force_flush, full = self._zap_pass(ptes, position)
             if force_flush or full:
-                self.count["tlb_flushes"] += 1
+                self._tlb_flush()
             self._flush_rmaps()
             if force_flush or full:
                 self._flush_gather()
@@ -316,7 +331,7 @@ class _Teardown:
                     break
                 if (pte.vpn, pte.pfn) != (last.vpn + 1, last.pfn + 1):
                     break
-                if rmap is Rmap.RUN and pte.uffd_wp != last.uffd_wp:
+                if rmap is Rmap.RUN and ((pte.uffd_wp, pte.contiguous) != (last.uffd_wp, last.contiguous)):
                     break
                 run.append(pte)
         return run
@@ -406,8 +421,21 @@ class _Teardown:
         self.delayed_rmap = False
         self.open_range = None
 
+    def _free_tables_by_rcu(self) -> None:
+        """tlb_remove_table(): batches beside the gather; each full one makes a TLB flush."""
+        for number in range(1, (self.rcu_tables or 0) + 1):
+            self.freed_tables = True
+            if number % self.table_batch == 0:
+                self._tlb_flush()
+
+    def _tlb_flush(self) -> None:
+        """tlb_flush_mmu_tlbonly()."""
+        if self.rcu_tables is None or self.freed_tables:
+            self.count["tlb_flushes"] += 1
+        self.freed_tables = False
+
     def _force_flush(self) -> None:
-        self.count["tlb_flushes"] += 1
+        self._tlb_flush()
         self._flush_gather()
 
     def _flush_gather(self) -> None:

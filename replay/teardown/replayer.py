@@ -15,10 +15,11 @@ from replay.teardown.algorithms import (
     batch_slots,
     max_batches,
     select,
+    table_batch,
     tables_in_gather,
 )
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
-from replay.teardown.extents import I64, Bool, Extents, address_spaces, huge_zero, page_tables
+from replay.teardown.extents import I64, Bool, Extents, address_spaces, huge_zero, page_tables, rcu_tables
 from replay.trace.frame import Trace
 from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
 
@@ -43,8 +44,12 @@ def run_checked(
     algorithms: Sequence[str] | str | None = None,
     *,
     page_tables_in_gather: bool | None = None,
+    contiguous: I64 | None = None,
 ) -> pl.DataFrame:
-    """As `run`, with the columns of `CHECKS` behind the counters."""
+    """As `run`, with the columns of `CHECKS` behind the counters.
+
+    contiguous: as of `address_spaces`.
+    """
     if not isinstance(trace, Trace):
         raise TypeError(f"{trace!r} is no trace: replay.read(path) makes one of a file")
     names = [algorithms] if isinstance(algorithms, str) else algorithms
@@ -52,11 +57,12 @@ def run_checked(
     if page_tables_in_gather is None:
         page_tables_in_gather = tables_in_gather(trace.meta.architecture)
     rows = []
-    for mm, space, extents in address_spaces(trace):
+    for mm, space, extents in address_spaces(trace, contiguous):
         tables = page_tables(extents, space, trace.meta) if page_tables_in_gather else 0
+        by_rcu = rcu_tables(extents, space, trace.meta, page_tables_in_gather)
         table, folios = lay_out(extents, ptes_per_table(trace.meta.page_size))
         for algorithm in chosen:
-            counts = replay_tables(table, folios, tables, rules(algorithm, trace.meta.page_size))
+            counts = replay_tables(table, folios, tables, rules(algorithm, trace.meta.page_size), by_rcu)
             rows.append((trace.name, mm, space.pid, space.comm, algorithm.name, *counts.values()))
     schema = {
         "trace": pl.String,
@@ -78,13 +84,21 @@ def replay(extents: Extents, tables: int, page_size: int, algorithm: Algorithm) 
     return replay_tables(table, folios, tables, rules(algorithm, page_size))
 
 
-def replay_tables(table: I64, folios: I64, tables: int, chosen: state.Rules) -> dict[str, int]:
-    """The tables of `lay_out` through the machine; folios is left as it was."""
+def replay_tables(
+    table: I64, folios: I64, tables: int, chosen: state.Rules, by_rcu: int | None = None
+) -> dict[str, int]:
+    """The tables of `lay_out` through the machine; folios is left as it was.
+
+    by_rcu: page-table pages freed by RCU, where only they make TLB flushes: one for each full batch of them,
+    one for the rest.
+    """
     folios = folios.copy()
     queued = (folios[:, state.F_ORDER] == chosen.queued_order) & (folios[:, state.F_ANON] != 0)
     folios[queued & (folios[:, state.F_HUGETLB] == 0), state.F_QUEUED] = 1
     counts = machine.exit_mmap(table, folios, chosen, tables)
     found = dict(zip(state.COUNTS, counts.tolist(), strict=True))
+    if by_rcu is not None:
+        found["tlb_flushes"] = -(-by_rcu // chosen.table_batch)
     held = found["ptes"] + found["pmd_mappings"] + found["hugetlb_pages"] + tables
     found["references_left"] = held - found["references_dropped"]
     return complete({name: found[name] for name in COUNTED}) | {name: found[name] for name in CHECKS}
@@ -100,6 +114,7 @@ def rules(algorithm: Algorithm, page_size: int) -> state.Rules:
         release_batch=RELEASE_BATCH.get(algorithm.release, 0),
         slots=batch_slots(algorithm.entry, page_size),
         batches=max_batches(algorithm.entry, page_size),
+        table_batch=table_batch(page_size),
         queued_order=ptes_per_table(page_size).bit_length() - 1 if algorithm.thps_queued else -1,
     )
 
@@ -160,6 +175,7 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
         state.ANON * e.anon
         + state.SWAPCACHE * e.swapcache
         + state.UFFD_WP * e.uffd_wp
+        + state.CONTIGUOUS * e.contiguous
         + state.DIRTY * e.dirty
         + state.BEGINS * begins
     )

@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 PAGE, PMD, HUGETLB, SPECIAL, SWAP, HUGE_ZERO = range(6)
 """Kinds: those of a trace, and the huge zero page, which is special but has one entry."""
 
-ANON, SWAPCACHE, UFFD_WP, DIRTY, BEGINS = 1, 2, 4, 8, 16
+ANON, SWAPCACHE, UFFD_WP, DIRTY, BEGINS, CONTIGUOUS = 1, 2, 4, 8, 16, 32
 """Bits of FLAGS; BEGINS: the first extent of a huge mapping (its pages may differ in a column)."""
 
 NO_FOLIO: Final = -1
@@ -155,7 +155,8 @@ class Rules(NamedTuple):
 
     entry, rmap: `algorithms.Entry`, `algorithms.Rmap`. delayed_rmap: the rmap of dirty file pages waits.
     relock: the lruvec lock is handled as in release_pages(). release_batch: entries of a release call, 0 for
-    the whole piece. slots, batches: of the gather. queued_order: order of the anonymous folios that are on
+    the whole piece. slots, batches: of the gather. table_batch: page tables that RCU frees at once.
+    queued_order: order of the anonymous folios that are on
     the deferred split queue from birth, or -1.
     """
 
@@ -166,4 +167,5 @@ class Rules(NamedTuple):
     release_batch: int
     slots: int
     batches: int
+    table_batch: int
     queued_order: int

@@ -15,7 +15,7 @@ from replay.capture import procfs
 from replay.capture.procfs import U64
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, Algorithm, tables_in_gather
-from replay.teardown.extents import I64, Bool, Extents, address_spaces, page_tables
+from replay.teardown.extents import I64, Bool, Extents, address_spaces, page_tables, rcu_tables
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
 from replay.trace.schema import HUGETLB, PAGE, SPECIAL, SWAP
@@ -76,12 +76,13 @@ def predict(trace: Trace, algorithm: Algorithm, in_gather: bool) -> Prediction:
     """
     [(_, space, extents)] = address_spaces(trace)
     tables = page_tables(extents, space, trace.meta) if in_gather else 0
-    found = reference.replay(extents, tables, trace.meta.page_size, algorithm)
+    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
+    found = reference.replay(extents, tables, trace.meta.page_size, algorithm, by_rcu)
     clean = found
     dirty = int(extents.pages[extents.dirty].sum())
     if dirty:
         without = extents._replace(dirty=np.zeros_like(extents.dirty))
-        clean = reference.replay(without, tables, trace.meta.page_size, algorithm)
+        clean = reference.replay(without, tables, trace.meta.page_size, algorithm, by_rcu)
     return Prediction(
         folios=folios(extents, trace.frame["kpageflags"].to_numpy()),
         freed=tuple(found.freed),
@@ -102,7 +103,8 @@ def dirty_counters(trace: Trace, algorithm: Algorithm, in_gather: bool) -> tuple
     tables = page_tables(extents, space, trace.meta) if in_gather else 0
     shared = trace.frame["vma_perms"].cast(pl.String).str.ends_with("s").to_numpy()
     dirty = np.array(extents.dirty | (shared & (extents.kind == PAGE) & ~extents.anon))
-    found = reference.replay(extents._replace(dirty=dirty), tables, trace.meta.page_size, algorithm)
+    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
+    found = reference.replay(extents._replace(dirty=dirty), tables, trace.meta.page_size, algorithm, by_rcu)
     return int(extents.pages[dirty].sum()), found.counters
 
 

@@ -135,7 +135,7 @@ def watcher() -> Iterator[Watcher]:
     ):
         tracefs.remove_stale(root)
         probes.remove_stale(root)
-        machine = settings.architecture(live=True)
+        machine = settings.architecture(procfs.PROC, live=True)
         made, no_calls = _probed(root, undo, machine)
         with (
             tracefs.instance(root, undo, "exit", (*observe.EVENTS, *made)) as instance,

@@ -8,15 +8,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lab.architecture import Architecture
 from lab.errors import LabError, UnavailableError
 
-QEMU = "qemu-system-x86_64"
 MEMORY_MIB = 1024
 OUTPUT_GIB = 8  # sparse: only what the guest writes takes room
 SWAP_MIB = 128
 STALL_SECONDS = 120  # the slowest case takes a few seconds
-# nokaslr and la57=off: the direct map and the struct pages are where the collector and the parser look.
-COMMAND_LINE = "console=ttyS0 quiet panic=-1 nokaslr no_hash_pointers mitigations=off audit=0 nowatchdog"
+# nokaslr: struct pages are where the collector and the parser look.
+COMMAND_LINE = "console={console} quiet panic=-1 nokaslr no_hash_pointers mitigations=off audit=0 nowatchdog"
 _STEP = re.compile(r"lab: (.*)")
 
 
@@ -38,25 +38,33 @@ def swap_image(path: Path) -> None:
 
 
 def command(
-    kernel: Path, initrd: Path, disks: list[Path], *, memory_mib: int = MEMORY_MIB, cpus: int = 1
+    architecture: Architecture,
+    kernel: Path,
+    initrd: Path,
+    disks: list[Path],
+    *,
+    memory_mib: int = MEMORY_MIB,
+    cpus: int = 1,
 ) -> list[str]:
     """QEMU's arguments. With one virtual CPU no other CPU's LRU-add batch holds references."""
     drives = [f"file={disk},if=virtio,format=raw,cache=unsafe" for disk in disks]
     return [
-        QEMU, "-accel", "tcg", "-cpu", "max,la57=off", "-smp", str(cpus), "-m", str(memory_mib),
+        architecture.qemu, "-accel", "tcg", *architecture.emulated,
+        "-smp", str(cpus), "-m", str(memory_mib),
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-        "-kernel", str(kernel), "-initrd", str(initrd), "-append", COMMAND_LINE,
+        "-kernel", str(kernel), "-initrd", str(initrd),
+        "-append", COMMAND_LINE.format(console=architecture.console),
         *(word for drive in drives for word in ("-drive", drive)),
     ]  # fmt: skip
 
 
-def run(arguments: list[str], progress: Callable[[str], None]) -> None:
+def run(architecture: Architecture, arguments: list[str], progress: Callable[[str], None]) -> None:
     """Run QEMU until the guest powers off. Raises LabError with the guest's last words if it does not.
 
     :param progress: called with each line that the guest's init prints
     """
-    if not shutil.which(QEMU):
-        raise UnavailableError(f"{QEMU} is missing: apt-get install qemu-system-x86")
+    if not shutil.which(architecture.qemu):
+        raise UnavailableError(f"{architecture.qemu} is missing: apt-get install {architecture.qemu_package}")
     last: list[str] = []
     done = False
     with subprocess.Popen(

@@ -19,15 +19,15 @@ from replay.validate.tracefs import Format, parse_format
 
 _TEXTS = ("maps", "smaps", "status", "comm", "pagemap_scan")
 _WORDS = ("pagemap", "kpageflags", "kpagecount")
-_SAVED_DIRTY_SINCE = (6, 6)
 
 
 class Boot(NamedTuple):
-    """What the guest said of its kernel."""
+    """What the guest said of its kernel. struct_pages: the address of that of frame 0."""
 
     release: str
     probed: dict[str, str]  # event -> symbol, of the probes that the kernel accepted
     formats: dict[int, Format]
+    struct_pages: int
 
     @property
     def version(self) -> tuple[int, int]:
@@ -78,7 +78,7 @@ def read_boot(archive: TarFile) -> Boot:
         if failed == "0":
             probed.setdefault(event, symbol)
     formats = dict(parse_format(text) for name, text in texts.items() if name.startswith("formats/"))
-    return Boot(texts["boot/version"].split()[2], probed, formats)
+    return Boot(texts["boot/version"].split()[2], probed, formats, int(texts["boot/struct_pages"], 16))
 
 
 def read_attempts(archive: TarFile) -> Iterator[Attempt]:
@@ -97,18 +97,21 @@ def read_attempts(archive: TarFile) -> Iterator[Attempt]:
         yield current
 
 
-def write_case(attempt: Attempt, boot: Boot, algorithm: str, folder: Path) -> tuple[dict[str, Any], Evidence]:
+def write_case(
+    attempt: Attempt, boot: Boot, machine: str, algorithm: str, folder: Path
+) -> tuple[dict[str, Any], Evidence]:
     """Write the case folder -> its expected.json, the evidence. Raises LabError if events were lost."""
     files = attempt.files
     flags = np.frombuffer(files["kpageflags.bin"], "<u8")
-    saved_dirty = boot.version >= _SAVED_DIRTY_SINCE
-    leaves = pages.decode(files["leaves.bin"], files["smaps"].decode(), flags, saved_dirty)
+    layout = pages.layout_of(machine, boot.version)
+    leaves = pages.decode(files["leaves.bin"], files["smaps"].decode(), flags, layout)
     if not len(leaves.pte_vpn):
         raise LabError(f"{attempt.case}: the page tables could not be read through /proc/kcore")
     pid = int(files["pid"])
     try:
         check_stats(files["trace.stats"].decode())
-        observed = observe(events(files["trace.raw"], boot.formats), pid, boot.probed, leaves, flags)
+        traced = events(files["trace.raw"], boot.formats)
+        observed = observe(traced, pid, boot.probed, leaves, flags, boot.struct_pages)
     except LostEventsError as error:
         raise LabError(f"{attempt.case}: the trace is not whole: {error}") from None
     folder.mkdir(parents=True)
@@ -117,7 +120,7 @@ def write_case(attempt: Attempt, boot: Boot, algorithm: str, folder: Path) -> tu
     for name in _WORDS:
         with gzip.open(folder / f"{name}.bin.gz", "wb", compresslevel=1) as out:
             out.write(files[f"{name}.bin"])
-    expected = _expected(observed, leaves, pid, boot.release, algorithm)
+    expected = _expected(observed, leaves, pid, boot.release, machine, algorithm)
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     head = pages.heads(flags)
     references = np.frombuffer(files["refcounts.bin"], "<u4")
@@ -126,10 +129,12 @@ def write_case(attempt: Attempt, boot: Boot, algorithm: str, folder: Path) -> tu
 
 
 def _expected(
-    observed: Observed, leaves: pages.Leaves, pid: int, release: str, algorithm: str
+    observed: Observed, leaves: pages.Leaves, pid: int, release: str, machine: str, algorithm: str
 ) -> dict[str, Any]:
+    folded = leaves.pte_contiguous
     return {
         "kernel": release,
+        "architecture": machine,
         "algorithm": algorithm,
         "pid": pid,
         "counters": observed.counters,
@@ -139,6 +144,7 @@ def _expected(
         "freed": observed.freed,
         "dirty_ptes": pages.runs(leaves.pte_vpn[leaves.pte_dirty_file]),
         "pmd_mapped": leaves.pmd_vpn.tolist(),
+        "contiguous_ptes": None if folded is None else pages.runs(leaves.pte_vpn[folded]),
         "preempted": observed.preempted,
     }
 
@@ -150,6 +156,8 @@ def lay_out(case: Path, root: Path, expected: Mapping[str, Any]) -> int:
     for name in _TEXTS:
         if (case / name).stat().st_size:
             shutil.copy(case / name, home)
+    (root / "sys" / "kernel").mkdir(parents=True)
+    (root / "sys" / "kernel" / "arch").write_text(expected["architecture"] + "\n")
     for name in ("kpageflags", "kpagecount"):
         (root / name).write_bytes(gzip.decompress((case / f"{name}.bin.gz").read_bytes()))
     raw = gzip.decompress((case / "pagemap.bin.gz").read_bytes())

@@ -217,6 +217,23 @@ XFS_CASES = {
 }
 
 
+ARM64_CASES = {
+    # more than the 509 page tables of one RCU batch
+    "tables_by_rcu": _ops(f"map 0 {1100 * T} rw private noreserve", f"write 0 {1100 * T} {T}"),
+    # blocks of contiguous entries: in two VMAs, moved, changed and changed back
+    "contpte_vmas": _mthp(64, _anon(0, 1024), "lock 8 100", "lock 300 7", "lock 320 16"),
+    "contpte_mremap": _mthp(
+        256, _anon(0, 1024), "remap 24 100 3032", "remap 320 64 5001", "remap 512 8 6520"
+    ),
+    "contpte_changed": _mthp(
+        128,
+        *(_anon(0, 1024), "protect 0 256 r", "protect 0 256 rw"),
+        *("protect 384 40 r", "protect 384 40 rw", "protect 600 8 r", "protect 600 8 rw"),
+    ),
+    "contpte_fork_cow": _mthp(256, _anon(0, 1024), "forkcow 100 300 3", "write 500 40"),
+}
+
+
 def _program(*words: str) -> str:
     return _ops("program", *words)
 
@@ -309,8 +326,8 @@ def _fuzz_change(pick: random.Random, kind: str, at: int, pages: int) -> list[st
     return [f"map {first} {some} r private", f"read {first} {some}"]
 
 
-def catalogue() -> dict[str, str]:
-    """Every case: name -> specification."""
+def catalogue(architecture: str) -> dict[str, str]:
+    """Every case of an architecture, by Debian's name: name of the case -> specification."""
     cases = {
         **ANON,
         **FORKS,
@@ -323,16 +340,17 @@ def catalogue() -> dict[str, str]:
         **MTHP_CASES,
         **XFS_CASES,
         **PROGRAMS,
+        **(ARM64_CASES if architecture == "arm64" else {}),
     }
     cases.update({f"fuzz_{seed:02}": fuzz(seed, mthp=False) for seed in FUZZ_SEEDS})
     cases.update({f"fuzz_mthp_{seed - 100:02}": fuzz(seed, mthp=True) for seed in FUZZ_MTHP_SEEDS})
     return cases
 
 
-def selected(patterns: list[str]) -> dict[str, str]:
+def selected(patterns: list[str], architecture: str) -> dict[str, str]:
     """The cases whose names match one of the shell patterns."""
     return {
         name: spec
-        for name, spec in catalogue().items()
+        for name, spec in catalogue(architecture).items()
         if any(fnmatch(name, pattern) for pattern in patterns)
     }

@@ -7,13 +7,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lab.case import Evidence, lay_out
 from lab.errors import LabError
 from replay.capture.live import capture_process
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS
-from replay.teardown.extents import page_tables
-from replay.teardown.replayer import address_spaces, run
+from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
+from replay.teardown.contiguous import BLOCK
+from replay.teardown.extents import page_tables, rcu_tables
+from replay.teardown.replayer import address_spaces, run_checked
 
 # What a folio that stays, because something else holds a reference, takes with it.
 _OF_FREED = {"folios_freed", "pages_freed", "freed_in_order", "deferred_split_dequeued", "lruvec_locks"}
@@ -60,8 +63,9 @@ def _shown(facts: Mapping[str, Any]) -> dict[str, str]:
 def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """The case through capture and replay, in the form of expected.json.
 
-    What procfs cannot show is fed in: dirty PTEs and PMD mappings. Counters come from the machine, which must
-    equal the reference, from which come the calls behind them.
+    What procfs cannot show is fed in: dirty PTEs, PMD mappings, contiguous PTEs. Of the last there is also
+    how many the replay would infer, and which counters differ by that. Counters come from the machine, which
+    must equal the reference, from which come the calls behind them.
     """
     algorithm = ALGORITHMS[expected["algorithm"]]
     with tempfile.TemporaryDirectory(prefix="replay-lab-tree-") as root:
@@ -70,21 +74,33 @@ def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
             pid, procfs_root=root, known_pmd=expected["pmd_mapped"], known_dirty=expected["dirty_ptes"]
         ).trace
     assert trace is not None
-    [(_, space, extents)] = address_spaces(trace)
-    outcome = reference.replay(
-        extents, page_tables(extents, space, trace.meta), trace.meta.page_size, algorithm
-    )
-    row = run(trace, [algorithm.name]).row(0, named=True)
+    known = _blocks(expected["contiguous_ptes"] or [], trace.meta.page_size)
+    [(_, space, extents)] = address_spaces(trace, known)
+    [(_, _, inferred)] = address_spaces(trace)
+    in_gather = tables_in_gather(trace.meta.architecture)
+    tables = page_tables(extents, space, trace.meta) if in_gather else 0
+    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
+    outcome = reference.replay(extents, tables, trace.meta.page_size, algorithm, by_rcu)
+    row = run_checked(trace, [algorithm.name], contiguous=known).row(0, named=True)
     unequal = [name for name, value in outcome.counters.items() if row[name] != value]
     if unequal:
         raise LabError(f"{case.name}: machine and reference differ in {', '.join(unequal)}")
+    by_inferred = run_checked(trace, [algorithm.name]).row(0, named=True)
     return {
         "counters": outcome.counters,
         "rmap_sizes": outcome.rmap_sizes,
         "release_sizes": outcome.release_sizes,
         "flush_groups": outcome.flush_groups,
         "freed": [list(folio) for folio in outcome.freed],
+        "contiguous": [int(each.pages[each.contiguous].sum()) for each in (extents, inferred)],
+        "differ_by_inference": [name for name in outcome.counters if row[name] != by_inferred[name]],
     }
+
+
+def _blocks(contiguous: Iterable[Iterable[int]], page_size: int) -> np.ndarray:
+    """The first pages of blocks of contiguous PTEs, from runs of their pages."""
+    parts = [np.arange(first, first + pages, BLOCK[page_size]) for first, pages in contiguous]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def held_by_others(kernel_freed: list[list[int]], replay_freed: list[list[int]], evidence: Evidence) -> int:
@@ -111,12 +127,22 @@ def _cause(fact: str, expected: Mapping[str, Any], evidence: Evidence, held: int
     return "unexplained"
 
 
+def _contiguous(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The PTEs with the contiguous bit: of the kernel, inferred, and the cause of a difference."""
+    if expected["contiguous_ptes"] is None:
+        return None
+    kernel, replay = found["contiguous"]
+    by_it = found["differ_by_inference"]
+    differing = f"by it differ {', '.join(by_it)}" if by_it else "no counter differs by it"
+    return str(kernel), str(replay), f"inferred, as procfs does not show the bit: {differing}"
+
+
 def compare(kernel: str, name: str, case: Path, expected: Mapping[str, Any], evidence: Evidence) -> list[Row]:
     """Every comparable fact of one case, in the order of expected.json."""
     found = replayed(case, expected)
     held = held_by_others(expected["freed"], found["freed"], evidence)
     there = _shown(found)
-    return [
+    rows = [
         Row(
             kernel,
             expected["kernel"],
@@ -129,3 +155,12 @@ def compare(kernel: str, name: str, case: Path, expected: Mapping[str, Any], evi
         )
         for fact, value in _shown(expected).items()
     ]
+    contiguous = _contiguous(expected, found)
+    if contiguous:
+        here, inferred, cause = contiguous
+        agrees = here == inferred
+        release = expected["kernel"]
+        rows.append(
+            Row(kernel, release, name, "contiguous_ptes", here, inferred, agrees, "" if agrees else cause)
+        )
+    return rows

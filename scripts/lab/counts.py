@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.pages import SWAPCACHE, Leaves, heads
-from lab.probes import DEFERRED_LIST
+from lab.probes import DEFERRED_LIST, FREED_TABLES, FULL_MM
 from replay.teardown.counters import COUNTERS
 from replay.validate import calls
 from replay.validate.tracefs import Event
 
-VMEMMAP = 0xFFFFEA0000000000  # struct pages, 64 bytes each: four-level page tables without KASLR
 STRUCT_PAGE = 64
 
 
@@ -31,19 +30,15 @@ class Observed:
     preempted: bool = False
 
 
-def pfn_of(page: int) -> int:
-    """The page frame number of a struct page address."""
-    return (page - VMEMMAP) // STRUCT_PAGE
-
-
-def _newly_queued(events: list[Event], kpageflags: np.ndarray, offset: int) -> int:
+def _newly_queued(events: list[Event], kpageflags: np.ndarray, offset: int, struct_pages: int) -> int:
     """Folios that a deferred split call found off the queue; those in the swap cache are not queued."""
     queued = {
         event.fields["page"]
         for event in events
         if event.name == "deferred_split" and event.fields["next"] == event.fields["page"] + offset
     }
-    return sum(not int(kpageflags[pfn_of(page)]) >> SWAPCACHE & 1 for page in queued)
+    pfns = [(page - struct_pages) // STRUCT_PAGE for page in queued]
+    return sum(not int(kpageflags[pfn]) >> SWAPCACHE & 1 for pfn in pfns)
 
 
 def _dequeued(events: list[Event], offset: int) -> int:
@@ -52,6 +47,12 @@ def _dequeued(events: list[Event], offset: int) -> int:
         event.name == "split_dequeue" and event.fields["next"] != event.fields["page"] + offset
         for event in events
     )
+
+
+def _tlb_flushes(events: list[Event]) -> int:
+    """Calls of arm64's tlb_flush() that flush: of a whole address space those behind freed page tables."""
+    bits = [event.fields["bits"] for event in events if event.name == "tlb_flush"]
+    return sum(not word & FULL_MM or bool(word & FREED_TABLES) for word in bits)
 
 
 def _freed(events: list[Event], folios: set[int]) -> list[list[int]]:
@@ -68,38 +69,48 @@ _SHOWN_BY = {
     "deferred_split_queued": "deferred_split",
     "deferred_split_dequeued": "split_dequeue",
     "lruvec_locks": "lruvec_lock",
+    "tlb_flushes": "tlb_flush",
 }
 
 
-def _counters(own: list[Event], probed: Mapping[str, str], flags: np.ndarray) -> dict[str, int]:
+def _counters(
+    own: list[Event], probed: Mapping[str, str], flags: np.ndarray, struct_pages: int
+) -> dict[str, int]:
     """What the events alone say, of what the probes can show."""
     made = calls.counts(own)
     counters = {name: made[name] for name in calls.shown(probed, arguments=True)}
     # the offset of the deferred split list in a folio
     queue = DEFERRED_LIST.get(probed.get("deferred_split", ""), 0)
     extra = {
-        "deferred_split_queued": _newly_queued(own, flags, queue),
+        "deferred_split_queued": _newly_queued(own, flags, queue, struct_pages),
         "deferred_split_dequeued": _dequeued(own, queue),
         "lruvec_locks": sum(event.name == "lruvec_lock" for event in own),
+        "tlb_flushes": _tlb_flushes(own),
     }
     counters |= {name: value for name, value in extra.items() if _SHOWN_BY[name] in probed}
     return {name: counters[name] for name in COUNTERS if name in counters}
 
 
 def observe(
-    events: Iterable[Event], pid: int, probed: Mapping[str, str], leaves: Leaves, flags: np.ndarray
+    events: Iterable[Event],
+    pid: int,
+    probed: Mapping[str, str],
+    leaves: Leaves,
+    flags: np.ndarray,
+    struct_pages: int,
 ) -> Observed:
     """One exit as the kernel made it. Raises NoExitError, and ReplayError if a return probe was missed.
 
     :param probed: event -> kernel symbol, for the probes that the kernel accepted
     :param flags: kpageflags of every pfn
+    :param struct_pages: kernel address of the struct page of frame 0
     """
     inside = calls.window(events, pid)
     if not inside:
         raise NoExitError("no complete exit_mmap() in the trace")
     own = calls.of_teardown(inside)
     freed = _freed(own, set(heads(flags)[leaves.mapped].tolist()))
-    counters = _counters(own, probed, flags) | {
+    counters = _counters(own, probed, flags, struct_pages) | {
         "ptes": len(leaves.pte_vpn),
         "special_ptes": leaves.special,
         "hugetlb_pages": leaves.hugetlb,

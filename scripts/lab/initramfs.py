@@ -7,10 +7,20 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from lab.architecture import Architecture, compiler
 from lab.errors import LabError, UnavailableError
 
 SOURCES = Path(__file__).parent / "guest"
-INIT_SOURCES = ("init.c", "collect.c", "trace.c", "pagetable.c", "stream.c", "programs.c")
+INIT_SOURCES = (
+    "init.c",
+    "collect.c",
+    "trace.c",
+    "kcore.c",
+    "pagetable.c",
+    "callsites.c",
+    "stream.c",
+    "programs.c",
+)
 STATIC = ("-O2", "-static", "-Wall", "-Wextra")
 FREESTANDING = ("-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-stack-protector")
 # In the order of need; a module that the kernel has built in is simply not found.
@@ -18,6 +28,7 @@ MODULES = ("virtio_pci", "virtio_blk", "xfs")
 # Modules that only soft dependencies name: XFS asks the crypto layer for crc32c.
 SOFT_DEPENDS = {"libcrc32c": ["crc32c_generic"]}
 PROGRAMS = ("bash", "python3", "perl")
+NOT_RUN = shutil.ignore_patterns("doc", "man", "locale", "gconv", "lintian", "__pycache__")
 DISK_MIB = 192
 XFS_MIB = 320  # mkfs.xfs refuses less than 300
 XFS_PACKAGES = ("xfsprogs", "libinih1", "liburcu8", "libdevmapper1.02.1", "libedit2", "libbsd0", "libmd0")
@@ -33,11 +44,12 @@ def _run(*command: str, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def compile_guest(folder: Path) -> None:
+def compile_guest(architecture: Architecture, folder: Path) -> None:
     """Build `init`, `workload` and `tiny` into the folder."""
-    _run("gcc", *STATIC, "-o", str(folder / "init"), *(str(SOURCES / name) for name in INIT_SOURCES))
-    _run("gcc", *STATIC, "-o", str(folder / "workload"), str(SOURCES / "workload.c"))
-    _run("gcc", *STATIC, *FREESTANDING, "-o", str(folder / "tiny"), str(SOURCES / "tiny.c"))
+    build = compiler(architecture), *STATIC
+    _run(*build, "-o", str(folder / "init"), *(str(SOURCES / name) for name in INIT_SOURCES))
+    _run(*build, "-o", str(folder / "workload"), str(SOURCES / "workload.c"))
+    _run(*build, *FREESTANDING, "-o", str(folder / "tiny"), str(SOURCES / "tiny.c"))
 
 
 def _module_name(path: Path) -> str:
@@ -132,25 +144,45 @@ def _copy_python(root: Path) -> None:
             copy_file(path, root)
 
 
-def root_disk(built: Path, image: Path) -> list[str]:
-    """An ext4 image with `tiny` and real programs of this machine. Returns which of them there are."""
+def root_disk(built: Path, image: Path, packages: list[Path]) -> None:
+    """An ext4 image with `tiny` and real programs.
+
+    :param packages: unpacked packages with the programs; none: this machine's own are taken
+    """
     root = image.parent / "root"
-    for name in ("bin", "dev", "proc", "tmp"):
+    for name in ("dev", "proc", "tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
+    if packages:
+        _merge(packages, root)
+    else:
+        _copy_own_programs(root)
+    (root / "bin").mkdir(exist_ok=True)
     shutil.copy(built / "tiny", root / "bin" / "tiny")
-    present = []
+    ext4_disk(root, image, DISK_MIB)
+
+
+def _merge(packages: list[Path], root: Path) -> None:
+    """Unpacked packages into one tree, with /bin, /sbin and /lib below /usr as on an installed system."""
+    for name in ("bin", "sbin", "lib"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    for tree in packages:
+        for top in tree.iterdir():
+            shutil.copytree(
+                top, (root / top.name).resolve(), symlinks=True, ignore=NOT_RUN, dirs_exist_ok=True
+            )
+
+
+def _copy_own_programs(root: Path) -> None:
     for name in PROGRAMS:
         path = Path("/usr/bin") / name
         if not path.exists():
             continue
-        present.append(name)
         copy_file(path, root)
         for library in libraries(path):
             copy_file(library, root)
         if name == "python3":
             _copy_python(root)
-    ext4_disk(root, image, DISK_MIB)
-    return present
 
 
 def ext4_disk(root: Path, image: Path, mib: int) -> None:
@@ -165,7 +197,7 @@ def xfs_disk(trees: list[Path], image: Path) -> None:
     :param trees: unpacked XFS_PACKAGES: mkfs.xfs and the libraries it may need
     """
     tool = next(path for tree in trees for path in tree.glob("sbin/mkfs.xfs"))
-    libraries = ":".join(str(path) for tree in trees for path in tree.glob("**/x86_64-linux-gnu"))
+    libraries = ":".join(str(path) for tree in trees for path in tree.glob("**/*-linux-gnu"))
     with image.open("wb") as file:
         file.truncate(XFS_MIB << 20)
     _run(str(tool), "-q", str(image), env={"LD_LIBRARY_PATH": libraries, "PATH": os.environ["PATH"]})

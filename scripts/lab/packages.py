@@ -6,6 +6,7 @@ Of the machine's own apt nothing but proxies and keys is used, and nothing is ch
 import subprocess
 from pathlib import Path
 
+from lab.architecture import Architecture
 from lab.errors import UnavailableError
 
 CACHE = Path.home() / ".cache" / "replay-kernel-lab"
@@ -14,19 +15,19 @@ SUITES = (
     ("http://deb.debian.org/debian", "bookworm"),
     ("http://deb.debian.org/debian-security", "bookworm-security"),
 )
-META_PACKAGES = {"v6.1": "linux-image-cloud-amd64", "v6.12": "linux-image-6.12-cloud-amd64"}
 
 
 class Apt:
-    """apt with its own sources, lists and cache below one folder."""
+    """apt for one architecture, with its own sources, lists and cache below one folder of the cache."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        for name in ("lists/partial", "archives/partial", "trees"):
-            (home / name).mkdir(parents=True, exist_ok=True)
+    def __init__(self, architecture: Architecture, cache: Path = CACHE) -> None:
+        name = architecture.name
+        self.home = home = cache / ("apt" if name == "amd64" else f"apt-{name}")
+        for folder in ("lists/partial", "archives/partial", "trees"):
+            (home / folder).mkdir(parents=True, exist_ok=True)
         sources = home / "sources.list"
         sources.write_text(
-            "".join(f"deb [arch=amd64 signed-by={KEYRING}] {url} {suite} main\n" for url, suite in SUITES)
+            "".join(f"deb [arch={name} signed-by={KEYRING}] {url} {suite} main\n" for url, suite in SUITES)
         )
         (home / "status").touch()
         settings = {
@@ -38,11 +39,11 @@ class Apt:
             "Dir::State::status": home / "status",
             "Dir::Cache": home / "archives",
             "Dir::Cache::archives": home / "archives",
-            "APT::Architecture": "amd64",
+            "APT::Architecture": name,
             "APT::Sandbox::User": "root",
             "Acquire::Languages": "none",
         }
-        self._options = [f"-o{name}={value}" for name, value in settings.items()]
+        self._options = [f"-o{key}={value}" for key, value in settings.items()]
 
     def _run(self, *command: str, cwd: Path | None = None) -> str:
         try:

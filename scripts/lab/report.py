@@ -4,20 +4,29 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+from lab.architecture import Architecture
 from lab.compare import Row
 from lab.run import Result
 
 _INTRO = """\
-# The kernel lab
+# The kernel lab{title}
 
 Every case is a process in a virtual machine (QEMU's emulated CPU, one virtual CPU) under an unmodified
 kernel. It was stopped at `PTRACE_EVENT_EXIT`, its procfs state was dumped, and its `exit_mmap()` was traced
 call by call (kprobe events with arguments and the tracepoint `kmem:mm_page_free`, nothing lost). The dump
 then went through capture, as `replay capture --procfs` makes it, and the replay of the kernel's algorithm;
-what procfs cannot show was fed in from the page tables (PTE dirty bits, PMD mappings). Made by
-`scripts/kernel_lab`; all values are in `kernel_lab.csv`. `ptes`, `special_ptes` and `hugetlb_pages` are read
+what procfs cannot show was fed in from the page tables ({fed_in}). Made by
+`{command}`; all values are in `{csv}`. `ptes`, `special_ptes` and `hugetlb_pages` are read
 from the page tables, all else from the trace. `rmap_sizes` (pages per call: calls), `release_sizes`,
 `flush_groups` and `freed_in_order` (a digest of the frames and orders) compare whole sequences.
+"""
+
+_INTRO_ARM64 = """\
+The processor is a Neoverse N1, that of the Ampere Altra which the series was measured on. Page tables are
+freed by RCU there, not through the gather, so that the trace shows no `page_tables`. `tlb_flushes` are the
+calls of tlb_flush() that flush: at an exit those behind freed page tables. Runs of v6.12 end where PTEs with
+the contiguous bit do, which procfs does not show: `contiguous_ptes` compares what is inferred of it with the
+page tables.
 """
 
 
@@ -101,9 +110,24 @@ def _kernel_lines(results: list[Result]) -> list[str]:
     return lines
 
 
-def summary(results: list[Result]) -> str:
-    """The summary as Markdown."""
-    lines = [_INTRO, *_kernel_lines(results), "", "## By counter", "", *_counter_table(results)]
+def summary(results: list[Result], architecture: Architecture, csv_name: str) -> str:
+    """The summary as Markdown; csv_name: the file with all values."""
+    arm64 = architecture.machine == "aarch64"
+    intro = _INTRO.format(
+        title=" on arm64" if arm64 else "",
+        fed_in="PTE dirty bits, contiguous PTEs, PMD mappings" if arm64 else "PTE dirty bits, PMD mappings",
+        command="scripts/kernel_lab --arch arm64" if arm64 else "scripts/kernel_lab",
+        csv=csv_name,
+    )
+    lines = [
+        intro,
+        *([_INTRO_ARM64] if arm64 else []),
+        *_kernel_lines(results),
+        "",
+        "## By counter",
+        "",
+        *_counter_table(results),
+    ]
     lines += ["", "## Differences", "", *_differences(results), "", "## Cases", ""]
     lines += [
         "A case is run again, up to four times, when background work (collapse, migration, compaction, swap,",

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import boot, initramfs
+from lab.architecture import OWN, Architecture
 from lab.case import Attempt, Boot, read_attempts, read_boot, write_case
 from lab.compare import Row, compare
 from lab.errors import LabError, UnavailableError
-from lab.packages import CACHE, META_PACKAGES, Apt
+from lab.packages import Apt
 from lab.probes import PROBES, Probe, lines
 from replay.errors import ReplayError
 
@@ -24,6 +25,7 @@ class Kernel:
     """A kernel to boot. `modules`: the tree that holds its modules, if any."""
 
     name: str
+    architecture: Architecture
     image: Path
     modules: Path | None
     algorithm: str
@@ -55,27 +57,29 @@ class Result:
         return list(dict.fromkeys(row.case for row in self.rows if not row.agrees))
 
 
-def packaged_kernel(name: str) -> Kernel:
+def packaged_kernel(name: str, architecture: Architecture) -> Kernel:
     """One of Debian's kernels, downloaded at first use."""
-    apt = Apt(CACHE / "apt")
+    apt = Apt(architecture)
     apt.update()
-    package = next((name for name in apt.depends(META_PACKAGES[name]) if name.startswith("linux-image")), "")
+    meta = architecture.kernels[name]
+    package = next((package for package in apt.depends(meta) if package.startswith("linux-image")), "")
     if not package:
-        raise UnavailableError(f"the package {META_PACKAGES[name]} is not in Debian's archive any more")
+        raise UnavailableError(f"the package {meta} is not in Debian's archive any more")
     tree = apt.unpacked(package)
-    return Kernel(name, next((tree / "boot").glob("vmlinuz-*")), tree / "lib" / "modules", ALGORITHM_OF[name])
+    image = next((tree / "boot").glob("vmlinuz-*"))
+    return Kernel(name, architecture, image, tree / "lib" / "modules", ALGORITHM_OF[name])
 
 
-def named_kernel(image: Path, algorithm: str, extra: tuple[Probe, ...]) -> Kernel:
+def named_kernel(image: Path, architecture: Architecture, algorithm: str, extra: tuple[Probe, ...]) -> Kernel:
     """A kernel image of the user's; its modules are taken from ../lib/modules, as in an unpacked package."""
     modules = image.resolve().parent.parent / "lib" / "modules"
     found = modules if image.parent.name == "boot" and modules.is_dir() else None
-    return Kernel(image.name, image, found, algorithm, extra + PROBES)
+    return Kernel(image.name, architecture, image, found, algorithm, extra + PROBES)
 
 
 def _xfs(image: Path) -> bool:
     """Make the XFS disk; False where its tools cannot be had: its cases are then skipped by the guest."""
-    apt = Apt(CACHE / "apt")
+    apt = Apt(OWN)  # mkfs.xfs runs here
     try:
         apt.update()
         initramfs.xfs_disk([apt.unpacked(name) for name in initramfs.XFS_PACKAGES], image)
@@ -84,20 +88,31 @@ def _xfs(image: Path) -> bool:
     return True
 
 
+def _programs(architecture: Architecture) -> list[Path]:
+    """Unpacked packages with the real programs; none where this machine's own run in the guest."""
+    if architecture is OWN:
+        return []
+    apt = Apt(architecture)
+    apt.update()
+    return [apt.unpacked(name) for name in architecture.programs]
+
+
 def boot_cases(kernel: Kernel, cases: dict[str, str], work: Path, progress: Progress) -> Path:
     """Boot the kernel once for all cases; returns the archive that the guest wrote."""
-    initramfs.compile_guest(work)
+    initramfs.compile_guest(kernel.architecture, work)
     loaded = initramfs.modules(kernel.modules) if kernel.modules else []
     initrd = work / "initrd"
-    initrd.write_bytes(initramfs.initramfs(work, loaded, lines(kernel.probes), cases))
+    probes = lines(kernel.architecture.machine, kernel.probes)
+    initrd.write_bytes(initramfs.initramfs(work, loaded, probes, cases))
     disks = [work / name for name in ("out", "root.ext4", "swap", "xfs")]
     boot.sparse(disks[0], boot.OUTPUT_GIB << 30)
-    initramfs.root_disk(work, disks[1])
+    initramfs.root_disk(work, disks[1], _programs(kernel.architecture))
     boot.swap_image(disks[2])
     if not _xfs(disks[3]):
         progress("XFS cannot be had: the cases with large page cache folios are left out")
         disks.pop()
-    boot.run(boot.command(kernel.image, initrd, disks), progress)
+    command = boot.command(kernel.architecture, kernel.image, initrd, disks)
+    boot.run(kernel.architecture, command, progress)
     return disks[0]
 
 
@@ -150,7 +165,7 @@ def _take(kernel: Kernel, attempt: Attempt, info: Boot, folder: Path, result: Re
         result.failed[attempt.case] = attempt.files["failed"].decode().strip()
         return
     try:
-        expected, evidence = write_case(attempt, info, kernel.algorithm, folder)
+        expected, evidence = write_case(attempt, info, kernel.architecture.machine, kernel.algorithm, folder)
         result.rows += compare(kernel.name, attempt.case, folder, expected, evidence)
     except (LabError, ReplayError) as error:
         result.failed[attempt.case] = str(error)

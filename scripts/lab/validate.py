@@ -82,7 +82,7 @@ def run_validate(
     :param only: names of runs, all if there are none
     :param work: an empty folder for this kernel, removed by the caller
     """
-    initramfs.compile_guest(work)
+    initramfs.compile_guest(kernel.architecture, work)
     disks = [work / name for name in ("out", "root.ext4", "swap")]
     boot.sparse(disks[0], boot.OUTPUT_GIB << 30)
     installed = python_disk.make(work / "root", disks[1], kernel.image)
@@ -98,7 +98,8 @@ def run_validate(
     loaded = initramfs.modules(kernel.modules) if kernel.modules else []
     initrd = work / "initrd"
     initrd.write_bytes(initramfs.initramfs(work, loaded, "", {}, programs))
-    boot.run(boot.command(kernel.image, initrd, disks, memory_mib=MEMORY_MIB, cpus=CPUS), progress)
+    command = boot.command(kernel.architecture, kernel.image, initrd, disks, memory_mib=MEMORY_MIB, cpus=CPUS)
+    boot.run(kernel.architecture, command, progress)
     return read_results(kernel.name, disks[0])
 
 

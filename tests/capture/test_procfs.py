@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replay.capture import procfs
+from replay.capture import settings as tree_settings
 from replay.native.words import read_pieces
 
 WORDS = 300
@@ -58,3 +59,11 @@ def test_field() -> None:
     assert procfs.field(status, "State") == "S (sleeping)"
     assert procfs.field(status, "VmPTE") == "40 kB"
     assert procfs.field(status, "VmSwap") == ""
+
+
+def test_architecture_of_a_saved_tree(tmp_path: Path) -> None:
+    assert tree_settings.architecture(tmp_path, live=False) == "x86_64"
+    (tmp_path / "sys" / "kernel").mkdir(parents=True)
+    (tmp_path / "sys" / "kernel" / "arch").write_text("aarch64\n")
+    assert tree_settings.architecture(tmp_path, live=False) == "aarch64"
+    assert tree_settings.architecture(procfs.PROC, live=True) == os.uname().machine

@@ -231,7 +231,7 @@ def _joins(last: dict, row: dict) -> bool:
     )
 
 
-def trace_of(some: list[Piece], page_tables: int) -> Trace:
+def trace_of(some: list[Piece], page_tables: int, architecture: str = "x86_64") -> Trace:
     """Pieces -> a trace of one address space."""
     layout = Layout()
     for piece in some:
@@ -249,4 +249,5 @@ def trace_of(some: list[Piece], page_tables: int) -> Trace:
     }
     rows = [rest | row for row in layout.rows()]
     frame = pl.DataFrame(rows, schema=SCHEMA) if rows else pl.DataFrame(schema=SCHEMA)
-    return Trace(frame.select(list(SCHEMA)), Metadata((AddressSpace(1, "made-up", page_tables),)), "made-up")
+    meta = Metadata((AddressSpace(1, "made-up", page_tables),), architecture=architecture)
+    return Trace(frame.select(list(SCHEMA)), meta, "made-up")

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS
+from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
 from replay.teardown.counters import CHECKS
-from replay.teardown.extents import page_tables
+from replay.teardown.extents import page_tables, rcu_tables
 from replay.teardown.replayer import address_spaces, run_checked
 from replay.trace.check import check_frame
 from tests.teardown.address_spaces import Piece, pieces, trace_of
@@ -25,25 +25,31 @@ LARGE = settings(
 )
 
 
-def assert_equal(some: list[Piece], tables: int) -> None:
-    trace = trace_of(some, tables)
+ARCHITECTURES = st.sampled_from(["x86_64", "aarch64"])
+
+
+def assert_equal(some: list[Piece], tables: int, architecture: str = "x86_64") -> None:
+    trace = trace_of(some, tables, architecture)
     check_frame(trace.frame, trace.meta, "made-up")
     [(_, space, extents)] = address_spaces(trace)
-    through_gather = page_tables(extents, space, trace.meta)
+    in_gather = tables_in_gather(architecture)
+    through_gather = page_tables(extents, space, trace.meta) if in_gather else 0
+    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
     for row in run_checked(trace).iter_rows(named=True):
-        expected = reference.replay(extents, through_gather, 4096, ALGORITHMS[row["algorithm"]])
+        expected = reference.replay(extents, through_gather, 4096, ALGORITHMS[row["algorithm"]], by_rcu)
         assert {name: row[name] for name in expected.counters} == expected.counters, row["algorithm"]
         assert {name: row[name] for name in CHECKS} == {name: getattr(expected, name) for name in CHECKS}
 
 
 @SMALL
-@given(st.lists(pieces(), max_size=12), st.integers(0, 40))
-@example([], 0)
-@example([Piece(what="pmd"), Piece(order=9, count=300, first=1, new_table=True)], 14)
-@example([Piece(order=9, count=300, first=1), Piece(what="pmd", count=1)], 14)
-@example([Piece(order=3, count=8, uffd_wp=3), Piece(order=3, count=8, cut=3)], 1)
-def test_machine_equals_reference(some: list[Piece], tables: int):
-    assert_equal(some, tables)
+@given(st.lists(pieces(), max_size=12), st.integers(0, 40), ARCHITECTURES)
+@example([], 0, "x86_64")
+@example([Piece(what="pmd"), Piece(order=9, count=300, first=1, new_table=True)], 14, "x86_64")
+@example([Piece(order=9, count=300, first=1), Piece(what="pmd", count=1)], 14, "x86_64")
+@example([Piece(order=3, count=8, uffd_wp=3), Piece(order=3, count=8, cut=3)], 1, "x86_64")
+@example([Piece(order=9, count=300, cut=7), Piece(order=4, count=33, new_vma=True)], 1, "aarch64")
+def test_machine_equals_reference(some: list[Piece], tables: int, architecture: str):
+    assert_equal(some, tables, architecture)
 
 
 # around what fills the bundle, a batch of ranges or of pages, the whole gather of pages or of ranges
@@ -75,3 +81,10 @@ def test_gather_fills_up(before, count, order, kind, stride, dirty, after):
 def test_page_tables_alone(tables: int):
     # free_pgtables() can fill the gather all by itself
     assert_equal([], tables)
+
+
+@pytest.mark.parametrize(("tables", "flushes"), [(0, 0), (1, 1), (509, 1), (510, 2), (1111, 3)])
+def test_page_tables_freed_by_rcu_make_the_tlb_flushes_of_arm64(tables: int, flushes: int):
+    some = [Piece(count=20000), Piece(type="file", dirty=1, count=40)]
+    assert_equal(some, tables, "aarch64")
+    assert set(run_checked(trace_of(some, tables, "aarch64"))["tlb_flushes"]) == {flushes}

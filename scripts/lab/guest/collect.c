@@ -1,6 +1,7 @@
 /* Runs one case, catches its process at PTRACE_EVENT_EXIT, dumps it and lets it exit under the tracer. */
 #define _GNU_SOURCE
 #include "lab.h"
+#include "machine.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +32,6 @@ static const struct { unsigned bit; const char *name; } categories[] = {
     {1 << 5, "pfnzero"}, {1 << 6, "huge"}, {1 << 7, "softdirty"},
 };
 #define SCAN_RETURN (0xfc) /* all but "written", which means nothing without userfaultfd */
-#define TASK_PAGES ((1UL << 47) - PAGE)
 
 /* Background work that would change page tables or page state between dump and exit. */
 static const char *const noisy[] = {
@@ -100,9 +100,9 @@ static void scan_read(pid_t pid, struct blob *text)
 
     proc_path(path, sizeof(path), pid, "pagemap");
     fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (from < TASK_PAGES) {
+    while (from < USER_PAGES_END) {
         struct scan_arg arg = {
-            .size = sizeof(arg), .start = from, .end = TASK_PAGES, .vec = (uintptr_t)regions, .vec_len = 512,
+            .size = sizeof(arg), .start = from, .end = USER_PAGES_END, .vec = (uintptr_t)regions, .vec_len = 512,
             .category_anyof_mask = SCAN_PRESENT | SCAN_SWAPPED, .return_mask = SCAN_RETURN,
         };
         int n = ioctl(fd, SCAN, &arg);

@@ -129,7 +129,7 @@ static void run_each_program(const char *path, const char *name)
 int main(void)
 {
     struct blob probes = {0};
-    char *text;
+    char address[32], *text;
 
     mount_at("devtmpfs", "/dev", "devtmpfs", NULL, 1);
     mount_at("proc", "/proc", "proc", NULL, 1);
@@ -158,6 +158,7 @@ int main(void)
     stream_member("boot", "probes", probes.data, probes.size);
     stream_file("boot", "version", "/proc/version");
     stream_file("boot", "kallsyms", "/proc/kallsyms");
+    stream_member("boot", "struct_pages", address, snprintf(address, sizeof(address), "%lx\n", struct_pages()));
     stream_file("boot", "header_page", TRACING "events/header_page");
     stream_file("boot", "header_event", TRACING "events/header_event");
     each("/cases", run_case);

@@ -37,7 +37,17 @@ void trace_start(void);
 void trace_stop(struct blob *raw, struct blob *stats);
 uint64_t trace_mm_of(pid_t pid); /* kernel address of the mm_struct, 0 if it cannot be known */
 
-/* Read from /proc/kcore: leaf entries of the page tables of one process, and the references of pages. */
+/* /proc/kcore. Reads return 0 if there is no such memory. */
+#define STRUCT_PAGE 64 /* bytes */
+int kernel_read(uint64_t address, void *to, size_t size);
+int page_read(uint64_t entry, void *page); /* the page that a page-table entry names */
+uint64_t physical(uint64_t address);       /* behind a kernel address of RAM, 0 if it is none */
+uint64_t struct_pages(void);               /* kernel address of the struct page of frame 0 */
+
+/* Calls of a function, as bytes from _stext. It may be there several times: a copy in each file. Returns how many. */
+size_t call_sites(const char *callee, uint64_t *sites, size_t room);
+
+/* Leaf entries of the page tables of one process, and the references of pages. */
 struct leaf {
     uint64_t where; /* virtual page number; bits 60.. hold the level: 1 PTE, 2 PMD, 3 PUD */
     uint64_t entry; /* the raw entry */

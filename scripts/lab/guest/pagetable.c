@@ -2,76 +2,32 @@
  * The page tables of a stopped process and the reference counts of all pages, read through /proc/kcore: procfs
  * shows neither the dirty bit of an entry nor, before Linux 6.7, which entries are PMD entries, and no references.
  *
- * Four-level x86-64 page tables without KASLR are assumed (the lab boots with la57=off and nokaslr). The offset
- * of mm->pgd differs between kernels, so it is not assumed: the word of the mm_struct is taken whose page
+ * Four-level page tables of 4 KiB pages are assumed, on x86-64 without KASLR (the lab boots with nokaslr). The
+ * offset of mm->pgd differs between kernels, so it is not assumed: the word of the mm_struct is taken whose page
  * tables give the same page frames as /proc/PID/pagemap.
  */
 #define _GNU_SOURCE
 #include "lab.h"
+#include "machine.h"
 
-#include <elf.h>
-#include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#define DIRECT_MAP 0xffff888000000000UL
 #define ENTRIES 512
-#define PRESENT 1UL
-#define PSE (1UL << 7)
-#define PROT_NONE_BIT (1UL << 8) /* a PROT_NONE entry has this bit instead of PRESENT */
-#define FRAME 0x000ffffffffff000UL
 #define MM_WORDS 256
-#define STRUCT_PAGES 0xffffea0000000000UL
-#define STRUCT_PAGE 64
 #define REFCOUNT 52 /* offset of _refcount in struct page */
-
-static int kcore = -1;
-static Elf64_Phdr *segments;
-static int segment_count;
-
-static void kcore_open(void)
-{
-    Elf64_Ehdr header;
-
-    kcore = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
-    if (kcore < 0 || pread(kcore, &header, sizeof(header), 0) != sizeof(header))
-        die("/proc/kcore");
-    segment_count = header.e_phnum;
-    segments = calloc(segment_count, sizeof(*segments));
-    if (pread(kcore, segments, segment_count * sizeof(*segments), header.e_phoff) < 0)
-        die("/proc/kcore headers");
-}
-
-static int kernel_read(uint64_t address, void *to, size_t size)
-{
-    if (kcore < 0)
-        kcore_open();
-    for (int i = 0; i < segment_count; i++) {
-        const Elf64_Phdr *s = &segments[i];
-
-        if (s->p_type == PT_LOAD && address >= s->p_vaddr && address + size <= s->p_vaddr + s->p_memsz)
-            return pread(kcore, to, size, s->p_offset + (address - s->p_vaddr)) == (ssize_t)size;
-    }
-    return 0;
-}
-
-static int table_read(uint64_t entry, uint64_t *table)
-{
-    return kernel_read(DIRECT_MAP + (entry & FRAME), table, PAGE);
-}
 
 static int is_leaf(uint64_t entry, int level)
 {
-    return level == 1 || (level < 4 && (!(entry & PRESENT) || (entry & PSE)));
+    return level == 1 || (level < 4 && (!(entry & PRESENT) || (entry & HUGE_MASK) == HUGE_VALUE));
 }
 
 void refcounts_read(size_t frames, struct blob *counts)
 {
+    uint64_t first = struct_pages();
     char part[PAGE];
 
     for (size_t frame = 0; frame < frames; frame += PAGE / STRUCT_PAGE) {
-        if (!kernel_read(STRUCT_PAGES + frame * STRUCT_PAGE, part, PAGE))
+        if (!kernel_read(first + frame * STRUCT_PAGE, part, PAGE))
             memset(part, 0, PAGE);
         for (size_t i = 0; i < PAGE / STRUCT_PAGE && frame + i < frames; i++)
             blob_add(counts, part + i * STRUCT_PAGE + REFCOUNT, sizeof(uint32_t));
@@ -83,7 +39,7 @@ static void walk(uint64_t entry, int level, uint64_t base, uint64_t from, uint64
 {
     uint64_t table[ENTRIES], span = 1UL << (9 * (level - 1));
 
-    if (!table_read(entry, table))
+    if (!page_read(entry, table))
         return;
     for (int i = 0; i < ENTRIES; i++) {
         uint64_t vpn = base + i * span;
@@ -100,19 +56,17 @@ static void walk(uint64_t entry, int level, uint64_t base, uint64_t from, uint64
     }
 }
 
-/* The page frame that page tables give for vpn, 0 for none. */
+/* The page frame that page tables give for vpn, whose entry is present or PROT_NONE; 0 for none. */
 static uint64_t frame_of(uint64_t pgd, uint64_t vpn)
 {
     uint64_t entry = pgd, table[ENTRIES];
 
     for (int level = 4; level >= 1; level--) {
-        if (!table_read(entry, table))
+        if (!page_read(entry, table))
             return 0;
         entry = table[(vpn >> (9 * (level - 1))) & (ENTRIES - 1)];
         if (is_leaf(entry, level)) {
-            if (!(entry & (PRESENT | PROT_NONE_BIT)))
-                return 0;
-            if (!(entry & PRESENT)) /* the kernel inverts the frame of PROT_NONE entries (L1TF) */
+            if (INVERTED_WHEN_ABSENT && !(entry & PRESENT))
                 entry = ~entry;
             return ((entry & FRAME) >> 12) + (vpn & ((1UL << (9 * (level - 1))) - 1));
         }
@@ -148,9 +102,9 @@ void leaves_read(uint64_t mm, const struct blob *pagemap, struct blob *leaves)
     if (!mm || !kernel_read(mm, fields, sizeof(fields)))
         return;
     for (int i = 0; i < MM_WORDS; i++) {
-        uint64_t pgd = fields[i] - DIRECT_MAP;
+        uint64_t pgd = physical(fields[i]);
 
-        if (fields[i] < DIRECT_MAP || (pgd & (PAGE - 1)) || pgd >> 40 || !same_frames(pgd, pagemap))
+        if (!pgd || (pgd & (PAGE - 1)) || !same_frames(pgd, pagemap))
             continue;
         for (size_t at = 0; at + 2 <= pagemap->size / 8; at += 2 + words[at + 1])
             walk(pgd, 4, 0, words[at] >> 12, (words[at] >> 12) + words[at + 1], leaves);

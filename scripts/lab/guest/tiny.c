@@ -5,6 +5,8 @@
 #define PAGE 4096UL
 #define AT 0x100000000000UL
 
+#if defined(__x86_64__)
+
 static long call(long number, long a, long b, long c, long d)
 {
     register long r10 __asm__("r10") = d;
@@ -17,6 +19,28 @@ static long call(long number, long a, long b, long c, long d)
                      : "rcx", "r11", "memory");
     return result;
 }
+
+__asm__(".globl _start\n_start:\n mov %rsp, %rdi\n and $-16, %rsp\n call run\n");
+
+#elif defined(__aarch64__)
+
+static long call(long number, long a, long b, long c, long d)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = -1;
+    register long x5 __asm__("x5") = 0;
+
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return x0;
+}
+
+__asm__(".globl _start\n_start:\n mov x0, sp\n b run\n");
+
+#endif
 
 __attribute__((used)) static void run(long *stack)
 {
@@ -31,5 +55,3 @@ __attribute__((used)) static void run(long *stack)
         *(volatile char *)(AT + i * PAGE) = 1;
     call(SYS_exit_group, 0, 0, 0, 0);
 }
-
-__asm__(".globl _start\n_start:\n mov %rsp, %rdi\n and $-16, %rsp\n call run\n");

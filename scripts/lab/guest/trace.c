@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define CPU TRACING "per_cpu/cpu0/"
+#define CALLS 64
 
 int write_text(const char *path, const char *text)
 {
@@ -48,13 +49,40 @@ static void event_format(const char *group, const char *name)
     stream_file("formats", name, path);
 }
 
+static int probe(const char *kind, const char *event, const char *place, const char *args)
+{
+    char command[512];
+
+    snprintf(command, sizeof(command), "%s:lab/%s %s %s\n", kind, event, place, args);
+    return append_text(TRACING "kprobe_events", command);
+}
+
+/* One event for all calls of a function; those at places that must not be probed are left out. */
+static int calls_probe(const char *event, const char *callee, const char *args)
+{
+    uint64_t sites[CALLS];
+    size_t count = call_sites(callee, sites, CALLS);
+    int failed = ENOENT;
+
+    for (size_t i = 0; i < count; i++) {
+        char place[32];
+
+        /* by symbol and offset: of plain addresses an event takes only one */
+        snprintf(place, sizeof(place), "_stext+%#lx", sites[i]);
+        if (!probe("p", event, place, args))
+            failed = 0;
+    }
+    return failed;
+}
+
 /*
- * Each line of probes is "p|r EVENT SYMBOL ARGS", or "t GROUP EVENT" for a tracepoint. Of several lines for
- * one event the first that the kernel accepts counts. The log gets "EVENT SYMBOL ERRNO" for each line.
+ * Each line of probes is "p|r EVENT SYMBOL ARGS", "c EVENT SYMBOL ARGS" for the calls of a function, or "t GROUP
+ * EVENT" for a tracepoint. Of several lines for one event the first that the kernel accepts counts. The log gets
+ * "EVENT SYMBOL ERRNO" for each line.
  */
 void trace_setup(const char *probes, struct blob *log)
 {
-    char *text = strdup(probes), *rest = text, *line, command[512], entry[128];
+    char *text = strdup(probes), *rest = text, *line, entry[128];
     char done[4096] = " ";
 
     write_text(TRACING "tracing_on", "0");
@@ -75,8 +103,7 @@ void trace_setup(const char *probes, struct blob *log)
             if (!failed)
                 event_format(event, symbol);
         } else {
-            snprintf(command, sizeof(command), "%s:lab/%s %s %s\n", kind, event, symbol, args);
-            failed = append_text(TRACING "kprobe_events", command);
+            failed = kind[0] == 'c' ? calls_probe(event, symbol, args) : probe(kind, event, symbol, args);
             if (!failed && strcmp(event, "walk_mm"))
                 failed = event_switch("lab", event, "1");
             if (!failed) {
