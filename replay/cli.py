@@ -45,15 +45,20 @@ WIDE: Final = 400
 """Columns that are room enough for any table."""
 
 
-@app.callback()
-def _replay_command(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Say which replay this is.")
-    ] = False,
-) -> None:
-    if version:
+def _say_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"replay {replay.__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Say which this is."),
+    ] = False,
+) -> None:
+    """Options without a command."""
 
 
 class Shape(StrEnum):
@@ -197,6 +202,8 @@ def capture(
         raise UsageError("name a PID, --cgroup PATH or --all: one of them")
     if at_exit and pid is None:
         raise UsageError("--at-exit waits for one process: name its PID")
+    if at_exit and (procfs != Path("/proc") or not freeze):
+        raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
     load_numpy()
     path = output or _default_name(*_subject(procfs, pid, cgroup))
     target = _target(path, redact, force)

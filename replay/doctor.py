@@ -89,11 +89,11 @@ def _namespaces() -> Check:
             "a user namespace: its root has no rights over page frames",
             "run replay outside it, as root of the host",
         )
-    if _text("/proc/2/comm") != "kthreadd":
+    if not procfs.in_first_pid_namespace():
         return Check(
             "namespaces",
             State.LIMITED,
-            "a PID namespace: only its own processes are seen",
+            "a PID namespace: only its own processes are seen, and validate cannot work",
             "share the host's (--pid host), or mount its procfs and use --procfs with --no-freeze",
         )
     return Check("namespaces", State.WORKS, "those of the host")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import replay
 from replay.report.compare import compare, total
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.counters import COMPARED, COUNTERS
@@ -231,3 +233,69 @@ def test_compare_against_nothing():
     assert rows == [(0, 0.0), (-3, None)]
     doubled = total(pl.concat([frame, frame]))
     assert doubled.select("address_spaces", "locks", "gather_pages_peak").rows() == [(2, 0, 0), (2, 6, 3)]
+
+
+def test_traces_of_one_name_are_told_apart(tmp_path: Path):
+    paths = []
+    for folder, count in (("before", 30), ("after", 300)):
+        (tmp_path / folder).mkdir()
+        trace = trace_of([Piece(count=count)], 9)
+        paths.append(trace.write(tmp_path / folder / "app.parquet"))
+    done = call("run", *paths, "-a", "v2")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(row["trace"], row["ptes"]) for row in rows] == [
+        (str(tmp_path / "before" / "app"), "30"),
+        (str(tmp_path / "after" / "app"), "300"),
+    ]
+    assert "is given twice" in line(call("run", paths[0], paths[0]), status=2)
+
+
+def test_a_report_never_replaces_a_trace(path: Path, tmp_path: Path):
+    other = trace_of([Piece(count=3)], 9).write(tmp_path / "other.parquet")
+    for target in (path, other):
+        before = target.read_bytes()
+        assert "cannot be made again" in line(call("run", path, "-o", target), status=2)
+        assert target.read_bytes() == before
+    out = tmp_path / "report.parquet"
+    assert [call("run", path, "-o", out).returncode for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("columns", [100, 80, 60, 40])
+def test_no_number_is_cut(columns: int):
+    trace = Path(__file__).parent.parent / "captures" / "build-32k.parquet"
+    shown = on_terminal("run", trace, "-a", "v2", columns=columns)
+    assert "1,753,993" in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    assert ("no room for" in shown) == (columns < 80)
+
+
+def test_names_do_not_steer_the_terminal(tmp_path: Path):
+    trace = trace_of([Piece(count=3)], 9)
+    name = "a[/b][red]:smile:\x1b[31m"
+    spaces = tuple(dataclasses.replace(space, comm=name) for space in trace.meta.address_spaces)
+    named = dataclasses.replace(trace, meta=dataclasses.replace(trace.meta, address_spaces=spaces))
+    path = named.write(tmp_path / "x[bold]y.parquet")
+    told = "x[bold]y: address space 0, a[/b][red]:smile:\\x1b[31m (1)"
+    assert told in on_terminal("run", path, "--per", "mm").replace("\n", "")
+    assert "a[/b][red]:smile:\\x1b[31m (1)" in on_terminal("inspect", path, columns=200)
+
+
+def test_formats_and_parts(path: Path):
+    assert "1 address space, 110 PTEs" in call("run", path, "--format", "table").stdout
+    rows = json.loads(call("run", path, "--format", "json", "--per", "total", "-a", "v2", "-a", "v1").stdout)
+    assert [(row["algorithm"], row["address_spaces"]) for row in rows] == [("v1", 1), ("v2", 1)]
+    assert "no algorithm is named" in line(call("run", path, "-a", ""), status=2)
+
+
+def test_version():
+    assert call("--version").stdout == f"replay {replay.__version__}\n"
+
+
+def test_the_machine_without_a_cache(path: Path, tmp_path: Path):
+    (tmp_path / "replay").write_text("a file where the folder should be")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = call("run", path, "-a", "v2", env=environment)
+    assert done.returncode == 0
+    assert "set XDG_CACHE_HOME to a folder of your own" in done.stderr
+    assert len(done.stdout.splitlines()) == 2

@@ -226,6 +226,8 @@ def _execed(followed: Followed, pid: int, former: int) -> None:
     followed.process_of.pop(former, None)
     followed.process_of[pid] = pid
     process.tasks, process.gone = {pid}, set()
+    # the first task may have stood at its exit, under the number that is another's now
+    followed.exiting = deque(tid for tid in followed.exiting if tid != pid)
     followed.execed |= pid == followed.root
 
 

@@ -155,7 +155,8 @@ def _give_way(followed: Followed, tid: int, tracer: int) -> None:
     """
     followed.wanted.add(tid)
     deadline = time.monotonic() + GIVE_WAY_SECONDS
-    signal.pthread_kill(tracer, WAKE)
     while tid in followed.process_of and time.monotonic() < deadline:
-        time.sleep(0.001)
+        # again and again: it may come just before the tracer begins to wait
+        signal.pthread_kill(tracer, WAKE)
+        time.sleep(0.002)
     followed.wanted.discard(tid)

@@ -175,6 +175,10 @@ def capture_cgroup(
     one, one by one otherwise. The rest as in `capture_all`.
     """
     root = Path(procfs_root)
+    if procfs.own_pid(root) is None or procfs.own_pid(root) != procfs.own_pid(procfs.PROC):
+        raise ReplayError(
+            f"a cgroup names processes as our PID namespace does, which {root} does not: use --all"
+        )
     path = freeze.cgroup_folder(cgroup)
     with freeze.interruptible(), contextlib.ExitStack() as stack:
         own = procfs.own_pid(procfs.PROC)

@@ -42,7 +42,8 @@ def huge_by_smaps(tree: Tree, blocks: Kept, vmas: list[Vma]) -> tuple[Ranges, bo
     huge: list[I64] = []
     known = True
     parts = [_pmd_candidates(tree, block, size) for block in blocks.blocks()]
-    candidates, is_dirty = (np.concatenate(column) for column in zip(*parts, strict=True))
+    none = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    candidates, is_dirty = (np.concatenate(column) for column in zip(none, *parts, strict=True))
     for number, vma in enumerate(vmas):
         if vma.has("ht"):
             continue

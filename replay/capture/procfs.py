@@ -129,6 +129,14 @@ def threads(root: Path, pid: int) -> list[int]:
         return []
 
 
+def in_first_pid_namespace() -> bool:
+    """Whether processes have the numbers that the kernel's own tracing gives them."""
+    try:
+        return read_file(PROC / "2" / "comm") == "kthreadd\n"
+    except OSError:
+        return False
+
+
 def own_pid(root: Path) -> int | None:
     """The caller's PID as this procfs numbers it; None in a saved tree or a foreign PID namespace."""
     try:

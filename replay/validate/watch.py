@@ -128,6 +128,10 @@ def watcher() -> Iterator[Watcher]:
 
     Raises `ReplayError` if there is no tracefs, the kernel lacks the tracepoints, or rights are missing.
     """
+    if not procfs.in_first_pid_namespace():
+        raise ReplayError(
+            "in a PID namespace the kernel's events are of other processes: run validate on the host"
+        )
     with (
         tracefs.mounted() as (root, fd),
         put_back([fd]) as undo,

@@ -83,10 +83,13 @@ def test_text_cut_anywhere(name: str, tmp_path: Path) -> None:
         assert "cut" in message or "damaged" in message or "ended" in message, message
 
 
-def test_pagemap_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scan", [True, False])
+def test_pagemap_cut(scan: bool, tmp_path: Path) -> None:
     process = small_process()
     root = process.write(tmp_path / "proc")
     path = root / str(process.pid) / "pagemap"
+    if not scan:
+        (root / str(process.pid) / "pagemap_scan").unlink(missing_ok=True)
     for words in (0x500 + 39, 0x500 + 1, 0x500, 0x420, 0x400, 0):
         os.truncate(path, words * 8)
         assert "pagemap is cut" in refused(root, process.pid, tmp_path)
