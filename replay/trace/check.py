@@ -81,6 +81,9 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
         "the extent lies beyond its page-table page": (col("kind") != "hugetlb")
         & (col("vpn") // entries != col("last") // entries),
         "the extent lies beyond its folio": large & beyond_folio,
+        "a huge mapping of order 0 (zone-device memory, or a folio that changed) is not modelled": mapped
+        & (col("order") == 0)
+        & col("kind").is_in(["pmd", "hugetlb"]),
         "the folio is not aligned": large & (col("folio") % size != 0),
         "own is 0 though the page is mapped": mapped & (col("own") == 0),
         "own is above mapcount": mapped & (col("own") > col("mapcount")),
