@@ -374,17 +374,14 @@ def progress(unit: str) -> Iterator[Any]:
 # ---------------------------------------------------------------------- run
 
 
-Traces = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Traces made by capture or record.", metavar="TRACE...", show_default=False, readable=False
-    ),
-]
-
-
 @app.command()
 def run(
-    traces: Traces,
+    traces: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Traces made by capture or record.", metavar="TRACE...", show_default=False, readable=False
+        ),
+    ],
     algorithms: Annotated[
         list[str] | None,
         typer.Option("-a", "--algorithms", help="Which, separated by commas or repeated; default all."),

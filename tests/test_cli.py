@@ -244,8 +244,8 @@ def test_traces_of_one_name_are_told_apart(tmp_path: Path):
     done = call("run", *paths, "-a", "v2")
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [(row["trace"], row["ptes"]) for row in rows] == [
-        (str(tmp_path / "before" / "app"), "30"),
-        (str(tmp_path / "after" / "app"), "300"),
+        (str(paths[0]), "30"),
+        (str(paths[1]), "300"),
     ]
     assert "is given twice" in line(call("run", paths[0], paths[0]), status=2)
 

@@ -43,7 +43,8 @@ def _kept() -> bool:
         print("replay: compiling the replay machine, once: a few seconds", file=sys.stderr)
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
+    # code that others could have written is not run
+    if not os.access(folder, os.W_OK) or folder.stat().st_uid != os.geteuid():
         remedy = "set XDG_CACHE_HOME to a folder of your own"
         print(f"replay: cannot keep what is compiled in {cache()}: {remedy}", file=sys.stderr)
         return False

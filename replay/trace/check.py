@@ -44,9 +44,22 @@ def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
     for what, row in first.row(0, named=True).items():
         if row is not None:
             raise TraceError(f"{where}: row {row}: {what}: the trace is damaged, capture it again")
+    _check_modelled(frame, where)
     for mm, rows in _mapped_by_mm(frame):
         _check_folios(mm, rows, where)
         _check_own(mm, rows, where)
+
+
+def _check_modelled(frame: pl.DataFrame, where: str) -> None:
+    """Refuse what the replay would count on other folios: huge mappings of what is no large folio."""
+    huge = frame["kind"].cast(pl.String).is_in(["pmd", "hugetlb"]) & (frame["order"] == 0)
+    row = huge.arg_max() if huge.any() else None
+    if row is not None:
+        comm, pid = frame["comm"].cast(pl.String)[row], frame["pid"][row]
+        raise TraceError(
+            f"{where}: row {row}: a huge mapping of order 0, of zone-device memory or a folio that changed "
+            f"while it was read, is not modelled: capture without process {pid} ({comm}), or again"
+        )
 
 
 MAX_ORDER = 40
@@ -81,9 +94,6 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
         "the extent lies beyond its page-table page": (col("kind") != "hugetlb")
         & (col("vpn") // entries != col("last") // entries),
         "the extent lies beyond its folio": large & beyond_folio,
-        "a huge mapping of order 0 (zone-device memory, or a folio that changed) is not modelled": mapped
-        & (col("order") == 0)
-        & col("kind").is_in(["pmd", "hugetlb"]),
         "the folio is not aligned": large & (col("folio") % size != 0),
         "own is 0 though the page is mapped": mapped & (col("own") == 0),
         "own is above mapcount": mapped & (col("own") > col("mapcount")),

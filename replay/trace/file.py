@@ -57,7 +57,7 @@ def read_all(paths: Sequence[Path]) -> list[Trace]:
     traces = [read(path) for path in paths]
     names = Counter(trace.name for trace in traces)
     traces = [
-        dataclasses.replace(trace, name=utf8(str(path.with_suffix("")))) if names[trace.name] > 1 else trace
+        dataclasses.replace(trace, name=utf8(str(path))) if names[trace.name] > 1 else trace
         for path, trace in zip(paths, traces, strict=True)
     ]
     for number, path in enumerate(paths):

@@ -228,6 +228,17 @@ def test_impossible_values(trace: Trace, tmp_path: Path, row: int, values: dict,
     assert f"row {row}" in message or "row" in message or "folio" in message
 
 
+@pytest.mark.parametrize("kind", ["pmd", "hugetlb"])
+def test_a_huge_mapping_of_order_0(kind: str, trace: Trace, tmp_path: Path):
+    """As capture makes of DAX memory mapped by a PMD: its references must not be another folio's."""
+    row = trace.frame.filter(pl.col("order") == 0, pl.col("kind").cast(pl.String) == "page")[:1]
+    huge = row.with_columns(kind=pl.lit(kind).cast(SCHEMA["kind"])).select(trace.frame.columns)
+    Trace(huge, trace.meta).write(tmp_path / "t.parquet")
+    message = refused(tmp_path / "t.parquet")
+    assert "row 0: a huge mapping of order 0" in message
+    assert "damaged" not in message
+
+
 def test_a_folio_inside_another(trace: Trace, tmp_path: Path):
     folio = trace.frame.filter(pl.col("order") == 3)["folio"][0]
     moved = trace.frame.with_columns(
