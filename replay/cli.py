@@ -55,7 +55,7 @@ def _say_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_say_version, help="Say which this is."),
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and end."),
     ] = False,
 ) -> None:
     """Options without a command."""

@@ -33,8 +33,12 @@ def format_of(path: Path) -> Format:
 
 
 def check_target(path: Path, traces: Sequence[Path]) -> None:
-    """Raise `UsageError` if a report there would have no format, or would replace a trace."""
+    """Raise, before the work is done, if a report cannot be written there.
+
+    `UsageError` if it would have no format, or would replace a trace; `ReplayError` as `whole_file` does.
+    """
     format_of(path)
+    whole_file(path, force=True)
     if path.exists() and (any(path.samefile(trace) for trace in traces) or _is_trace(path)):
         raise UsageError(f"{path} is a trace, which cannot be made again: choose another name for the report")
 
