@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 ROW_GROUP_ROWS: Final = 1 << 18
 
-DELTA_COLUMNS: Final = ("vpn", "pfn", "folio", "vma_start")
-"""Columns that grow along the file: stored as differences, the rest as dictionaries."""
+DELTA_COLUMNS: Final = ("vpn", "vma_start")
+"""Columns that grow along the file: stored as differences."""
+
+FRAME_COLUMNS: Final = ("pfn", "folio")
+"""Page frames have no order, but processes share them: stored byte by byte, so that zstd sees a shared file's
+frames come back (differences of them are as long as they are, and hide that). The rest are dictionaries."""
 
 
 class TraceWriter:
@@ -39,9 +43,12 @@ class TraceWriter:
             store_schema=False,
             compression="zstd",
             use_dictionary=[
-                name for name, kind in COLUMNS.items() if name not in DELTA_COLUMNS and kind != "bool"
+                name
+                for name, kind in COLUMNS.items()
+                if name not in (*DELTA_COLUMNS, *FRAME_COLUMNS) and kind != "bool"
             ],
-            column_encoding=dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
+            column_encoding=dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED")
+            | dict.fromkeys(FRAME_COLUMNS, "BYTE_STREAM_SPLIT"),
             write_statistics=["mm", "vpn"],
             write_page_checksum=True,
         )
