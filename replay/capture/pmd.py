@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,21 @@ def saved_huge(tree: Tree, pid: int) -> tuple[tuple[int, int], ...] | None:
         return None
     start, end = scan.saved_huge(procfs.read_text(tree.root, pid, "pagemap_scan"), tree.page_size)
     return tuple(zip(start.tolist(), end.tolist(), strict=True))
+
+
+def still_whole(huge: Ranges, blocks: Iterable[Runs], size: int) -> Ranges:
+    """What of PMD mappings seen by a scan the words of pagemap, read later, show to be mapped as a whole.
+
+    A mapping may be split in between, even in a process that stands still, when its pages are to be swapped
+    out or moved. size: PTEs of a page-table page.
+    """
+    if not len(huge.start):
+        return huge
+    parts = [_aligned_parts(runs.contiguous(block), size)[0] for block in blocks]
+    vpn = np.concatenate([np.zeros(0, np.int64), *parts])
+    vpn = np.sort(vpn[huge.at(vpn, 0) != 0])
+    start, end = folios.pieces_of(vpn, np.full(len(vpn), size, np.int32), 0)
+    return Ranges(start, end, np.ones_like(start))
 
 
 def huge_by_smaps(tree: Tree, blocks: Kept, vmas: list[Vma]) -> tuple[Ranges, bool]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.capture import extents as ex
-from replay.capture import folios, procfs, runs, scan
+from replay.capture import folios, pmd, procfs, runs, scan
 from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.procfs import U64, Status, Vma
@@ -208,7 +208,7 @@ def build(
     changed = sum(snapshot.changed for snapshot in snapshots)
     changed += ex.raise_counts(found, index, pages, own, precise)
     whole = folios.folios_of(pages)
-    huge = Ranges(begin, end, np.ones_like(begin))
+    huge = pmd.still_whole(Ranges(begin, end, np.ones_like(begin)), [found], ptes_per_table(page_size))
     rows, torn = rows_of(found, index, pages, whole, facts, own, huge, None, page_size)
     return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn
 

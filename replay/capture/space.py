@@ -222,6 +222,7 @@ def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Su
     if known is not None:
         return Survey(vmas, starts, blocks, _ranges(known), True, own)
     if scanned:
+        huge = pmd.still_whole(huge, blocks.blocks(), ptes_per_table(tree.page_size))
         return Survey(vmas, starts, blocks, huge, True, own)
     huge, is_known = pmd.huge_by_smaps(tree, blocks, vmas)
     return Survey(vmas, starts, blocks, huge, is_known, own)

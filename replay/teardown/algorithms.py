@@ -168,8 +168,8 @@ NOT_MODELLED: Final = (
     "Page tables of hugetlb that processes share (huge_pmd_unshare()): their pages count in each process.",
     "page_poisoning and init_on_free, which make 'mainline' release pieces of fewer pages.",
     "NUMA hinting: entries that it has made PROT_NONE end runs of 'mainline'; pagemap does not show them.",
-    "_nr_pages_mapped where one address space maps a folio by a PMD and by PTEs: 'nr_mapped_atomics' is too "
-    "low there. v6.1 has no such counter yet; its row counts that of 'baseline'.",
+    "_nr_pages_mapped where another address space maps a folio by a PMD that this one maps by PTEs: "
+    "'nr_mapped_atomics' is too low there. v6.1 has no such counter yet; its row counts that of 'baseline'.",
     "split_queue_lock where 'mainline' finds the folio queued already: 'locks' misses it.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
     "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",

@@ -12,7 +12,7 @@ import polars as pl
 from replay.teardown import contiguous as contpte
 from replay.teardown.algorithms import flushes_for_tables
 from replay.trace.frame import Trace
-from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPBACKED, KPF_SWAPCACHE, bit
+from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPBACKED, KPF_SWAPCACHE, KPF_ZERO_PAGE, bit
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import KINDS, PMD, SPECIAL, ptes_per_table
 
@@ -43,6 +43,7 @@ class Extents(NamedTuple):
     anon: Bool
     swapcache: Bool
     hugetlb: Bool
+    zero_page: Bool
     uffd_wp: Bool
     dirty: Bool
     contiguous: Bool
@@ -82,6 +83,7 @@ def decode(frame: pl.DataFrame, page_size: int) -> Extents:
         anon=flag(KPF_ANON),
         swapcache=flag(KPF_SWAPCACHE) & flag(KPF_ANON),
         hugetlb=flag(KPF_HUGE) | np.array((kinds == "hugetlb").to_numpy()),
+        zero_page=flag(KPF_ZERO_PAGE),
         uffd_wp=bools("uffd_wp"),
         dirty=bools("dirty") & ~flag(KPF_ANON),
         contiguous=np.zeros(len(vpn), np.bool_),
@@ -145,4 +147,5 @@ def rcu_tables(extents: Extents, space: AddressSpace, meta: Metadata, in_gather:
 
 def huge_zero(extents: Extents, entries: int) -> Bool:
     """Extents that map the huge zero page: one PMD entry each."""
-    return (extents.kind == SPECIAL) & (extents.order > 0) & (extents.pages == entries)
+    whole = (extents.kind == SPECIAL) & (extents.order > 0) & (extents.pages == entries)
+    return whole & extents.zero_page

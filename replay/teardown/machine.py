@@ -32,6 +32,7 @@ from replay.teardown.state import (
     F_MAPPED,
     F_MARKED,
     F_ORDER,
+    F_PMDS,
     F_QUEUED,
     F_REFS,
     F_SWAPCACHE,
@@ -148,7 +149,7 @@ def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> i
     pages = 0
     i = first
     while i == first or (i < len(e) and e[i, KIND] == e[first, KIND] and not e[i, FLAGS] & BEGINS):
-        unmapped += drop_mapcounts(e, f, i, 0, e[i, PAGES])
+        unmapped += drop_mapcounts(e, f, i, 0, e[i, PAGES])[0]
         pages += e[i, PAGES]
         i += 1
     if e[first, KIND] == PMD:
@@ -475,9 +476,9 @@ def remove_rmap_each(e: Table, f: Table, c: Counts, i: int, offset: int, pages: 
     c[RMAP_CALLS] += pages
     c[RMAP_PAGES] += pages
     c[MAPCOUNT_ATOMICS] += pages
-    unmapped = drop_mapcounts(e, f, i, offset, pages)
+    unmapped, cleared = drop_mapcounts(e, f, i, offset, pages)
     if e[i, ORDER] > 0:
-        c[NR_MAPPED_ATOMICS] += unmapped
+        c[NR_MAPPED_ATOMICS] += cleared
         if e[i, FLAGS] & ANON and unmapped > 0:
             deferred_split(f, c, e[i, FOLIO], unmapped)
 
@@ -488,15 +489,18 @@ def remove_rmap_batch(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: 
     folio = e[g[first, S_EXTENT], FOLIO]
     pages = 0
     unmapped = 0
+    cleared = 0
     for s in range(first, last):
         pages += g[s, S_PAGES]
-        unmapped += drop_mapcounts(e, f, g[s, S_EXTENT], g[s, S_OFFSET], g[s, S_PAGES])
+        of_segment = drop_mapcounts(e, f, g[s, S_EXTENT], g[s, S_OFFSET], g[s, S_PAGES])
+        unmapped += of_segment[0]
+        cleared += of_segment[1]
     c[RMAP_CALLS] += 1
     c[RMAP_PAGES] += pages
     c[MAPCOUNT_ATOMICS] += pages
     if r.rmap == RMAP_RUN:
         c[LARGE_MAPCOUNT_ATOMICS] += 1
-        c[NR_MAPPED_ATOMICS] += 1 if unmapped > 0 else 0
+        c[NR_MAPPED_ATOMICS] += 1 if cleared > 0 else 0
     else:
         c[NR_MAPPED_ATOMICS] += 1
     marked = r.rmap == RMAP_RUN and f[folio, F_MARKED]
@@ -505,27 +509,32 @@ def remove_rmap_batch(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: 
 
 
 @jit
-def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> int:
-    """Lower the mapcounts of pages of one extent -> how many reached zero."""
+def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple[int, int]:
+    """Lower the mapcounts of pages of one extent -> how many (are mapped no more, no more by a PTE)."""
     folio = e[i, FOLIO]
     if folio < 0:
-        return pages if e[i, MAPCOUNT] == 1 else 0
+        unmapped = pages if e[i, MAPCOUNT] == 1 else 0
+        return unmapped, unmapped
     unmapped = 0
     if e[i, ORDER] == 0:
         for page in range(folio + offset, folio + offset + pages):
             f[page, F_MAPCOUNT] -= 1
             unmapped += f[page, F_MAPCOUNT] == 0
-        return unmapped
+        return unmapped, unmapped
     if e[i, PAGE_ROW] < 0:
         unmapped = pages if e[i, MAPCOUNT] == 1 else 0
+        cleared = unmapped
     else:
+        cleared = 0
         place = e[i, PAGE_ROW] + offset
         for page in range(place, place + pages):
             f[page, F_MAPCOUNT] -= 1
+            f[page, F_PMDS] -= e[i, KIND] == PMD
             unmapped += f[page, F_MAPCOUNT] == 0
+            cleared += f[page, F_MAPCOUNT] == f[page, F_PMDS]
     f[folio, F_MAPPED] -= unmapped
     f[folio, F_MAPCOUNT] -= pages
-    return unmapped
+    return unmapped, cleared
 
 
 @jit

@@ -65,7 +65,7 @@ class Folio:
 
 @dataclasses.dataclass(eq=False)
 class Pte:
-    """One present or swap entry of a page-table page."""
+    """One present or swap entry of a page-table page; `zero`: of the huge zero page, which a PMD maps."""
 
     vpn: int
     kind: int
@@ -74,6 +74,7 @@ class Pte:
     contiguous: bool
     dirty: bool
     folio: Folio
+    zero: bool
 
 
 @dataclasses.dataclass(eq=False)
@@ -148,6 +149,7 @@ class _Teardown:
         self.freed: list[tuple[int, int]] = []
         self.folios: dict[int, Folio] = {}
         self.page_mapcount: dict[int, int] = {}
+        self.page_pmds: Counter[int] = Counter()
         self._build_folios()
         # struct mmu_gather: batch 0 is the bundle
         self.batch_slots = batch_slots(algorithm.entry, page_size)
@@ -167,6 +169,7 @@ class _Teardown:
                 continue
             for pfn in range(int(e.pfn[i]), int(e.pfn[i] + e.pages[i])):
                 self.page_mapcount[pfn] = int(e.mapcount[i])
+                self.page_pmds[pfn] += int(e.kind[i]) == PMD
                 head = int(e.folio[i]) if e.order[i] else pfn
                 if head not in self.folios:
                     self.folios[head] = self._folio(i, head)
@@ -191,7 +194,8 @@ class _Teardown:
         if folio.swapcache or not folio.anon:
             folio.refs += folio.pages
         if folio.anon and not folio.hugetlb and folio.order >= 2 and folio.mapped < folio.pages:
-            folio.partially_mapped = folio.queued = True
+            # deferred_split_folio() refuses what is in the swap cache
+            folio.partially_mapped = folio.queued = not folio.swapcache
         if self.algorithm.thps_queued and folio.anon and not folio.hugetlb:
             folio.queued |= folio.pages == self.ptes_per_table
         return folio
@@ -212,9 +216,7 @@ class _Teardown:
             if mapping[0].kind in (PMD, HUGETLB):
                 mappings += 1
                 self._zap_huge(mapping)
-            elif (
-                mapping[0].kind == SPECIAL and len(mapping) == self.ptes_per_table and mapping[0].folio.large
-            ):
+            elif mapping[0].zero:
                 self.count["special_ptes"] += 1
             else:
                 self._zap_pte_range(mapping)
@@ -263,7 +265,7 @@ class _Teardown:
                 head = int(e.folio[i]) if e.order[i] else pfn
                 folio = self.folios[head] if kind in (PAGE, PMD, HUGETLB) else Folio(head, int(e.order[i]))
                 bits = bool(e.uffd_wp[i]), bool(e.contiguous[i]), bool(e.dirty[i])
-                group.append(Pte(int(e.vpn[i]) + k, kind, pfn, *bits, folio))
+                group.append(Pte(int(e.vpn[i]) + k, kind, pfn, *bits, folio, bool(zero[i])))
         if group:
             yield group
 
@@ -271,7 +273,9 @@ class _Teardown:
         """zap_huge_pmd() and __unmap_hugepage_range(): one entry, one rmap removal, one reference."""
         folio = ptes[0].folio
         self.count["pmd_mappings" if ptes[0].kind == PMD else "hugetlb_pages"] += 1
-        unmapped = self._drop_mapcounts(folio, [pte.pfn for pte in ptes])
+        pfns = [pte.pfn for pte in ptes]
+        self.page_pmds.subtract(pfns if ptes[0].kind == PMD else [])
+        unmapped = self._drop_mapcounts(folio, pfns)
         if folio.anon and not folio.hugetlb and 0 < unmapped < len(ptes):
             self._deferred_split_unless_marked(folio)
         if self._tlb_remove(self._entry(folio, ptes[0].pfn, 1)):
@@ -481,16 +485,18 @@ class _Teardown:
         unmapped = self._drop_mapcounts(folio, pfns)
         if not folio.large:
             return
+        # the kernel counts mappings by PTEs and by PMDs apart; here the sum is known, and the own PMDs
+        cleared = sum(self.page_mapcount[pfn] == self.page_pmds[pfn] for pfn in pfns)
         rmap = self.algorithm.rmap
         if rmap is Rmap.RUN:
             self.count["large_mapcount_atomics"] += 1
-            self.count["nr_mapped_atomics"] += unmapped > 0
+            self.count["nr_mapped_atomics"] += cleared > 0
             split = folio.mapped > 0 and not folio.partially_mapped
         elif rmap is Rmap.RANGE or (rmap is Rmap.ANON_RUN and folio.anon):
             self.count["nr_mapped_atomics"] += 1
             split = folio.mapped > 0
         else:
-            self.count["nr_mapped_atomics"] += unmapped
+            self.count["nr_mapped_atomics"] += cleared
             split = True
         if folio.anon and unmapped > 0 and split:
             self._deferred_split(folio)

@@ -124,7 +124,7 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
 
     entries: PTEs of a page-table page. References at capture: one per PTE mapping by anyone, one per PMD or
     huge page mapping, one per page in the page cache or swap cache. Partially mapped anonymous folios are on
-    the deferred split queue already.
+    the deferred split queue already, but for those in the swap cache, which deferred_split_folio() refuses.
     """
     mapped = (e.kind != SPECIAL) & (e.kind != SWAP)
     large = mapped & (e.order > 0)
@@ -157,9 +157,12 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
     states[:, state.F_REFS] = e.folio_mapcount[first] + np.where(e.swapcache[first] | ~e.anon[first], size, 0)
     np.subtract.at(states[:, state.F_REFS], folio[begins], size[folio[begins]] - 1)
     partial = e.anon[first] & ~e.hugetlb[first] & (e.order[first] >= 2) & (e.folio_mapped[first] < size)
+    partial &= ~e.swapcache[first]
     states[:, state.F_MARKED] = partial
     states[:, state.F_QUEUED] = partial
     folios[len(first) :, state.F_MAPCOUNT] = e.mapcount[first_repeated]
+    by_pmd = np.flatnonzero(repeated & (e.kind == PMD))
+    np.add.at(folios[:, state.F_PMDS], _spread(page_row[by_pmd], e.pages[by_pmd]), 1)
 
     table = np.empty((len(e.vpn), state.EXTENT_COLUMNS), np.int64)
     table[:, state.KIND] = np.where(zero, state.HUGE_ZERO, e.kind)
@@ -219,6 +222,11 @@ def _pages(e: Extents, chosen: Bool) -> tuple[I64, I64]:
     """The pages of some extents -> (their pfns in order, once each; the first extent that maps each)."""
     rows = np.flatnonzero(chosen)
     pages = e.pages[rows]
-    within = np.arange(int(pages.sum())) - np.repeat(np.cumsum(pages) - pages, pages)
-    pfns, first = np.unique(np.repeat(e.pfn[rows], pages) + within, return_index=True)
+    pfns, first = np.unique(_spread(e.pfn[rows], pages), return_index=True)
     return pfns, np.repeat(rows, pages)[first]
+
+
+def _spread(first: I64, sizes: I64) -> I64:
+    """The numbers of ranges [first, first + size), one range after the other."""
+    within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(first, sizes) + within

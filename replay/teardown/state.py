@@ -45,8 +45,9 @@ NO_FOLIO: Final = -1
     F_SWAPCACHE,
     F_MARKED,  # folio_test_partially_mapped()
     F_QUEUED,  # on the deferred split queue
+    F_PMDS,  # of a PAGE_ROW: how many of the mappings of the page are by this address space's PMD entries
     FOLIO_COLUMNS,
-) = range(10)
+) = range(11)
 
 # -- the gather: one row per segment -------------------------------------------------------------------------
 (

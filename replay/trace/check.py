@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from replay.errors import TraceError
+from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPCACHE, bit
 from replay.trace.metadata import Metadata
 from replay.trace.schema import KINDS, MAX_FOLIO_BYTES, ptes_per_table
 
@@ -20,9 +23,10 @@ def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
     """Raise `TraceError` for the first impossible value; the message names the row.
 
     Checked: known kinds; places and sizes in range; every extent inside its VMA, its page-table page and
-    its folio; address spaces and addresses in order, without overlap; no more own mappings than mappings;
-    one size for each folio and no folio inside another; `own` is the number of times the address space maps
-    the page; a folio's totals cover its extents.
+    its folio; address spaces and addresses in order, without overlap; every PMD mapping and huge page whole;
+    no more own mappings than mappings; one description of each folio, one mapcount of each page, and no folio
+    inside another; `own` is the number of times the address space maps the page; a folio's totals cover its
+    extents, and the rest can be.
     """
     if meta.page_size not in (1 << shift for shift in range(12, 17)):
         raise TraceError(f"{where}: page size {meta.page_size}: expected 4096 to 65536 bytes, a power of two")
@@ -45,9 +49,10 @@ def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
         if row is not None:
             raise TraceError(f"{where}: row {row}: {what}: the trace is damaged, capture it again")
     _check_modelled(frame, where)
-    for mm, rows in _mapped_by_mm(frame):
-        _check_folios(mm, rows, where)
-        _check_own(mm, rows, where)
+    for rows in _mapped(frame):
+        _check_folios(rows, where)
+        _check_own(rows, where)
+        _check_repeated(rows, where)
 
 
 def _check_modelled(frame: pl.DataFrame, where: str) -> None:
@@ -67,6 +72,9 @@ MAX_ORDER = 40
 
 MAPPED = KINDS[:3]
 
+KIND_BITS = bit(KPF_ANON) | bit(KPF_SWAPCACHE) | bit(KPF_HUGE)
+"""Flags of a folio that the replay goes by."""
+
 
 def _rules(meta: Metadata) -> dict[str, pl.Expr]:
     """What no row may say: message -> where it holds. Columns of the trace, and those of `check_frame`."""
@@ -81,6 +89,16 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
     beyond_folio = (col("pfn") < col("folio")) | (col("pfn") + col("pages") > col("folio") + size)
     same_vma = same & (col("vma") == col("vma").shift(1))
     moved = (start != start.shift(1)) | (col("vma_pages") != col("vma_pages").shift(1))
+    pmd, hugetlb = (large & (col("kind") == kind) for kind in ("pmd", "hugetlb"))
+    begins = (pmd & (col("vpn") % entries == 0)) | (hugetlb & (col("pfn") == col("folio")))
+    ends = (pmd & ((col("last") + 1) % entries == 0)) | (
+        hugetlb & (col("pfn") + col("pages") == col("folio") + size)
+    )
+    goes_on = same_vma & ~begins & (col("vpn") == col("last").shift(1) + 1)
+    goes_on &= col("pfn") == (col("pfn") + col("pages")).shift(1)
+    for name in ("kind", "folio", "order"):
+        goes_on &= col(name) == col(name).shift(1)
+    is_huge_flag = col("kpageflags") & bit(KPF_HUGE) != 0
     return {
         "kind is none of " + ", ".join(KINDS): ~col("kind").is_in(KINDS),
         "mm has no address space in the metadata": col("mm") >= len(meta.address_spaces),
@@ -95,10 +113,21 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
         & (col("vpn") // entries != col("last") // entries),
         "the extent lies beyond its folio": large & beyond_folio,
         "the folio is not aligned": large & (col("folio") % size != 0),
+        "a PMD maps a folio that is smaller than what it maps": pmd & (size < entries),
+        "the frames of a PMD mapping are not aligned": pmd & begins & (col("pfn") % entries != 0),
+        "a huge mapping lacks its first pages": (pmd | hugetlb) & ~begins & ~goes_on.fill_null(False),
+        "a huge mapping lacks its last pages": (pmd | hugetlb) & ~ends & ~goes_on.shift(-1).fill_null(False),
+        "a page of hugetlb is mapped by other than a huge mapping": mapped
+        & is_huge_flag
+        & (col("kind") != "hugetlb"),
         "own is 0 though the page is mapped": mapped & (col("own") == 0),
         "own is above mapcount": mapped & (col("own") > col("mapcount")),
         "folio_mapped is above the folio's size": mapped & (col("folio_mapped") > size),
         "folio_mapped is 0 though a page is mapped": mapped & (col("folio_mapped") == 0),
+        "the totals of an order-0 page are not its own": mapped
+        & (col("order") == 0)
+        & ((col("folio_mapped") != 1) | (col("folio_mapcount") != col("mapcount"))),
+        "folio_mapcount is below folio_mapped": mapped & (col("folio_mapcount") < col("folio_mapped")),
         "folio_mapcount does not cover the extent's mapcount": mapped
         & ((col("folio_mapcount") < col("mapcount")) | (col("folio_mapcount") >= MAX_PAGE_NUMBER)),
         "address spaces are not in order": col("mm") < col("mm").shift(1),
@@ -110,11 +139,14 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
     }
 
 
-def _mapped_by_mm(frame: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
+def _mapped(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The rows of mapped pages, with their number `row`, type `flags` and the key `space`.
+
+    frame + space tells the frames of address spaces apart; they come in parts for which 63 bits do.
+    """
     mapped = (
         frame.select(
             "mm",
-            "kind",
             "pfn",
             "pages",
             "own",
@@ -123,78 +155,114 @@ def _mapped_by_mm(frame: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
             "order",
             "folio_mapped",
             "folio_mapcount",
+            "kind",
+            flags=pl.col("kpageflags") & KIND_BITS,
+            size=2 ** pl.col("order").cast(pl.Int64),
         )
         .with_row_index("row")
         .filter(pl.col("kind").cast(pl.String).is_in(MAPPED))
+        .drop("kind")
     )
-    return [(int(key[0]), rows) for key, rows in mapped.group_by("mm", maintain_order=True)]
+    if mapped.is_empty():
+        return
+    ends = mapped.select((pl.col("pfn") + pl.col("pages")).max(), (pl.col("folio") + pl.col("size")).max())
+    room = max(ends.row(0))
+    together = (1 << 62) // room
+    part = pl.col("mm").cast(pl.Int64) // together
+    space = pl.col("mm").cast(pl.Int64) % together * room
+    for _, rows in mapped.with_columns(part=part, space=space).group_by("part", maintain_order=True):
+        yield rows
 
 
-def _check_folios(mm: int, rows: pl.DataFrame, where: str) -> None:
-    """One size and one pair of totals for each large folio; no page in two folios."""
+def _check_folios(rows: pl.DataFrame, where: str) -> None:
+    """One size, type and pair of totals for each large folio; no page in two folios."""
     large = rows.filter(pl.col("order") > 0)
-    facts = large.unique(["folio", "order", "folio_mapped", "folio_mapcount"])
-    _check_sums(mm, large, where)
-    heads = facts["folio"].sort()
-    if heads.n_unique() != len(heads):
-        head = heads.filter(heads.is_duplicated())[0]
+    if large.is_empty():
+        return
+    facts = large.unique(["mm", "folio", "order", "folio_mapped", "folio_mapcount", "flags"])
+    _check_totals(large, where)
+    twice = facts.filter(pl.struct("mm", "folio").is_duplicated())
+    if not twice.is_empty():
+        mm, head = twice.select("mm", "folio").sort("mm", "folio").row(0)
         raise TraceError(
             f"{where}: address space {mm}: folio {head} is described in two ways: capture it again"
         )
+    small = rows.filter(pl.col("order") == 0).select("row", "pfn", "space", folio="pfn", size="pages")
     folios = pl.concat(
-        [
-            facts.select("folio", end=pl.col("folio") + 2 ** pl.col("order").cast(pl.Int64)),
-            rows.filter(pl.col("order") == 0).select(folio="pfn", end=pl.col("pfn") + pl.col("pages")),
-        ]
+        [facts.select("row", "folio", "space", "size", pfn="folio"), small], how="diagonal_relaxed"
     )
-    large_only = np.sort(facts["folio"].to_numpy())
-    if not len(large_only):
-        return
-    ends = (
-        facts.sort("folio")
-        .select(end=pl.col("folio") + 2 ** pl.col("order").cast(pl.Int64))["end"]
-        .to_numpy()
+    heads = facts.select("folio", "size", head=pl.col("folio") + pl.col("space")).sort("head")
+    starts, ends = (
+        folios.select(pl.col("folio") + pl.col("space") + more)["folio"].to_numpy()
+        for more in (0, pl.col("size"))
     )
-    starts = folios["folio"].to_numpy()
-    stops = folios["end"].to_numpy()
     # a page range clashes with a large folio if the last folio that begins before the range's end
     # is another one and reaches into it
-    place = np.searchsorted(large_only, stops, side="left") - 1
-    other = (place >= 0) & (large_only[place] != starts) & (ends[place] > starts)
+    head, size = heads["head"].to_numpy(), heads["size"].to_numpy()
+    place = np.searchsorted(head, ends, side="left") - 1
+    other = (place >= 0) & (head[place] != starts) & (head[place] + size[place] > starts)
     if other.any():
         first = int(np.flatnonzero(other)[0])
         raise TraceError(
-            f"{where}: address space {mm}: pfn {starts[first]} lies in folio {large_only[place[first]]} too: "
-            "capture it again"
+            f"{where}: row {folios['row'][first]}: pfn {folios['pfn'][first]} lies in folio "
+            f"{heads['folio'][int(place[first])]} too: capture it again"
         )
 
 
-def _check_sums(mm: int, large: pl.DataFrame, where: str) -> None:
-    """A folio's totals cover the pages that the extents show: each page appears `own` times."""
-    shown = large.group_by("folio").agg(
+def _check_totals(large: pl.DataFrame, where: str) -> None:
+    """A folio's totals cover the pages that the extents show (each page appears `own` times), and can be."""
+    shown = large.group_by("mm", "folio").agg(
         (pl.col("pages") / pl.col("own")).sum().round().alias("mapped"),
         (pl.col("pages") * pl.col("mapcount") / pl.col("own")).sum().round().alias("mapcount"),
+        pl.col("row").first(),
         pl.col("folio_mapped").first(),
         pl.col("folio_mapcount").first(),
     )
-    wrong = shown.filter(
-        (pl.col("mapped") > pl.col("folio_mapped")) | (pl.col("mapcount") > pl.col("folio_mapcount"))
-    )
-    if not wrong.is_empty():
-        raise TraceError(
-            f"{where}: address space {mm}: more pages of folio {wrong['folio'][0]} are mapped than its "
-            "totals say: the trace is damaged, capture it again"
-        )
+    # each further page that is mapped has a mapcount of at least 1, and what is left is theirs
+    pages, mapcount = pl.col("folio_mapped") - pl.col("mapped"), pl.col("folio_mapcount") - pl.col("mapcount")
+    for wrong, what in (
+        ((pages < 0) | (mapcount < 0), "more pages of folio {} are mapped than its totals say"),
+        ((mapcount < pages) | ((pages == 0) & (mapcount > 0)), "the totals of folio {} do not fit its pages"),
+    ):
+        found = shown.filter(wrong).sort("row")
+        if not found.is_empty():
+            row, folio = found.select("row", "folio").row(0)
+            raise TraceError(
+                f"{where}: row {row}: {what.format(folio)}: the trace is damaged, capture it again"
+            )
 
 
-def _check_own(mm: int, rows: pl.DataFrame, where: str) -> None:
-    pfn, pages, own = (rows[name].cast(pl.Int64).to_numpy() for name in ("pfn", "pages", "own"))
+def _check_own(rows: pl.DataFrame, where: str) -> None:
+    pages, own = (rows[name].cast(pl.Int64).to_numpy() for name in ("pages", "own"))
+    pfn = rows.select(pl.col("pfn") + pl.col("space"))["pfn"].to_numpy()
     wrong = np.flatnonzero(own_mappings(pfn, pages, own) >= 0)
     if len(wrong):
-        row = rows["row"][int(wrong[0])]
+        row, mm = rows.select("row", "mm").row(int(wrong[0]))
         raise TraceError(
             f"{where}: row {row}: own is {own[wrong[0]]}, but address space {mm} maps these pages another "
             "number of times: the trace is damaged, capture it again"
+        )
+
+
+def _check_repeated(rows: pl.DataFrame, where: str) -> None:
+    """Pages that are mapped several times have one mapcount, one folio and one type."""
+    repeated = rows.filter(pl.col("own") > 1)
+    pages = repeated.select(
+        "row",
+        "mm",
+        "mapcount",
+        "order",
+        "flags",
+        frame=pl.int_ranges(pl.col("pfn"), pl.col("pfn") + pl.col("pages"), dtype=pl.Int64),
+    ).explode("frame")
+    alike = [pl.col(name).n_unique() == 1 for name in ("mapcount", "order", "flags")]
+    ways = pages.group_by("mm", "frame").agg(pl.col("row").last(), alike=pl.all_horizontal(alike))
+    wrong = ways.filter(~pl.col("alike")).sort("row")
+    if not wrong.is_empty():
+        row, mm = wrong.select("row", "mm").row(0)
+        raise TraceError(
+            f"{where}: row {row}: address space {mm} maps these pages elsewhere too, and there they are "
+            "described in another way: capture it again"
         )
 
 

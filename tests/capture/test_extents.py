@@ -121,7 +121,7 @@ def fake_process(seed: int) -> FakeProcess:
                 vma.pmd.add(end)
                 first, count = 0, 512
             elif random.random() < 0.5:
-                first, count = 0, min(size + random.choice([0, 0, 3]), FRAMES - head)
+                first, count = 0, min(size + random.choice([0, 0, 3]), FRAMES - 1024 - head)
             else:
                 first = random.randrange(size)
                 count = random.randint(1, size - first)
