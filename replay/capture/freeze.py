@@ -187,7 +187,8 @@ def has_freezer(cgroup: Path) -> bool:
 def frozen(cgroup: Path) -> Iterator[None]:
     """Freeze a cgroup and those below it while the block runs; one that was frozen before stays frozen.
 
-    Raises `ReplayError` if it may not be frozen, or does not freeze in time.
+    It is thawed even if this process is killed meanwhile. Raises `ReplayError` if it may not be frozen, or
+    does not freeze in time.
     """
     if (cgroup / "cgroup.freeze").exists():
         control, freeze, thaw = cgroup / "cgroup.freeze", "1", "0"
@@ -198,13 +199,17 @@ def frozen(cgroup: Path) -> Iterator[None]:
     if control.read_text().strip() == freeze:
         yield
         return
+    from replay.undo import undone
+
     try:
-        control.write_text(freeze)
+        control.write_text(thaw)  # as it is: only to see whether that is allowed
     except OSError as error:
         raise ReplayError(
             f"cannot freeze cgroup {cgroup}: {error.strerror}: run replay as root, or use --no-freeze"
         ) from None
-    try:
+    with undone() as undo:
+        undo.write(control, thaw)
+        control.write_text(freeze)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while word not in shows.read_text().splitlines():
             if time.monotonic() > deadline:
@@ -214,8 +219,6 @@ def frozen(cgroup: Path) -> Iterator[None]:
                 )
             time.sleep(0.001)
         yield
-    finally:
-        control.write_text(thaw)
 
 
 # ---------------------------------------------------------------------- signals

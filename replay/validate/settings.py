@@ -15,7 +15,7 @@ from typing import Final
 
 from replay.capture.settings import THP
 from replay.errors import ReplayError
-from replay.validate.undo import Undo, undone
+from replay.undo import Undo, undone
 
 LOCK: Final = Path(tempfile.gettempdir()) / "replay-thp.lock"
 """Held while THP switches are changed: another run must not take the changed ones for the user's."""

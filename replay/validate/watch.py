@@ -27,6 +27,7 @@ from replay.teardown.algorithms import Algorithm
 from replay.trace.frame import Trace, frame_of
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.trace.write import ARROW_SCHEMA
+from replay.undo import Undo
 from replay.validate import calls, fate, lru, observe, predict, probes, tracefs
 from replay.validate.compare import Comparison, Frame, compare, stayed
 from replay.validate.compare_calls import CallCount, Doubts, compare_calls
@@ -34,7 +35,6 @@ from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
 from replay.validate.settings import put_back
 from replay.validate.tracefs import Event
-from replay.validate.undo import Undo
 
 EXIT_SECONDS: Final = 60.0
 """How long a process may take from its exit stop to its end; terabytes take a minute."""

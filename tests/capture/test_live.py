@@ -430,6 +430,27 @@ def test_cgroup_thawed_after_an_error(cgroup: Path, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_cgroup_thawed_though_replay_is_killed(cgroup: Path) -> None:
+    """SIGKILL lets nothing run; a service must not stand still for ever by it."""
+    with program("ready(0)") as (pid, _):
+        (cgroup / "cgroup.procs").write_text(str(pid))
+        code = (
+            "import signal, sys; from pathlib import Path; from replay.capture import freeze\n"
+            "with freeze.frozen(Path(sys.argv[1])):\n"
+            "    print('frozen', flush=True); signal.pause()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(cgroup)], stdout=subprocess.PIPE, text=True
+        ) as holder:
+            assert holder.stdout and holder.stdout.readline() == "frozen\n"
+            assert frozen_state(cgroup)
+            holder.kill()
+        deadline = time.monotonic() + 10
+        while frozen_state(cgroup):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def test_cgroup_frozen_before_stays_frozen(cgroup: Path) -> None:
     with program("ready(0)") as (pid, _):
         (cgroup / "cgroup.procs").write_text(str(pid))

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from replay import undo
 from replay.errors import ReplayError
 from replay.report import verdicts
-from replay.validate import calls, probes, undo
+from replay.validate import calls, probes
 from replay.validate.compare import UNEXPLAINED, Comparison, Difference
 from replay.validate.compare_calls import CallCount, Doubts, compare_calls
 from replay.validate.observe import preemptions

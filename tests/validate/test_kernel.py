@@ -13,8 +13,8 @@ import pytest
 
 from replay.errors import ReplayError, UsageError
 from replay.report import verdicts
+from replay.undo import undone
 from replay.validate import compare, run, tracefs, watch
-from replay.validate.undo import undone
 from replay.validate.workloads import WORKLOADS
 from tests.validate.machine import needs_kernel
 

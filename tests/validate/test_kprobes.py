@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from replay.report import verdicts
+from replay.undo import append
 from replay.validate import calls, compare_calls, probes, run, tracefs, watch
-from replay.validate.undo import append
 from tests.validate.machine import kprobe_events, needs_kprobes, state
 from tests.validate.test_restored import until
 

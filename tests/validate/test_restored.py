@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from replay.errors import ReplayError
+from replay.undo import undone
 from replay.validate import run, tracefs
-from replay.validate.undo import undone
 from tests.validate.machine import instances, needs_kernel, state, switches
 
 RUN = "from replay.validate.run import validate; validate(only={only!r})"
@@ -26,7 +26,7 @@ def test_undo_happens_however_the_process_ends(tmp_path: Path, end):
     code = f"""
 import os, sys
 from pathlib import Path
-from replay.validate.undo import undone
+from replay.undo import undone
 folder = Path({str(tmp_path)!r})
 with undone() as undo:
     undo.write(folder / "switch", "before")
