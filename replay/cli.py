@@ -44,6 +44,9 @@ COLLECT_AFTER: Final = 100_000
 WIDE: Final = 400
 """Columns that are room enough for any table."""
 
+HEIGHT: Final = 25
+"""Nothing depends on it, but only with one does rich take the width of a dumb terminal as it is given."""
+
 
 def _say_version(wanted: bool) -> None:
     if wanted:
@@ -497,16 +500,17 @@ def _show_results(
 
 def _width() -> int:
     """Columns of the terminal; without one, as many as a table takes."""
-    from rich.console import Console
+    import shutil
 
-    return Console().width if sys.stdout.isatty() else WIDE
+    # not rich's width: a terminal of TERM=dumb has 80 columns to it
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
 
 
 def _print(renderables: list[Any], width: int) -> None:
     """Print as it is what may hold names of anybody."""
     from rich.console import Console
 
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console = Console(width=width, height=HEIGHT, markup=False, emoji=False, highlight=False)
     for renderable in renderables:
         console.print(renderable)
 

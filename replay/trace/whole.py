@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,9 @@ from replay.errors import ReplayError
 
 class whole_file:  # noqa: N801 - used like a function
     """Context manager: a binary file that appears at `path` whole or not at all.
+
+    It has no name until it is whole, so that nothing is left of it even if this process is killed; where the
+    file system does not have that (O_TMPFILE), it has one that begins with a dot.
 
     mode: its permissions, less the umask; by default only the owner's, for traces show addresses and names.
     """
@@ -36,9 +40,15 @@ class whole_file:  # noqa: N801 - used like a function
     def __enter__(self) -> Any:
         self.partial = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
         try:
-            self.file = os.fdopen(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode), "w+b")
+            try:
+                fd = os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR, self.mode)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                    raise
+                fd = os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode)
         except OSError as error:
             raise ReplayError(f"cannot write {self.path}: {error.strerror}") from None
+        self.file = os.fdopen(fd, "w+b")
         return self.file
 
     def __exit__(
@@ -48,11 +58,12 @@ class whole_file:  # noqa: N801 - used like a function
             if error is None:
                 self.file.flush()
                 os.fsync(self.file.fileno())
-                self.file.close()
                 if not self.force and self.path.exists():
                     raise ReplayError(
                         f"{self.path} was made by someone else meanwhile: choose another name with -o"
                     )
+                if not self.partial.exists():
+                    _name(self.file.fileno(), self.partial)
                 self.partial.rename(self.path)
         except OSError as failure:
             raise ReplayError(f"cannot write {self.path}: {failure.strerror}") from None
@@ -62,3 +73,13 @@ class whole_file:  # noqa: N801 - used like a function
             self.partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             raise ReplayError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
+
+
+def _name(fd: int, path: Path) -> None:
+    """Give an open file without a name one."""
+    links = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # given a folder, os.link() follows the link, by linkat(2)
+        os.link(str(fd), path, src_dir_fd=links, follow_symlinks=True)
+    finally:
+        os.close(links)
