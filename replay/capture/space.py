@@ -8,6 +8,7 @@ to count what changed meanwhile.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,7 @@ class Survey(NamedTuple):
     """The page tables of a process. huge: ranges mapped by a PMD; own: frames mapped several times."""
 
     vmas: list[Vma]
+    facts: ex.VmaFacts
     starts: I64
     """First pages of the VMAs."""
     blocks: Kept
@@ -108,7 +110,6 @@ def capture_space(
     try:
         with contextlib.closing(Kept()) as blocks:
             survey = _survey(tree, fd, pid, options, blocks)
-            facts = ex.vma_facts(survey.vmas)
             dirty = None if options.known_dirty is None else _ranges(options.known_dirty)
             totals = Totals(other_entries=blocks.other_entries)
             precise = tree.mapcounts == "precise"
@@ -123,7 +124,7 @@ def capture_space(
                         changed += _await_one(looking, WAITING_LOOKS) or 0
                         looking.append(tree.pool.submit(_second_look, fd, survey.starts, batch))
                     rows, torn = rows_of(
-                        batch, index, pages, found, facts, own, survey.huge, dirty, tree.page_size
+                        batch, index, pages, found, survey.facts, own, survey.huge, dirty, tree.page_size
                     )
                     changed += torn
                     _check_saved(tree, rows, survey.vmas)
@@ -200,32 +201,33 @@ def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Su
         if scanned:
             begin, end, by_pmd = scan.scanned(fd, places, tree.page_size, pid)
             huge = Ranges(begin[by_pmd], end[by_pmd], np.ones(int(by_pmd.sum()), np.int64))
-            _keep(tree, fd, pid, begin, end, places, blocks)
+            _keep(tree, fd, pid, begin, end, starts, blocks)
     finally:
         smaps.exception()
     vmas = smaps.result()
     _check_places(tree, pid, places, vmas)
     if scanned:
         maps_frames = [(vma.start, vma.end) for vma in vmas if vma.has("pf")]
-        _keep(tree, fd, pid, *_columns(maps_frames), places, blocks)
+        _keep(tree, fd, pid, *_columns(maps_frames), starts, blocks)
         blocks.sort()
     elif tree.live:
-        _keep(tree, fd, pid, *scan.unscanned(vmas), places, blocks)
+        _keep(tree, fd, pid, *scan.unscanned(vmas), starts, blocks)
     else:
         data = [part for vma in vmas for part in scan.data_extents(fd, vma.start, vma.end)]
-        _keep(tree, fd, pid, *_columns(data), places, blocks)
+        _keep(tree, fd, pid, *_columns(data), starts, blocks)
     if blocks.present and not blocks.frames:
         raise _hidden(tree)
     trust_exclusive = options.held and tree.mapcounts == "precise"
-    own = _own(blocks, ex.vma_facts(vmas), ptes_per_table(tree.page_size), trust_exclusive)
+    facts = ex.vma_facts(vmas)
+    own = _own(blocks, facts, ptes_per_table(tree.page_size), trust_exclusive)
     known = options.known_pmd if scanned or options.known_pmd is not None else pmd.saved_huge(tree, pid)
     if known is not None:
-        return Survey(vmas, starts, blocks, _ranges(known), True, own)
+        return Survey(vmas, facts, starts, blocks, _ranges(known), True, own)
     if scanned:
         huge = pmd.still_whole(huge, blocks.blocks(), ptes_per_table(tree.page_size))
-        return Survey(vmas, starts, blocks, huge, True, own)
+        return Survey(vmas, facts, starts, blocks, huge, True, own)
     huge, is_known = pmd.huge_by_smaps(tree, blocks, vmas)
-    return Survey(vmas, starts, blocks, huge, is_known, own)
+    return Survey(vmas, facts, starts, blocks, huge, is_known, own)
 
 
 def _check_places(tree: Tree, pid: int, places: list[tuple[int, int]], vmas: list[Vma]) -> None:
@@ -244,31 +246,21 @@ def _check_places(tree: Tree, pid: int, places: list[tuple[int, int]], vmas: lis
         )
 
 
-def _keep(
-    tree: Tree, fd: int, pid: int, begin: I64, end: I64, places: list[tuple[int, int]], blocks: Kept
-) -> None:
-    """Read regions of pagemap into `blocks`."""
-    starts = np.array([start for start, _ in places], np.int64)
-    for first, words in _words(fd, *scan.spans(begin, end, starts, BLOCK_PAGES)):
-        if words is not None:
-            blocks.append(_runs(first, words, starts))
-        elif tree.live and any(start <= first < stop for start, stop in places):
+def _keep(tree: Tree, fd: int, pid: int, begin: I64, end: I64, starts: I64, blocks: Kept) -> None:
+    """Read regions of pagemap into `blocks`, all spans of a block together."""
+    first, stop = scan.spans(begin, end, starts, BLOCK_PAGES)
+    buffer = np.zeros(BLOCK_PAGES if len(first) else 0, np.int64)
+    bounds = [*np.flatnonzero(np.diff(first // BLOCK_PAGES, prepend=-1)).tolist(), len(first)]
+    for here in itertools.starmap(slice, itertools.pairwise(bounds)):
+        size = stop[here] - first[here]
+        words = buffer[: size.sum()]
+        if not tree.live:
+            words[:] = 0  # a saved file may end before
+        missing = read_pieces(fd, first[here], size, words)
+        procfs.check_read(missing >= 0, fd)
+        if missing and tree.live:
             raise ProcessGoneError(f"process {pid} ended while it was read")
-
-
-def _runs(first: int, words: procfs.U64, starts: I64) -> Runs:
-    return runs.runs_of(np.array([first]), np.array([len(words)]), words, starts)
-
-
-def _words(fd: int, starts: I64, ends: I64) -> Iterator[tuple[int, procfs.U64 | None]]:
-    """(first page, words) of each span; None instead of words where the file has none."""
-    buffer = np.empty(BLOCK_PAGES if len(starts) else 0, np.uint64)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        count = procfs.read_words(fd, start, buffer[: end - start])
-        if count:
-            yield start, buffer[:count]
-        if count < end - start:
-            yield start + count, None
+        blocks.append(runs.runs_of(first[here], size, words.view(np.uint64), starts))
 
 
 def _read_folios(tree: Tree, portion: list[Runs]) -> tuple[folios.Pages, list[I64]]:
