@@ -177,7 +177,11 @@ Redact = Annotated[
     typer.Option("--redact", help="Replace names and paths, renumber page frames; counts stay the same."),
 ]
 PagemapScan = Annotated[
-    bool, typer.Option("--pagemap-scan/--no-pagemap-scan", help="Use PAGEMAP_SCAN where the kernel has it.")
+    bool,
+    typer.Option(
+        "--pagemap-scan/--no-pagemap-scan",
+        help="Use PAGEMAP_SCAN where there is one (without, zero pages of VMAs above 16 GiB are left out).",
+    ),
 ]
 
 

@@ -8,7 +8,6 @@ all its tracees go (kernel/ptrace.c, exit_ptrace()). A cgroup is held by its fre
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import threading
@@ -18,14 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from replay.capture import procfs
+from replay.capture import procfs, ptrace
 from replay.errors import ProcessGoneError, ReplayError
-
-PTRACE_DETACH: Final = 17
-PTRACE_SEIZE: Final = 0x4206
-PTRACE_INTERRUPT: Final = 0x4207
-WALL: Final = 0x40000000
-"""include/uapi/linux/ptrace.h, include/uapi/linux/wait.h."""
 
 PATIENCE_SECONDS: Final = 5.0
 """How long threads and cgroups get to stop: only uninterruptible sleep takes long."""
@@ -54,7 +47,7 @@ def held(root: Path, pid: int) -> Iterator[None]:
         finally:
             for tid, number in signals.items():
                 with contextlib.suppress(OSError):
-                    _ptrace(PTRACE_DETACH, tid, number)
+                    ptrace.call(ptrace.DETACH, tid, number)
             stopped.set()
 
     thread = threading.Thread(target=tracer, name="replay-tracer", daemon=True)
@@ -95,8 +88,8 @@ def _stop_all(root: Path, pid: int, signals: dict[int, int]) -> None:
         for tid in new:
             seized.add(tid)
             try:
-                _ptrace(PTRACE_SEIZE, tid)
-                _ptrace(PTRACE_INTERRUPT, tid)
+                ptrace.call(ptrace.SEIZE, tid)
+                ptrace.call(ptrace.INTERRUPT, tid)
             except ProcessLookupError:
                 continue
             except PermissionError:
@@ -127,11 +120,11 @@ def _wait_stop(pid: int, tid: int, deadline: float) -> int | None:
     pause = 0.0001
     while True:
         try:
-            found, status = os.waitpid(tid, os.WNOHANG | WALL)
+            found, status = os.waitpid(tid, os.WNOHANG | ptrace.WALL)
         except ChildProcessError:
             return None
         if found and os.WIFSTOPPED(status):
-            return 0 if status >> 16 else os.WSTOPSIG(status)
+            return 0 if ptrace.event(status) else os.WSTOPSIG(status)
         if found:
             return None
         if time.monotonic() > deadline:
@@ -141,16 +134,6 @@ def _wait_stop(pid: int, tid: int, deadline: float) -> int | None:
             )
         time.sleep(pause)
         pause = min(pause * 2, 0.01)
-
-
-def _ptrace(request: int, tid: int, data: int = 0) -> None:
-    """One ptrace(2) call; raises `OSError`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-    libc.ptrace.restype = ctypes.c_long
-    if libc.ptrace(request, tid, None, data) == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 # ---------------------------------------------------------------------- cgroups

@@ -23,10 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from replay.capture import follow, procfs
+from replay.capture import follow, procfs, ptrace
 from replay.capture.follow import Followed
-
-_TRACEME, _ATTACH, _SEIZE = 0, 16, 0x4206
 
 _CALLS: Final = {
     # AUDIT_ARCH_* of include/uapi/linux/audit.h, numbers of seccomp(2) and ptrace(2)
@@ -60,13 +58,16 @@ def install() -> int | None:
     numbers = _CALLS.get(platform.machine())
     if numbers is None:
         return None
-    arch, seccomp, ptrace = numbers
-    asked = [(_EQUAL, 4 - at, 0, request) for at, request in enumerate((_TRACEME, _ATTACH, _SEIZE), 1)]
+    arch, seccomp, traces = numbers
+    asked = [
+        (_EQUAL, 4 - at, 0, request)
+        for at, request in enumerate((ptrace.TRACEME, ptrace.ATTACH, ptrace.SEIZE), 1)
+    ]
     program = [
         (_LOAD, 0, 0, 4),  # arch
         (_EQUAL, 0, 6, arch),
         (_LOAD, 0, 0, 0),  # nr
-        (_EQUAL, 0, 4, ptrace),
+        (_EQUAL, 0, 4, traces),
         (_LOAD, 0, 0, 16),  # the lower half of the request
         *asked,
         (_RETURN, 0, 0, _ALLOW),
@@ -129,7 +130,7 @@ def _answer(listener: int, followed: Followed, tracer: int | None) -> None:
     call = bytearray(_NOTIF.size)
     fcntl.ioctl(listener, _NOTIF_RECV, call)
     number, caller, *_, request, target = _NOTIF.unpack(call)[:8]
-    wanted = caller if request & 0xFFFFFFFF == _TRACEME else _as_we_number(followed, caller, target)
+    wanted = caller if request & 0xFFFFFFFF == ptrace.TRACEME else _as_we_number(followed, caller, target)
     if tracer and wanted in followed.process_of:
         _give_way(followed, wanted, tracer)
     fcntl.ioctl(listener, _NOTIF_SEND, _RESP.pack(number, 0, 0, _CONTINUE))

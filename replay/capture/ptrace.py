@@ -11,7 +11,9 @@ import platform
 import signal
 from typing import Final
 
+TRACEME: Final = 0
 CONT: Final = 7
+ATTACH: Final = 16
 DETACH: Final = 17
 GETEVENTMSG: Final = 0x4201
 SEIZE: Final = 0x4206

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from replay.teardown.counters import COUNTED
+
 # -- the extents table, one row per extent, read only --------------------------------------------------------
 (
     KIND,  # see below
@@ -67,39 +69,7 @@ SEGMENT_RESERVE: Final = 256
 """Segments of a flush beside one per extent: one for each batch and piece boundary."""
 
 # -- the counts ----------------------------------------------------------------------------------------------
-COUNTS: Final = (
-    "ptes",
-    "swap_entries",
-    "special_ptes",
-    "pmd_mappings",
-    "hugetlb_pages",
-    "page_tables",
-    "rmap_calls",
-    "rmap_pages",
-    "mapcount_atomics",
-    "nr_mapped_atomics",
-    "large_mapcount_atomics",
-    "deferred_split_calls",
-    "deferred_split_queued",
-    "deferred_split_dequeued",
-    "gather_slots",
-    "gather_pages_peak",
-    "gather_flushes",
-    "tlb_flushes",
-    "rmap_flushes",
-    "swapcache_checks",
-    "swapcache_frees",
-    "free_calls",
-    "release_calls",
-    "release_entries",
-    "refcount_atomics",
-    "lruvec_locks",
-    "folios_freed",
-    "pages_freed",
-    "freed_while_mapped",
-    "references_dropped",
-    "references_dropped_twice",
-)
+COUNTS: Final = (*COUNTED, "freed_while_mapped", "references_dropped", "references_dropped_twice")
 """Names of the counts, in the order of the machine's result: counters, then checks of the algorithm."""
 (
     PTES,
