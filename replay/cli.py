@@ -309,6 +309,8 @@ def _after_record(recorded: Recorded, path: Path, force: bool) -> None:
     _write_redacted(recorded.trace, path, force)
     for missed, count in recorded.missed.items():
         note(f"not recorded: {count:,} {missed.value}")
+    if recorded.replaced:
+        note(f"not recorded: {recorded.replaced:,} torn down by exec, where nothing can stop before")
     note(*notes.limits(recorded.meta))
     note(f"wrote {path}: {notes.spaces(len(recorded.meta.address_spaces))}, {recorded.extents:,} extents")
     note(f"next: replay run {shlex.quote(str(path))}")

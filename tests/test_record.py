@@ -136,6 +136,7 @@ def test_nested(tree: str, tmp_path: Path) -> None:
 def test_exec_chain(tree: str, tmp_path: Path) -> None:
     result, _ = recorded([tree, "chain", "30"], tmp_path / "t.parquet")
     assert result.recorded == 1
+    assert result.replaced == 30
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,14 @@ def test_vfork_and_exec(tree: str, tmp_path: Path, capfd: pytest.CaptureFixture[
     result, trace = recorded([tree, "vfork-exec"], tmp_path / "t.parquet")
     assert pids(trace)[0] == child_of(capfd.readouterr().out)
     assert result.recorded == 2
+    assert result.replaced == 0
+
+
+def test_what_execs_tear_down_is_counted(tmp_path: Path) -> None:
+    """The copy that a fork made of a shell, as often as it runs a program, and the shell itself."""
+    script = "for i in 1 2 3; do /bin/true; done; exec /bin/true"
+    result, _ = recorded(["bash", "-c", script], tmp_path / "t.parquet")
+    assert (result.recorded, result.replaced) == (4, 4)
 
 
 def test_last_user_of_shared_memory(tree: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,8 @@ class Recorded:
     """What became of a recording.
 
     status: the command's exit status, 128 + signal if it was killed, by `killed_by`. missed: address spaces
-    that are not in the trace, by cause. trace: the rows, if they were not written to `path`.
+    that are not in the trace, by cause; replaced: and those that execs have torn down, where there is no stop
+    before. trace: the rows, if they were not written to `path`.
     """
 
     status: int
@@ -59,6 +60,7 @@ class Recorded:
     path: Path | None = None
     trace: Trace | None = None
     killed_by: int = 0
+    replaced: int = 0
 
     @property
     def recorded(self) -> int:
@@ -130,6 +132,7 @@ def record(
         followed.missed,
         path=Path(out),
         killed_by=max(-status, 0),
+        replaced=followed.replaced,
     )
 
 

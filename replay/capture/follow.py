@@ -48,13 +48,14 @@ class Missed(enum.StrEnum):
 class Process:
     """A process: its tasks that are traced, and those let go at their exit (in /proc still, perhaps).
 
-    done: its last task was seen at its exit.
+    done: its last task was seen at its exit. borrows: it has the mm of its parent (vfork), until it execs.
     """
 
     pid: int
     tasks: set[int] = field(default_factory=set)
     gone: set[int] = field(default_factory=set)
     done: bool = False
+    borrows: bool = False
 
 
 AtExit = Callable[[int, int, Callable[[], None]], Missed | None]
@@ -87,6 +88,8 @@ class Followed:
     """Tasks that another tracer wants, to be let go when they stop."""
     execed: bool = False
     """The root has become the command."""
+    replaced: int = 0
+    """Address spaces that execs have torn down: where there is no stop before."""
     on_signal: Callable[[int], None] = lambda number: None
     """Called with each signal that is delivered to the root."""
     after_exit: Callable[[int, int], None] = lambda pid, tid: None
@@ -192,9 +195,14 @@ def _learn(followed: Followed, tid: int) -> int:
     """Note a task, at its first sight; returns its process."""
     pid = followed.process_of.get(tid)
     if pid is None:
-        pid = int(procfs.field(_status(tid), "Tgid") or tid)
+        status = _status(tid)
+        pid = int(procfs.field(status, "Tgid") or tid)
         followed.process_of[tid] = pid
-        process = followed.processes.setdefault(pid, Process(pid))
+        process = followed.processes.get(pid)
+        if process is None:
+            # it has not run yet
+            borrows = ptrace.same_memory(tid, int(procfs.field(status, "PPid") or 0))
+            process = followed.processes[pid] = Process(pid, borrows=borrows)
         process.tasks.add(tid)
         # the number may have been that of a task before
         process.gone.discard(tid)
@@ -221,6 +229,9 @@ def _forget(followed: Followed, tid: int) -> Process | None:
 def _execed(followed: Followed, pid: int, former: int) -> None:
     """After an exec the process has one task, which has taken the process's id (fs/exec.c, de_thread())."""
     process = followed.processes[pid]
+    if (followed.execed or pid != followed.root) and not process.borrows:
+        followed.replaced += 1
+    process.borrows = False
     for tid in process.tasks:
         followed.process_of.pop(tid, None)
     followed.process_of.pop(former, None)
