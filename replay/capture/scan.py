@@ -156,7 +156,7 @@ def spans(starts: I64, ends: I64, borders: I64, block_pages: int) -> tuple[I64, 
         return starts, ends
     border = np.searchsorted(borders, ends[:-1]) != np.searchsorted(borders, starts[1:], side="right")
     apart = np.flatnonzero(border | (starts[1:] - ends[:-1] > BRIDGE_PAGES)) + 1
-    starts, ends = starts[np.r_[0, apart]], ends[np.r_[apart - 1, len(ends) - 1]]
+    starts, ends = starts[np.append(0, apart)], ends[np.append(apart - 1, len(ends) - 1)]
     pieces = (ends - 1) // block_pages - starts // block_pages + 1
     index = np.repeat(np.arange(len(starts)), pieces)
     number = np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)

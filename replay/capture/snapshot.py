@@ -89,8 +89,9 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
         begin, end, by_pmd = scan.scanned(fd, places, page_size, pid)
         huge = begin[by_pmd], end[by_pmd]
         # PAGEMAP_SCAN leaves VM_PFNMAP mappings out
-        begin = np.sort(np.r_[begin, [start for start, _ in maps_frames]]).astype(np.int64)
-        end = np.sort(np.r_[end, [stop for _, stop in maps_frames]]).astype(np.int64)
+        if maps_frames:
+            begin = np.sort(np.append(begin, [start for start, _ in maps_frames]))
+            end = np.sort(np.append(end, [stop for _, stop in maps_frames]))
         first, stop = scan.spans(begin, end, np.array([start for start, _ in places]), BLOCK_PAGES)
         count = int((stop - first).sum())
         if count > len(room):
