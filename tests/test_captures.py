@@ -11,8 +11,8 @@ import pytest
 import replay
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
-from replay.teardown.extents import page_tables
-from replay.teardown.replayer import CHECKS, address_spaces, run_checked
+from replay.teardown.replayer import CHECKS, run_checked
+from replay.teardown.spaces import address_spaces, page_tables
 from replay.trace.frame import Trace
 
 CAPTURES = Path(__file__).parent.parent / "captures"

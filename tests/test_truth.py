@@ -12,8 +12,8 @@ import replay
 from replay.capture.live import capture_process
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
-from replay.teardown.extents import page_tables
-from replay.teardown.replayer import address_spaces, run_checked
+from replay.teardown.replayer import run_checked
+from replay.teardown.spaces import address_spaces, page_tables
 from replay.trace.frame import Trace
 from tests.capture.trees import TRUTH, lay_out, truth_cases
 

@@ -8,14 +8,12 @@ Linux kernel commit 4602e5757bcc "arm64/mm: wire up PTE_CONT for user mappings" 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
+from replay.teardown.extents import I64, Bool, Extents
 from replay.trace.schema import PAGE
-
-if TYPE_CHECKING:
-    from replay.teardown.extents import I64, Bool, Extents
 
 BLOCK: Final = {4096: 16, 16384: 128, 65536: 32}
 """Page size -> entries of a block: CONT_PTES."""

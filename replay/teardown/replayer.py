@@ -19,7 +19,8 @@ from replay.teardown.algorithms import (
     tables_in_gather,
 )
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
-from replay.teardown.extents import I64, Bool, Extents, address_spaces, huge_zero, page_tables, rcu_tables
+from replay.teardown.extents import I64, Bool, Extents, huge_zero
+from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
 from replay.trace.frame import Trace
 from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
 

@@ -15,7 +15,8 @@ from replay.capture import procfs
 from replay.capture.procfs import U64
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, Algorithm, tables_in_gather
-from replay.teardown.extents import I64, Bool, Extents, address_spaces, page_tables, rcu_tables
+from replay.teardown.extents import I64, Bool, Extents
+from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
 from replay.trace.schema import HUGETLB, PAGE, SPECIAL, SWAP

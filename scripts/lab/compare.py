@@ -15,8 +15,8 @@ from replay.capture.live import capture_process
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
 from replay.teardown.contiguous import BLOCK
-from replay.teardown.extents import page_tables, rcu_tables
-from replay.teardown.replayer import address_spaces, run_checked
+from replay.teardown.replayer import run_checked
+from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
 
 # What a folio that stays, because something else holds a reference, takes with it.
 _OF_FREED = {"folios_freed", "pages_freed", "freed_in_order", "deferred_split_dequeued", "lruvec_locks"}

@@ -8,8 +8,9 @@ import pytest
 
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
-from replay.teardown.extents import Extents, address_spaces
+from replay.teardown.extents import Extents
 from replay.teardown.replayer import run_checked
+from replay.teardown.spaces import address_spaces
 from replay.trace.frame import Trace
 from tests.teardown.address_spaces import Piece, trace_of
 

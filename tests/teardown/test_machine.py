@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
 from replay.teardown.counters import CHECKS
-from replay.teardown.extents import page_tables, rcu_tables
-from replay.teardown.replayer import address_spaces, run_checked
+from replay.teardown.replayer import run_checked
+from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
 from replay.trace.check import check_frame
 from tests.teardown.address_spaces import Piece, pieces, trace_of
 
