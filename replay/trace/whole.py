@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from replay.errors import ReplayError
 
@@ -40,11 +40,8 @@ class whole_file:  # noqa: N801 - used like a function
     def __enter__(self) -> Any:
         self.partial = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
         try:
-            try:
-                fd = os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR, self.mode)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                    raise
+            fd = _nameless(self.path.parent, self.mode)
+            if fd is None:
                 fd = os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode)
         except OSError as error:
             raise ReplayError(f"cannot write {self.path}: {error.strerror}") from None
@@ -63,7 +60,7 @@ class whole_file:  # noqa: N801 - used like a function
                         f"{self.path} was made by someone else meanwhile: choose another name with -o"
                     )
                 if not self.partial.exists():
-                    _name(self.file.fileno(), self.partial)
+                    _give_name(self.file.fileno(), self.partial)
                 self.partial.rename(self.path)
         except OSError as failure:
             raise ReplayError(f"cannot write {self.path}: {failure.strerror}") from None
@@ -75,9 +72,25 @@ class whole_file:  # noqa: N801 - used like a function
             raise ReplayError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
 
 
-def _name(fd: int, path: Path) -> None:
-    """Give an open file without a name one."""
-    links = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+DESCRIPTORS: Final = Path("/proc/self/fd")
+"""Links to open files, by which one without a name gets one."""
+
+
+def _nameless(folder: Path, mode: int) -> int | None:
+    """A new file in a folder, without a name, open for writing; None where there is no such thing."""
+    if not hasattr(os, "O_TMPFILE") or not DESCRIPTORS.is_dir():
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return None
+        raise
+
+
+def _give_name(fd: int, path: Path) -> None:
+    """Give an open file that has no name one."""
+    links = os.open(DESCRIPTORS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # given a folder, os.link() follows the link, by linkat(2)
         os.link(str(fd), path, src_dir_fd=links, follow_symlinks=True)
