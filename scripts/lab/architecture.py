@@ -8,8 +8,8 @@ class Architecture(NamedTuple):
     """One architecture.
 
     name: Debian's. machine: as `uname -m`. triplet: of its compiler and of its library folders. kernels:
-    name -> meta package. emulated: QEMU's machine and CPU. report: its file below reports/. programs: the
-    packages of the real programs, where they cannot be this machine's own.
+    name -> meta package. page_sizes: of the kernels, in bytes. emulated: QEMU's machine and CPU. report: its
+    file below reports/. programs: the packages of the real programs, where they cannot be this machine's own.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Architecture(NamedTuple):
     emulated: tuple[str, ...]
     console: str
     report: str
+    page_sizes: tuple[int, ...] = (4096,)
     programs: tuple[str, ...] = ()
 
 
@@ -45,7 +46,11 @@ _ARM64 = Architecture(
     name="arm64",
     machine="aarch64",
     triplet="aarch64-linux-gnu",
-    kernels={"v6.1": "linux-image-cloud-arm64", "v6.12": "linux-image-6.12-cloud-arm64"},
+    kernels={
+        "v6.1": "linux-image-cloud-arm64",
+        "v6.12": "linux-image-6.12-cloud-arm64",
+        "v6.12-16k": "linux-image-6.12-arm64-16k",
+    },
     qemu="qemu-system-aarch64",
     qemu_package="qemu-system-arm",
     # The processor of the machine that the series was measured on (Ampere Altra): it sets dirty bits itself
@@ -53,6 +58,7 @@ _ARM64 = Architecture(
     emulated=("-machine", "virt", "-cpu", "neoverse-n1"),
     console="ttyAMA0",
     report="kernel_lab_arm64.csv",
+    page_sizes=(4096, 16384),
     programs=_PROGRAMS,
 )
 ARCHITECTURES = {each.name: each for each in (_AMD64, _ARM64)}

@@ -11,9 +11,9 @@ from pathlib import Path
 from lab.architecture import Architecture
 from lab.errors import LabError, UnavailableError
 
-MEMORY_MIB = 1024
+MEMORY_PAGES = 1 << 18
 OUTPUT_GIB = 8  # sparse: only what the guest writes takes room
-SWAP_MIB = 128
+SWAP_PAGES = 1 << 15
 STALL_SECONDS = 120  # the slowest case takes a few seconds
 # nokaslr: struct pages are where the collector and the parser look.
 COMMAND_LINE = "console={console} quiet panic=-1 nokaslr no_hash_pointers mitigations=off audit=0 nowatchdog"
@@ -26,14 +26,13 @@ def sparse(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def swap_image(path: Path) -> None:
-    """A swap area, written by hand: a version-1 header in its first page of 4096 bytes."""
-    pages = SWAP_MIB * 256
-    sparse(path, pages * 4096)
+def swap_image(path: Path, page_size: int) -> None:
+    """A swap area, written by hand: a version-1 header in its first page."""
+    sparse(path, SWAP_PAGES * page_size)
     with path.open("r+b") as file:
         file.seek(1024)
-        file.write((1).to_bytes(4, "little") + (pages - 1).to_bytes(4, "little"))
-        file.seek(4096 - 10)
+        file.write((1).to_bytes(4, "little") + (SWAP_PAGES - 1).to_bytes(4, "little"))
+        file.seek(page_size - 10)
         file.write(b"SWAPSPACE2")
 
 
@@ -43,7 +42,7 @@ def command(
     initrd: Path,
     disks: list[Path],
     *,
-    memory_mib: int = MEMORY_MIB,
+    memory_mib: int,
     cpus: int = 1,
 ) -> list[str]:
     """QEMU's arguments. With one virtual CPU no other CPU's LRU-add batch holds references."""

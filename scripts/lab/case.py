@@ -28,6 +28,7 @@ class Boot(NamedTuple):
     probed: dict[str, str]  # event -> symbol, of the probes that the kernel accepted
     formats: dict[int, Format]
     struct_pages: int
+    page_size: int
 
     @property
     def version(self) -> tuple[int, int]:
@@ -78,7 +79,8 @@ def read_boot(archive: TarFile) -> Boot:
         if failed == "0":
             probed.setdefault(event, symbol)
     formats = dict(parse_format(text) for name, text in texts.items() if name.startswith("formats/"))
-    return Boot(texts["boot/version"].split()[2], probed, formats, int(texts["boot/struct_pages"], 16))
+    release, struct_pages = texts["boot/version"].split()[2], int(texts["boot/struct_pages"], 16)
+    return Boot(release, probed, formats, struct_pages, int(texts["boot/page_size"]))
 
 
 def read_attempts(archive: TarFile) -> Iterator[Attempt]:
@@ -104,13 +106,13 @@ def write_case(
     files = attempt.files
     flags = np.frombuffer(files["kpageflags.bin"], "<u8")
     layout = pages.layout_of(machine, boot.version)
-    leaves = pages.decode(files["leaves.bin"], files["smaps"].decode(), flags, layout)
+    leaves = pages.decode(files["leaves.bin"], files["smaps"].decode(), flags, layout, boot.page_size)
     if not len(leaves.pte_vpn):
         raise LabError(f"{attempt.case}: the page tables could not be read through /proc/kcore")
     pid = int(files["pid"])
     try:
         check_stats(files["trace.stats"].decode())
-        traced = events(files["trace.raw"], boot.formats)
+        traced = events(files["trace.raw"], boot.formats, boot.page_size)
         observed = observe(traced, pid, boot.probed, leaves, flags, boot.struct_pages)
     except LostEventsError as error:
         raise LabError(f"{attempt.case}: the trace is not whole: {error}") from None
@@ -120,7 +122,7 @@ def write_case(
     for name in _WORDS:
         with gzip.open(folder / f"{name}.bin.gz", "wb", compresslevel=1) as out:
             out.write(files[f"{name}.bin"])
-    expected = _expected(observed, leaves, pid, boot.release, machine, algorithm)
+    expected = _expected(observed, leaves, pid, boot, machine, algorithm)
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     head = pages.heads(flags)
     references = np.frombuffer(files["refcounts.bin"], "<u4")
@@ -129,12 +131,13 @@ def write_case(
 
 
 def _expected(
-    observed: Observed, leaves: pages.Leaves, pid: int, release: str, machine: str, algorithm: str
+    observed: Observed, leaves: pages.Leaves, pid: int, boot: Boot, machine: str, algorithm: str
 ) -> dict[str, Any]:
     folded = leaves.pte_contiguous
     return {
-        "kernel": release,
+        "kernel": boot.release,
         "architecture": machine,
+        "page_size": boot.page_size,
         "algorithm": algorithm,
         "pid": pid,
         "counters": observed.counters,
@@ -161,12 +164,13 @@ def lay_out(case: Path, root: Path, expected: Mapping[str, Any]) -> int:
     for name in ("kpageflags", "kpagecount"):
         (root / name).write_bytes(gzip.decompress((case / f"{name}.bin.gz").read_bytes()))
     raw = gzip.decompress((case / "pagemap.bin.gz").read_bytes())
+    page_size = expected["page_size"]
     with (home / "pagemap").open("wb") as out:
         at = 0
         while at < len(raw):
             start, count = struct.unpack_from("<QQ", raw, at)
             if count:
-                out.seek(start // 4096 * 8)
+                out.seek(start // page_size * 8)
                 out.write(raw[at + 16 : at + 16 + 8 * count])
             at += 16 + 8 * count
     return expected["pid"]

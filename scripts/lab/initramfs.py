@@ -24,11 +24,12 @@ INIT_SOURCES = (
 STATIC = ("-O2", "-static", "-Wall", "-Wextra")
 FREESTANDING = ("-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-stack-protector")
 # In the order of need; a module that the kernel has built in is simply not found.
-MODULES = ("virtio_pci", "virtio_blk", "xfs")
-# Modules that only soft dependencies name: XFS asks the crypto layer for crc32c.
-SOFT_DEPENDS = {"libcrc32c": ["crc32c_generic"]}
+MODULES = ("virtio_pci", "virtio_blk", "ext4", "xfs")
+# Modules that only soft dependencies name: file systems ask the crypto layer for crc32c.
+SOFT_DEPENDS = {name: ["crc32c_generic"] for name in ("libcrc32c", "ext4")}
 PROGRAMS = ("bash", "python3", "perl")
 NOT_RUN = shutil.ignore_patterns("doc", "man", "locale", "gconv", "lintian", "__pycache__")
+# With pages of 4 KiB: the cases have as many pages of any size.
 DISK_MIB = 192
 XFS_MIB = 320  # mkfs.xfs refuses less than 300
 XFS_PACKAGES = ("xfsprogs", "libinih1", "liburcu8", "libdevmapper1.02.1", "libedit2", "libbsd0", "libmd0")
@@ -44,9 +45,9 @@ def _run(*command: str, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def compile_guest(architecture: Architecture, folder: Path) -> None:
+def compile_guest(architecture: Architecture, folder: Path, page_size: int) -> None:
     """Build `init`, `workload` and `tiny` into the folder."""
-    build = compiler(architecture), *STATIC
+    build = compiler(architecture), *STATIC, f"-DPAGE_SHIFT={page_size.bit_length() - 1}"
     _run(*build, "-o", str(folder / "init"), *(str(SOURCES / name) for name in INIT_SOURCES))
     _run(*build, "-o", str(folder / "workload"), str(SOURCES / "workload.c"))
     _run(*build, *FREESTANDING, "-o", str(folder / "tiny"), str(SOURCES / "tiny.c"))
@@ -144,7 +145,7 @@ def _copy_python(root: Path) -> None:
             copy_file(path, root)
 
 
-def root_disk(built: Path, image: Path, packages: list[Path]) -> None:
+def root_disk(built: Path, image: Path, packages: list[Path], page_size: int) -> None:
     """An ext4 image with `tiny` and real programs.
 
     :param packages: unpacked packages with the programs; none: this machine's own are taken
@@ -158,7 +159,7 @@ def root_disk(built: Path, image: Path, packages: list[Path]) -> None:
         _copy_own_programs(root)
     (root / "bin").mkdir(exist_ok=True)
     shutil.copy(built / "tiny", root / "bin" / "tiny")
-    ext4_disk(root, image, DISK_MIB)
+    ext4_disk(root, image, DISK_MIB * page_size // 4096)
 
 
 def _merge(packages: list[Path], root: Path) -> None:
@@ -191,7 +192,7 @@ def ext4_disk(root: Path, image: Path, mib: int) -> None:
     shutil.rmtree(root)
 
 
-def xfs_disk(trees: list[Path], image: Path) -> None:
+def xfs_disk(trees: list[Path], image: Path, page_size: int) -> None:
     """An empty XFS: the file system whose page cache has large folios.
 
     :param trees: unpacked XFS_PACKAGES: mkfs.xfs and the libraries it may need
@@ -199,5 +200,5 @@ def xfs_disk(trees: list[Path], image: Path) -> None:
     tool = next(path for tree in trees for path in tree.glob("sbin/mkfs.xfs"))
     libraries = ":".join(str(path) for tree in trees for path in tree.glob("**/*-linux-gnu"))
     with image.open("wb") as file:
-        file.truncate(XFS_MIB << 20)
+        file.truncate((XFS_MIB << 20) * page_size // 4096)
     _run(str(tool), "-q", str(image), env={"LD_LIBRARY_PATH": libraries, "PATH": os.environ["PATH"]})

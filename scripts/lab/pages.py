@@ -17,9 +17,10 @@ _LEAF = np.dtype([("where", "<u8"), ("entry", "<u8")])
 class Layout(NamedTuple):
     """How page-table entries of an architecture say what they are.
 
-    frame: the bits of the frame. inverted: the frame of PROT_NONE entries is (L1TF). prot_none: bits of
-    entries that are not PRESENT and yet map a page. dirty: an entry is dirty if under one of these masks it
-    has that value. contiguous: the bit of blocks of contiguous PTEs, where teardown looks at it.
+    frame: the bits of the frame, with pages of 4 KiB. inverted: the frame of PROT_NONE entries is (L1TF).
+    prot_none: bits of entries that are not PRESENT and yet map a page. dirty: an entry is dirty if under one
+    of these masks it has that value. contiguous: the bit of blocks of contiguous PTEs, where teardown looks
+    at it.
     """
 
     frame: int
@@ -93,22 +94,22 @@ class Leaves:
         return np.concatenate([self.pte_pfn, self.pmd_pfn])
 
 
-def _raw_frames(smaps: str) -> Iterator[tuple[int, int]]:
+def _raw_frames(smaps: str, page_size: int) -> Iterator[tuple[int, int]]:
     """(first page, end page) of VM_PFNMAP areas: the kernel's pagemap leaves their entries out."""
     start = end = 0
     for line in smaps.splitlines():
         if found := _AREA.match(line):
-            start, end = (int(address, 16) // 4096 for address in found.groups())
+            start, end = (int(address, 16) // page_size for address in found.groups())
         elif line.startswith("VmFlags:") and "pf" in line.split():
             yield start, end
 
 
-def decode(raw: bytes, smaps: str, kpageflags: np.ndarray, layout: Layout) -> Leaves:
+def decode(raw: bytes, smaps: str, kpageflags: np.ndarray, layout: Layout, page_size: int) -> Leaves:
     """Decode the collector's `leaves.bin`."""
     leaves = np.frombuffer(raw, _LEAF)
     vpn = (leaves["where"] & np.uint64((1 << 60) - 1)).astype(np.int64)
     hidden = np.zeros(len(leaves), bool)
-    for start, end in _raw_frames(smaps):
+    for start, end in _raw_frames(smaps, page_size):
         hidden |= (vpn >= start) & (vpn < end)
     leaves, vpn = leaves[~hidden], vpn[~hidden]
     level = (leaves["where"] >> LEVEL_SHIFT).astype(np.int64)
@@ -116,7 +117,7 @@ def decode(raw: bytes, smaps: str, kpageflags: np.ndarray, layout: Layout) -> Le
     present = entry & np.uint64(PRESENT | layout.prot_none) != 0
     inverted = layout.inverted & (entry & np.uint64(PRESENT) == 0)
     frame = np.where(inverted, ~entry, entry) & np.uint64(layout.frame)
-    pfn = (frame >> np.uint64(12)).astype(np.int64)
+    pfn = (frame // np.uint64(page_size)).astype(np.int64)
     known = pfn < len(kpageflags)  # device memory has no struct page to show
     flags = np.where(known, kpageflags[np.where(known, pfn, 0)], np.uint64(0))
     special = present & (level == 1) & (entry & np.uint64(layout.special) != 0)

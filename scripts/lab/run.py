@@ -1,6 +1,8 @@
 """One kernel, its cases, one boot: from the package to the rows of the report."""
 
+import gzip
 import shutil
+import struct
 import tarfile
 import time
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from lab.probes import PROBES, Probe, lines
 from replay.errors import ReplayError
 
 Progress = Callable[[str], None]
-ALGORITHM_OF = {"v6.1": "v6.1", "v6.12": "mainline"}
+ALGORITHM_OF = {"v6.1": "v6.1", "v6.12": "mainline", "v6.12-16k": "mainline"}
+_IMAGE_HEADER = struct.Struct("<24xQ24x4s")
+_IMAGE_MAGIC = b"ARM\x64"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Kernel:
     modules: Path | None
     algorithm: str
     probes: tuple[Probe, ...] = PROBES
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of its base pages."""
+        return page_size(self.image)
 
 
 @dataclass
@@ -77,12 +86,25 @@ def named_kernel(image: Path, architecture: Architecture, algorithm: str, extra:
     return Kernel(image.name, architecture, image, found, algorithm, extra + PROBES)
 
 
-def _xfs(image: Path) -> bool:
+def page_size(image: Path) -> int:
+    """Bytes of a page, as the header of an arm64 image says; 4096 for others.
+
+    Linux, Documentation/arch/arm64/booting.rst: bits 1 and 2 of the flags.
+    """
+    with image.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(image) if packed else image.open("rb") as file:
+        head = file.read(_IMAGE_HEADER.size).ljust(_IMAGE_HEADER.size, b"\0")
+    flags, magic = _IMAGE_HEADER.unpack(head)
+    return {2: 16384, 3: 65536}.get(flags >> 1 & 3, 4096) if magic == _IMAGE_MAGIC else 4096
+
+
+def _xfs(image: Path, page_size: int) -> bool:
     """Make the XFS disk; False where its tools cannot be had: its cases are then skipped by the guest."""
     apt = Apt(OWN)  # mkfs.xfs runs here
     try:
         apt.update()
-        initramfs.xfs_disk([apt.unpacked(name) for name in initramfs.XFS_PACKAGES], image)
+        initramfs.xfs_disk([apt.unpacked(name) for name in initramfs.XFS_PACKAGES], image, page_size)
     except (LabError, OSError):
         return False
     return True
@@ -99,19 +121,21 @@ def _programs(architecture: Architecture) -> list[Path]:
 
 def boot_cases(kernel: Kernel, cases: dict[str, str], work: Path, progress: Progress) -> Path:
     """Boot the kernel once for all cases; returns the archive that the guest wrote."""
-    initramfs.compile_guest(kernel.architecture, work)
+    size = kernel.page_size
+    initramfs.compile_guest(kernel.architecture, work, size)
     loaded = initramfs.modules(kernel.modules) if kernel.modules else []
     initrd = work / "initrd"
     probes = lines(kernel.architecture.machine, kernel.probes)
     initrd.write_bytes(initramfs.initramfs(work, loaded, probes, cases))
     disks = [work / name for name in ("out", "root.ext4", "swap", "xfs")]
     boot.sparse(disks[0], boot.OUTPUT_GIB << 30)
-    initramfs.root_disk(work, disks[1], _programs(kernel.architecture))
-    boot.swap_image(disks[2])
-    if not _xfs(disks[3]):
+    initramfs.root_disk(work, disks[1], _programs(kernel.architecture), size)
+    boot.swap_image(disks[2], size)
+    if not _xfs(disks[3], size):
         progress("XFS cannot be had: the cases with large page cache folios are left out")
         disks.pop()
-    command = boot.command(kernel.architecture, kernel.image, initrd, disks)
+    memory_mib = boot.MEMORY_PAGES * size >> 20
+    command = boot.command(kernel.architecture, kernel.image, initrd, disks, memory_mib=memory_mib)
     boot.run(kernel.architecture, command, progress)
     return disks[0]
 

@@ -5,25 +5,28 @@ from collections.abc import Iterator, Mapping
 
 from replay.validate.tracefs import Event, Format, Header, decode
 
-PAGE = 4096
-# Time stamp, then committed bytes with flags in the bits above 20, then data.
-HEADER = Header(timestamp=0, commit=8, commit_type="=Q", data=16, size=PAGE)
 _MISSED = 1 << 31
+
+
+def header(page_size: int) -> Header:
+    """A sub-buffer is a page: time stamp, then committed bytes with flags in the bits above 20, then data."""
+    return Header(timestamp=0, commit=8, commit_type="=Q", data=16, size=page_size)
 
 
 class LostEventsError(Exception):
     """The ring buffer dropped events: the counts would be wrong."""
 
 
-def events(raw: bytes, formats: Mapping[int, Format]) -> Iterator[Event]:
+def events(raw: bytes, formats: Mapping[int, Format], page_size: int) -> Iterator[Event]:
     """Every event of the raw pages whose type has a format, in order. Raises LostEventsError."""
-    for base in range(0, len(raw), PAGE):
-        page = raw[base : base + PAGE]
-        (commit,) = struct.unpack_from(HEADER.commit_type, page, HEADER.commit)
+    where = header(page_size)
+    for base in range(0, len(raw), page_size):
+        page = raw[base : base + page_size]
+        (commit,) = struct.unpack_from(where.commit_type, page, where.commit)
         if commit & _MISSED:
             raise LostEventsError("the ring buffer marks missed events")
         # the guest has one CPU
-        yield from decode(page, 0, HEADER, formats)
+        yield from decode(page, 0, where, formats)
 
 
 def check_stats(text: str) -> None:

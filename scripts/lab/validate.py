@@ -82,11 +82,11 @@ def run_validate(
     :param only: names of runs, all if there are none
     :param work: an empty folder for this kernel, removed by the caller
     """
-    initramfs.compile_guest(kernel.architecture, work)
+    initramfs.compile_guest(kernel.architecture, work, kernel.page_size)
     disks = [work / name for name in ("out", "root.ext4", "swap")]
     boot.sparse(disks[0], boot.OUTPUT_GIB << 30)
     installed = python_disk.make(work / "root", disks[1], kernel.image)
-    boot.swap_image(disks[2])
+    boot.swap_image(disks[2], kernel.page_size)
     # names give the order
     programs = {
         f"{number:02}-{name}": "".join(f"{argument}\n" for argument in arguments)

@@ -72,14 +72,17 @@ static void load_module(const char *path, const char *name)
 /* Every case starts from the same switches. */
 static void mthp_default(const char *path, const char *name)
 {
-    char file[600];
+    char file[600], pmd[64];
+    const char *word;
 
+    snprintf(pmd, sizeof(pmd), "hugepages-%lukB", PAGE / 8 * PAGE / 1024);
+    word = strcmp(name, pmd) ? "never" : "inherit";
     if (strncmp(name, "hugepages-", 10))
         return;
     snprintf(file, sizeof(file), "%s/enabled", path);
-    write_text(file, strcmp(name, "hugepages-2048kB") ? "never" : "inherit");
+    write_text(file, word);
     snprintf(file, sizeof(file), "%s/shmem_enabled", path);
-    write_text(file, strcmp(name, "hugepages-2048kB") ? "never" : "inherit");
+    write_text(file, word);
 }
 
 static void switches(void)
@@ -137,6 +140,8 @@ int main(void)
     mount_at("tracefs", "/sys/kernel/tracing", "tracefs", NULL, 1);
     setvbuf(stdout, NULL, _IOLBF, 0);
     dup2(open("/dev/console", O_RDWR), 1);
+    if (sysconf(_SC_PAGESIZE) != (long)PAGE)
+        die("the lab took the kernel for one of another page size");
     each("/modules", load_module);
     stream_open("/dev/vda");
     mount_at("/dev/vdb", "/disk", "ext4", NULL, 1);
@@ -159,6 +164,7 @@ int main(void)
     stream_file("boot", "version", "/proc/version");
     stream_file("boot", "kallsyms", "/proc/kallsyms");
     stream_member("boot", "struct_pages", address, snprintf(address, sizeof(address), "%lx\n", struct_pages()));
+    stream_member("boot", "page_size", address, snprintf(address, sizeof(address), "%lu\n", PAGE));
     stream_file("boot", "header_page", TRACING "events/header_page");
     stream_file("boot", "header_event", TRACING "events/header_event");
     each("/cases", run_case);

@@ -7,7 +7,10 @@
 #include <stdio.h>
 #include <sys/types.h>
 
-#define PAGE 4096UL
+#ifndef PAGE_SHIFT /* of the guest's kernel; the compiler is told */
+#define PAGE_SHIFT 12
+#endif
+#define PAGE (1UL << PAGE_SHIFT)
 #define TRACING "/sys/kernel/tracing/"
 #define NOT_FOR_THIS_KERNEL 77 /* exit status of a workload whose kernel lacks what it needs */
 

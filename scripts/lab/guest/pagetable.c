@@ -2,7 +2,7 @@
  * The page tables of a stopped process and the reference counts of all pages, read through /proc/kcore: procfs
  * shows neither the dirty bit of an entry nor, before Linux 6.7, which entries are PMD entries, and no references.
  *
- * Four-level page tables of 4 KiB pages are assumed, on x86-64 without KASLR (the lab boots with nokaslr). The
+ * Page tables of LEVELS levels are assumed, on x86-64 without KASLR (the lab boots with nokaslr). The
  * offset of mm->pgd differs between kernels, so it is not assumed: the word of the mm_struct is taken whose page
  * tables give the same page frames as /proc/PID/pagemap.
  */
@@ -12,7 +12,8 @@
 
 #include <string.h>
 
-#define ENTRIES 512
+#define INDEX_BITS (PAGE_SHIFT - 3) /* of one level: entries are 8 bytes wide */
+#define ENTRIES (1 << INDEX_BITS)
 #define MM_WORDS 256
 #define REFCOUNT 52 /* offset of _refcount in struct page */
 
@@ -34,10 +35,10 @@ void refcounts_read(size_t frames, struct blob *counts)
     }
 }
 
-/* Appends the leaves of one table (level 4 = PGD) that lie in pages [from, to). */
+/* Appends the leaves of one table (level LEVELS = PGD) that lie in pages [from, to). */
 static void walk(uint64_t entry, int level, uint64_t base, uint64_t from, uint64_t to, struct blob *leaves)
 {
-    uint64_t table[ENTRIES], span = 1UL << (9 * (level - 1));
+    uint64_t table[ENTRIES], span = 1UL << (INDEX_BITS * (level - 1));
 
     if (!page_read(entry, table))
         return;
@@ -61,14 +62,14 @@ static uint64_t frame_of(uint64_t pgd, uint64_t vpn)
 {
     uint64_t entry = pgd, table[ENTRIES];
 
-    for (int level = 4; level >= 1; level--) {
+    for (int level = LEVELS; level >= 1; level--) {
         if (!page_read(entry, table))
             return 0;
-        entry = table[(vpn >> (9 * (level - 1))) & (ENTRIES - 1)];
+        entry = table[(vpn >> (INDEX_BITS * (level - 1))) & (ENTRIES - 1)];
         if (is_leaf(entry, level)) {
             if (INVERTED_WHEN_ABSENT && !(entry & PRESENT))
                 entry = ~entry;
-            return ((entry & FRAME) >> 12) + (vpn & ((1UL << (9 * (level - 1))) - 1));
+            return ((entry & FRAME) >> PAGE_SHIFT) + (vpn & ((1UL << (INDEX_BITS * (level - 1))) - 1));
         }
         if (!(entry & PRESENT))
             return 0;
@@ -87,7 +88,7 @@ static int same_frames(uint64_t pgd, const struct blob *pagemap)
 
             if (!(word >> 63))
                 continue;
-            if (frame_of(pgd, (words[at] >> 12) + i) != (word & ((1UL << 55) - 1)))
+            if (frame_of(pgd, (words[at] >> PAGE_SHIFT) + i) != (word & ((1UL << 55) - 1)))
                 return 0;
             checked++;
         }
@@ -107,7 +108,7 @@ void leaves_read(uint64_t mm, const struct blob *pagemap, struct blob *leaves)
         if (!pgd || (pgd & (PAGE - 1)) || !same_frames(pgd, pagemap))
             continue;
         for (size_t at = 0; at + 2 <= pagemap->size / 8; at += 2 + words[at + 1])
-            walk(pgd, 4, 0, words[at] >> 12, (words[at] >> 12) + words[at + 1], leaves);
+            walk(pgd, LEVELS, 0, words[at] >> PAGE_SHIFT, (words[at] >> PAGE_SHIFT) + words[at + 1], leaves);
         return;
     }
 }

@@ -2,7 +2,10 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-#define PAGE 4096UL
+#ifndef PAGE_SHIFT
+#define PAGE_SHIFT 12
+#endif
+#define PAGE (1UL << PAGE_SHIFT)
 #define AT 0x100000000000UL
 
 #if defined(__x86_64__)

@@ -151,7 +151,7 @@ uint64_t trace_mm_of(pid_t pid)
     if (fd < 0 || event_switch("lab", "walk_mm", "1"))
         return 0;
     trace_start();
-    /* Any address will do; a pagemap read always covers the 2 MiB that hold it. */
+    /* Any address will do; a pagemap read always covers all that one page-table page maps. */
     if (pread(fd, &word, sizeof(word), 0) != sizeof(word))
         word = 0;
     write_text(TRACING "tracing_on", "0");
