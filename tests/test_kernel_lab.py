@@ -5,6 +5,7 @@ What needs QEMU and Debian's packages is `scripts/kernel_lab --quick`.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import struct
@@ -27,6 +28,7 @@ from lab import (  # noqa: E402
     initramfs,
     pages,
     probes,
+    run,
     trace,
     validate,
     validate_report,
@@ -71,7 +73,7 @@ def test_ring_buffer_is_decoded_with_its_paddings_and_time_records():
     discarded = struct.pack("<II", 29 | 1 << 5, 8) + bytes(4)
     long_form = struct.pack("<II", 0, 24) + record(-3)[4:]
     raw = page(record(7) + extend + discarded + long_form) + page(record(9, flags=0x10, pid=6))
-    found = list(trace.events(raw, dict([parse_format(FORMAT)])))
+    found = list(trace.events(raw, dict([parse_format(FORMAT)]), 4096))
     assert [(e.fields["nr"], e.pid, e.interrupt) for e in found] == [
         (7, 5, False),
         (-3, 5, False),
@@ -81,7 +83,7 @@ def test_ring_buffer_is_decoded_with_its_paddings_and_time_records():
 
 def test_lost_events_are_refused():
     with pytest.raises(trace.LostEventsError):
-        list(trace.events(page(record(1), commit_flags=1 << 31), {}))
+        list(trace.events(page(record(1), commit_flags=1 << 31), {}, 4096))
     with pytest.raises(trace.LostEventsError, match="overrun: 3"):
         trace.check_stats("entries: 9\noverrun: 3\n")
     trace.check_stats("entries: 9\noverrun: 0\ncommit overrun: 0\ndropped events: 0\n")
@@ -149,14 +151,14 @@ def test_page_table_leaves_are_decoded():
     ]
     raw = np.array([(int(w), int(e)) for w, e in entries], pages._LEAF).tobytes()
     smaps = "2bc000-2bd000 r--p 00000000 00:00 0 [vvar]\nVmFlags: rd mr pf \n"
-    found = pages.decode(raw, smaps, flags, layout)
+    found = pages.decode(raw, smaps, flags, layout, 4096)
     assert found.pte_vpn.tolist() == [100, 101, 102, 2000]
     assert found.pte_pfn.tolist() == [20, 21, 9, 23]
     assert found.pte_dirty_file.tolist() == [True, False, False, True]
     assert (found.pmd_vpn.tolist(), found.hugetlb, found.special) == ([512], 1, 2)
     assert found.pte_contiguous is None
     before = pages.layout_of("x86_64", (6, 1))
-    assert not pages.decode(raw, smaps, flags, before).pte_dirty_file[-1]
+    assert not pages.decode(raw, smaps, flags, before, 4096).pte_dirty_file[-1]
     assert pages.heads(flags)[[8, 9, 15, 16]].tolist() == [8, 8, 8, 16]
     assert pages.runs(np.array([3, 4, 5, 9])) == [[3, 3], [9, 1]]
 
@@ -180,14 +182,14 @@ def test_page_table_leaves_of_arm64_are_decoded():
         ((2 << 60) + 512, 16 << 12 | valid),  # a block
     ]
     raw = np.array(entries, pages._LEAF).tobytes()
-    found = pages.decode(raw, "", flags, pages.layout_of("aarch64", (6, 12)))
+    found = pages.decode(raw, "", flags, pages.layout_of("aarch64", (6, 12)), 4096)
     assert found.pte_vpn.tolist() == [100, 101, 102, 105, 107]
     assert found.pte_pfn.tolist() == [20, 21, 22, 25, 26]
     assert found.pte_dirty_file.tolist() == [True, False, True, False, False]
     assert found.pte_contiguous is not None
     assert found.pte_contiguous.tolist() == [False, False, False, False, True]
     assert (found.pmd_vpn.tolist(), found.special) == ([512], 1)
-    before = pages.decode(raw, "", flags, pages.layout_of("aarch64", (6, 1)))
+    before = pages.decode(raw, "", flags, pages.layout_of("aarch64", (6, 1)), 4096)
     assert before.pte_vpn.tolist() == [100, 101, 102, 104, 107]
     assert before.pte_contiguous is None  # its teardown does not look at the bit
 
@@ -205,7 +207,7 @@ def test_what_architectures_differ_in():
     assert "c tlb_flush" not in text["amd64"]
     assert "c tlb_flush tlb_flush bits=+32(%x0):x32\n" in text["arm64"]
     for each in ARCHITECTURES.values():
-        command = boot.command(each, Path("vmlinuz"), Path("initrd"), [Path("a"), Path("b")])
+        command = boot.command(each, Path("vmlinuz"), Path("initrd"), [Path("a"), Path("b")], memory_mib=512)
         assert command[0] == each.qemu
         assert f"console={each.console} " in command[command.index("-append") + 1]
         assert compiler(each) == ("gcc" if each is OWN else f"{each.triplet}-gcc")
@@ -244,6 +246,25 @@ def test_catalogue():
         "tiny_00007",
         "ksm",
     }
+    # as many entries of a page-table page, of a batch, of a block: other cases with other pages
+    larger = catalogue.catalogue("arm64", 16384)
+    assert "tiny_02044" in larger
+    assert "tiny_00508" not in larger
+    assert set(catalogue.names(["*"], "arm64")) >= larger.keys() | cases.keys()
+
+
+def test_the_page_size_of_an_image_is_in_its_header(tmp_path: Path):
+    def image(flags: int) -> bytes:
+        return struct.pack("<24xQ24x4s", flags, b"ARM\x64") + bytes(4096)
+
+    path = tmp_path / "vmlinuz"
+    for flags, size in ((0b1010, 4096), (0b1100, 16384), (0b1110, 65536)):
+        path.write_bytes(image(flags))
+        assert run.page_size(path) == size
+        path.write_bytes(gzip.compress(image(flags)))
+        assert run.page_size(path) == size
+    path.write_bytes(b"MZ" + bytes(4096))
+    assert run.page_size(path) == 4096
 
 
 def document(**altered: object) -> str:

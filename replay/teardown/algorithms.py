@@ -163,8 +163,8 @@ NOT_MODELLED: Final = (
     "other CPUs kept back folios at 4 to 44 % of the exits of a build, by the machine.",
     "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
     "and with them release calls, never rmap counts.",
-    "The contiguous bit of arm64's PTEs, where runs of 'mainline' end: inferred, every block of 16 aligned "
-    "entries of one folio has it that can.",
+    "The contiguous bit of arm64's PTEs, where runs of 'mainline' end: inferred, every aligned "
+    "block of one folio has it that can (16 entries with 4 KiB pages).",
     "Page tables of hugetlb that processes share (huge_pmd_unshare()): their pages count in each process.",
     "page_poisoning and init_on_free, which make 'mainline' release pieces of fewer pages.",
     "NUMA hinting: entries that it has made PROT_NONE end runs of 'mainline'; pagemap does not show them.",

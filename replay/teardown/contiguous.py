@@ -1,7 +1,7 @@
 """Contiguous entries of arm64 (contpte, since v6.9): which there are, and extents cut where they end.
 
-A block of 16 PTEs (with 4 KiB pages) that map as many pages of one folio, aligned alike and with equal
-permissions, has the contiguous bit in all of them. procfs does not show it.
+A block of PTEs (16 with 4 KiB pages, 128 with 16 KiB, 32 with 64 KiB) that map as many pages of one folio,
+aligned alike and with equal permissions, has the contiguous bit in all of them. procfs does not show it.
 
 Linux kernel commit 4602e5757bcc "arm64/mm: wire up PTE_CONT for user mappings" (in v6.9).
 """
@@ -18,13 +18,25 @@ from replay.trace.schema import PAGE
 BLOCK: Final = {4096: 16, 16384: 128, 65536: 32}
 """Page size -> entries of a block: CONT_PTES."""
 
+FAULT_AROUND_BYTES: Final = 65536
+"""What a read fault maps of the page cache at once: fault_around_bytes of mm/memory.c, by default."""
+
+
+def read_faults_make_blocks(page_size: int) -> bool:
+    """Whether read faults of the page cache leave blocks with the bit: not with 16 KiB pages.
+
+    Entries set together get it if they are whole blocks, as those of 4 KiB pages are; single ones, as those
+    of 64 KiB pages, when the last of a block is set. With 16 KiB pages four entries are set together.
+    """
+    return FAULT_AROUND_BYTES in (page_size, BLOCK[page_size] * page_size)
+
 
 def cut(e: Extents, alike: I64, page_size: int, known: I64 | None) -> Extents:
     """Extents of one address space, cut so that each is contiguous as a whole or not at all.
 
-    alike: equal numbers where entries have equal permissions, below 0 where none. known: the first page
-    numbers of the blocks that have the bit. If None it is inferred: all have it that can. The kernel sets it
-    when a block is mapped at once, or its last entry is set, and takes it away when an entry changes: blocks
+    alike: equal numbers where entries have equal permissions, below 0 where they cannot have the bit. known:
+    the first page numbers of the blocks that have it. If None it is inferred: all have it that can. It is set
+    when a block is mapped at once, or its last entry is set, and taken away when an entry changes: blocks
     whose last entry was not the last one set go without.
     """
     block = BLOCK[page_size]
@@ -68,5 +80,4 @@ def _foldable(e: Extents, alike: I64, block: int, row: I64, start: I64, end: I64
     likeness = alike[row]
     same = np.maximum.reduceat(shift, begins) == np.minimum.reduceat(shift, begins)
     same &= np.maximum.reduceat(likeness, begins) == np.minimum.reduceat(likeness, begins)
-    # entries of PROT_NONE are not valid
     return full & same & (shift[begins] % block == 0) & (likeness[begins] >= 0)

@@ -11,7 +11,7 @@ from replay.teardown import contiguous as contpte
 from replay.teardown.algorithms import flushes_for_tables
 from replay.teardown.extents import I64, Extents, decode, huge_zero
 from replay.trace.frame import Trace
-from replay.trace.kpageflags import KPF_SWAPBACKED, bit
+from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import PMD, ptes_per_table
 
@@ -25,7 +25,7 @@ def address_spaces(
     entries; inferred if None.
     """
     everything = decode(trace.frame, trace.meta.page_size)
-    alike = _alike(trace.frame) if trace.meta.architecture == "aarch64" else None
+    alike = _alike(trace.frame, trace.meta.page_size) if trace.meta.architecture == "aarch64" else None
     mm = trace.frame["mm"].to_numpy()
     numbers = np.arange(len(trace.meta.address_spaces))
     begins = np.searchsorted(mm, numbers, side="left")
@@ -38,17 +38,24 @@ def address_spaces(
         yield number, space, extents
 
 
-def _alike(frame: pl.DataFrame) -> I64:
-    """A number for each row, equal where entries have equal permissions, as far as a trace shows; -1: none.
+def _alike(frame: pl.DataFrame, page_size: int) -> I64:
+    """A number for each row, equal where entries have equal permissions, as far as a trace shows.
 
-    Where writes to a file are noticed, clean entries are write-protected: those of page cache, not of shmem.
+    -1 where they cannot have the contiguous bit: entries of PROT_NONE are not valid; the page cache may be
+    mapped in parts of blocks (but for shmem, whose folios are mapped whole, and what was written to, page by
+    page). Where writes to a file are noticed, clean entries are write-protected: those of page cache, not of
+    shmem.
     """
     perms = frame["vma_perms"].cast(pl.String)
-    shmem = (frame["kpageflags"].to_numpy() & np.uint64(bit(KPF_SWAPBACKED))) != 0
-    noticed = frame["dirty"].to_numpy() & ~shmem
+    page_cache = (frame["kpageflags"].to_numpy() & np.uint64(bit(KPF_ANON) | bit(KPF_SWAPBACKED))) == 0
+    dirty = frame["dirty"].to_numpy()
+    noticed = dirty & page_cache
     number = np.nan_to_num(perms.rank("dense").to_numpy()).astype(np.int64)
     alike = 4 * number + 2 * noticed + frame["uffd_wp"].to_numpy()
-    return np.array(np.where(perms.str.starts_with("---").to_numpy(), -1, alike), np.int64)
+    without = perms.str.starts_with("---").to_numpy()
+    if not contpte.read_faults_make_blocks(page_size):
+        without = without | (page_cache & ~dirty)
+    return np.array(np.where(without, -1, alike), np.int64)
 
 
 def page_tables(extents: Extents, space: AddressSpace, meta: Metadata) -> int:

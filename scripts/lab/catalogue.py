@@ -331,6 +331,8 @@ def _arm64_cases(s: Sizes) -> dict[str, str]:
         """Folios of one block, or of 2^more, in 64 blocks; the operations count sixteenths of a block."""
         return _mthp(s, order + more, _anon(0, 64 * s.block), *(_scaled(each, k) for each in ops))
 
+    half, pages, folio = s.block // 2, 23 * s.block, s.kib(order + 2)
+    file = XFS, f"file /xfs/f {24 * s.block} {4 * s.block}"
     return {
         "tables_by_rcu": _ops(
             f"map 0 {tables * s.table} rw private noreserve", f"write 0 {tables * s.table} {s.table}"
@@ -344,6 +346,34 @@ def _arm64_cases(s: Sizes) -> dict[str, str]:
             *("protect 384 40 r", "protect 384 40 rw", "protect 600 8 r", "protect 600 8 rw"),
         ),
         "contpte_fork_cow": _ops(blocks(2), f"forkcow {100 * k} {300 * k} 3", _scaled("write 500 40", k)),
+        "contpte_parts": blocks(
+            1, *(f"unmap {41 * i} {1 + i % 5}" for i in range(20)), "advise 900 9 dontneed"
+        ),
+        "contpte_prot_none": blocks(2, "protect 100 400 -"),
+        "contpte_uffd_wp": blocks(2, "uffdwp 37 300"),
+        # page cache and shared memory, in folios of four blocks: mapped from the middle of a block on
+        "contpte_file": _ops(*file, f"mapfile {half} {pages} r shared /xfs/f {half}", f"read {half} {pages}"),
+        "contpte_file_written": _ops(
+            *file, f"mapfile {half} {pages} rw shared /xfs/f {half}", f"write {half} {pages}"
+        ),
+        "contpte_file_private": _ops(
+            *(*file, f"mapfile {half} {pages} rw private /xfs/f {half}", f"read {half} {pages}"),
+            f"write {10 * s.block} {s.block} 5",
+        ),
+        "contpte_shmem": _ops(
+            *(SHMEM_MTHP, f"mthp {folio} always shmem", f"map {half} {pages} rw shared"),
+            *(f"write {half} {pages}", f"unmap {9 * s.block + 3} 5"),
+        ),
+        "contpte_memfd": _ops(
+            *(SHMEM_MTHP, f"mthp {folio} always shmem", f"memfd m {24 * s.block}"),
+            *(f"mapfile {half} {pages} rw shared m {half}", f"read {half} {pages // 2}"),
+            f"write {12 * s.block} {11 * s.block}",
+        ),
+        "hugetlb_contpte": _ops(
+            f"hugepages {s.kib(order)} 12",
+            f"map 0 {8 * s.block} rw private hugetlb={order + s.page.bit_length() - 1}",
+            *(f"write 0 {6 * s.block} {s.block}", _anon(8 * s.block, 700)),
+        ),
     }
 
 

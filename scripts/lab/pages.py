@@ -126,9 +126,9 @@ def decode(raw: bytes, smaps: str, kpageflags: np.ndarray, layout: Layout, page_
     dirty = np.zeros(len(entry), bool)
     for mask, value in layout.dirty:
         dirty |= entry & np.uint64(mask) == value
-    huge = present & (level > 1) & ~huge_zero
-    hugetlb = huge & _bit(flags, HUGE)
-    pmd = huge & ~hugetlb
+    hugetlb = present & known & _bit(flags, HUGE)
+    pte &= ~hugetlb
+    pmd = present & (level > 1) & ~huge_zero & ~hugetlb
     return Leaves(
         pte_vpn=vpn[pte],
         pte_pfn=pfn[pte],
@@ -137,7 +137,8 @@ def decode(raw: bytes, smaps: str, kpageflags: np.ndarray, layout: Layout, page_
         pmd_vpn=vpn[pmd],
         pmd_pfn=pfn[pmd],
         special=int((special | huge_zero).sum()),
-        hugetlb=int(hugetlb.sum()),
+        # one that several entries map begins with the first
+        hugetlb=int((hugetlb & _bit(flags, HEAD)).sum()),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -62,6 +64,23 @@ def test_entries_without_permissions_or_with_different_ones_have_no_bit():
     assert bits(extents_of(Trace(hidden, trace.meta, "hidden"))) == [(0, 64, False)]
     protected = trace_of([Piece(order=5, count=32, uffd_wp=7)], 1, "aarch64")
     assert [pages for _, pages, bit in bits(extents_of(protected)) if bit] == []
+
+
+@pytest.mark.parametrize(
+    ("page_size", "kind", "dirty", "has"),
+    [
+        (4096, "file", 0, True),  # 16 entries, as many as a read fault maps
+        (16384, "file", 0, False),  # 128, of which a read fault maps 4
+        (16384, "file", 1, True),
+        (16384, "shmem", 0, True),
+        (16384, "anon", 0, True),
+        (65536, "file", 0, True),  # 32, one by one: the last of them makes the block
+    ],
+)
+def test_page_cache_is_mapped_in_parts_of_blocks(page_size: int, kind: str, dirty: int, has: bool):
+    trace = trace_of([Piece(type=kind, order=7, count=128, dirty=dirty)], 1, "aarch64")
+    trace = Trace(trace.frame, dataclasses.replace(trace.meta, page_size=page_size))
+    assert extents_of(trace).contiguous.tolist() == [has]
 
 
 def test_known_blocks_replace_the_inferred_ones():

@@ -108,35 +108,42 @@ static void remember(const char *name, int fd)
     files[file_count++].fd = fd;
 }
 
-/* map ADDR PAGES PROT private|shared [hugetlb] [noreserve] */
+/* map ADDR PAGES PROT private|shared [hugetlb[=SHIFT]] [noreserve]; 2^SHIFT is the size of a huge page */
 static void op_map(void)
 {
     int flags = MAP_ANONYMOUS | MAP_FIXED | (has(4, "shared") ? MAP_SHARED : MAP_PRIVATE)
         | (has(4, "hugetlb") ? MAP_HUGETLB : 0) | (has(4, "noreserve") ? MAP_NORESERVE : 0);
 
+    for (int i = 4; i < count; i++)
+        if (!strncmp(words[i], "hugetlb=", 8))
+            flags |= MAP_HUGETLB | atoi(words[i] + 8) << MAP_HUGE_SHIFT;
     if (mmap(at(1), bytes(2), protection(words[3]), flags, -1, 0) == MAP_FAILED)
         fail();
 }
 
 /*
- * file PATH PAGES: a new file with that many written pages; the name is removed, the open file stays. Written in
- * large pieces: XFS sizes its folios by them.
+ * file PATH PAGES [PIECE]: a new file with that many written pages; the name is removed, the open file stays.
+ * Written in large pieces, of so many pages: XFS sizes its folios by them.
  */
 static void op_file(void)
 {
-    static char piece[128 * PAGE];
+    size_t size = (count > 3 ? number(3) : 128) * PAGE;
+    char *piece = malloc(size);
     int fd = open(words[1], O_RDWR | O_CREAT | O_TRUNC, 0600);
 
     remember(words[1], fd);
     unlink(words[1]);
-    memset(piece, 7, sizeof(piece));
+    if (!piece)
+        fail();
+    memset(piece, 7, size);
     for (size_t left = bytes(2); left;) {
-        ssize_t done = write(fd, piece, left < sizeof(piece) ? left : sizeof(piece));
+        ssize_t done = write(fd, piece, left < size ? left : size);
 
         if (done <= 0)
             fail();
         left -= done;
     }
+    free(piece);
 }
 
 /* sparse PATH PAGES: as file, but nothing written */
@@ -365,6 +372,15 @@ static void op_mthp(void)
     setting(path, words[2]);
 }
 
+/* hugepages KIB COUNT: so many huge pages of hugetlb */
+static void op_hugepages(void)
+{
+    char path[128];
+
+    snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%skB/nr_hugepages", words[1]);
+    setting(path, words[2]);
+}
+
 static long full_scans(void)
 {
     char text[32] = "";
@@ -408,7 +424,7 @@ static const struct { const char *name; void (*run)(void); } operations[] = {
     {"advise", op_advise}, {"protect", op_protect}, {"unmap", op_unmap}, {"remap", op_remap},
     {"lock", op_lock}, {"fork", op_fork}, {"follow", op_follow}, {"forkcow", op_forkcow}, {"pipe", op_pipe},
     {"uffdwp", op_uffdwp}, {"thp", op_thp}, {"mthp", op_mthp}, {"ksm", op_ksm}, {"need", op_need},
-    {"sleep", op_sleep},
+    {"sleep", op_sleep}, {"hugepages", op_hugepages},
 };
 
 static void run_line(char *line)
