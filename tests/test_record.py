@@ -30,17 +30,6 @@ pytestmark = needs_root()
 REPLAY = [sys.executable, "-c", "from replay.cli import main; main()"]
 
 
-@pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """tests/tree.c, compiled."""
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler")
-    program = tmp_path_factory.mktemp("tree") / "tree"
-    source = Path(__file__).with_name("tree.c")
-    subprocess.run(["cc", "-pthread", "-w", "-o", program, source], check=True)
-    return str(program)
-
-
 def recorded(argv: list[str], out: Path, **options: float) -> tuple[Recorded, Trace]:
     """Record into `out`; the trace is read back, which checks every row."""
     result = record(argv, out, **options)  # type: ignore[arg-type]

@@ -117,6 +117,9 @@ int main(int argc, char **argv)
 	} else if (!strcmp(name, "group-exit")) {
 		threads(endless, NULL, 8, 0);
 		threads(exits, NULL, 1, 1);
+	} else if (!strcmp(name, "exit-at-once")) {
+		threads(endless, NULL, 3, 0);
+		_exit(0);
 	} else if (!strcmp(name, "exec-by-thread")) {
 		threads(endless, NULL, 3, 0);
 		threads(execs, argv[0], 1, 1);

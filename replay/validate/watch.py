@@ -39,6 +39,8 @@ from replay.validate.tracefs import Event
 EXIT_SECONDS: Final = 60.0
 """How long a process may take from its exit stop to its end; terabytes take a minute."""
 
+REAP_MILLISECONDS: Final = 10
+
 EVIDENCE_BYTES: Final = 64 << 20
 """Buffers, of all CPUs together, for what all tasks do between an exit and the look at its differences."""
 
@@ -190,25 +192,25 @@ def watch(
     Raises `ReplayError` if it cannot be started or traced, or if the kernel lost trace events.
     """
     verdicts: list[Verdict] = []
-    stopped: dict[int, _Stopped] = {}
+    stopped: dict[int, tuple[_Stopped, Callable[[], None]]] = {}
 
     def at_exit(pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:
         forget()
         found = _stop(watching, pid, tid, drain)
         if isinstance(found, Missed):
             return found
-        stopped[pid] = found
+        stopped[pid] = found, meanwhile
         return None
 
     def forget() -> None:
         """Drop a process that was killed at its exit stop, after which nothing was heard of it."""
         while stopped:
-            os.close(stopped.popitem()[1].pidfd)
+            os.close(stopped.popitem()[1][0].pidfd)
 
     def after_exit(pid: int, tid: int) -> None:
-        found = stopped.pop(pid)
+        found, meanwhile = stopped.pop(pid)
         try:
-            _await_end(found.pidfd, pid)
+            _await_end(found.pidfd, pid, meanwhile)
         finally:
             os.close(found.pidfd)
             watching.instance.rest()
@@ -329,15 +331,21 @@ def _changed(first: pl.DataFrame, second: pl.DataFrame) -> frozenset[int]:
     return frozenset(frames["pfn"].to_list()) | frozenset(large["folio"].to_list())
 
 
-def _await_end(pidfd: int, pid: int) -> None:
-    """Wait until all tasks of a process have ended: exit_mm() comes before that."""
+def _await_end(pidfd: int, pid: int, meanwhile: Callable[[], None]) -> None:
+    """Wait until all tasks of a process have ended: exit_mm() comes before that.
+
+    meanwhile: called from time to time, for a thread that was killed past its exit stop must be reaped.
+    """
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    if not poll.poll(EXIT_SECONDS * 1000):
-        raise ReplayError(
-            f"process {pid} does not end within {EXIT_SECONDS:.0f} s of its exit: "
-            "something holds it in the kernel, see /proc/PID/stack"
-        )
+    deadline = time.monotonic() + EXIT_SECONDS
+    while not poll.poll(REAP_MILLISECONDS):
+        if time.monotonic() > deadline:
+            raise ReplayError(
+                f"process {pid} does not end within {EXIT_SECONDS:.0f} s of its exit: "
+                "something holds it in the kernel, see /proc/PID/stack"
+            )
+        meanwhile()
 
 
 def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdict:

@@ -69,6 +69,14 @@ def test_a_command_with_children_and_threads():
     assert document["address_spaces"] == len(result.verdicts) == len(document["verdicts"])
 
 
+def test_threads_that_are_killed_past_their_exit_stop(tree: str, monkeypatch: pytest.MonkeyPatch):
+    """They stay zombies until their tracer reaps them, and the process with them."""
+    monkeypatch.setattr(watch, "EXIT_SECONDS", 10.0)
+    result = run.validate(["sh", "-c", f"for i in $(seq 40); do {tree} exit-at-once; done"])
+    assert result.status == 0
+    assert len(result.verdicts) >= 40
+
+
 def test_the_commands_exit_status_is_kept():
     assert run.validate(["sh", "-c", "exit 7"]).status == 7
     assert run.validate(["sh", "-c", "kill -TERM $$"]).status == 128 + 15
