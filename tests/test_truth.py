@@ -6,14 +6,16 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 
 import replay
 from replay.capture.live import capture_process
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS
+from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
+from replay.teardown.contiguous import BLOCK
 from replay.teardown.replayer import run_checked
-from replay.teardown.spaces import address_spaces, page_tables
+from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
 from replay.trace.frame import Trace
 from tests.capture.trees import TRUTH, lay_out, truth_cases
 
@@ -32,12 +34,25 @@ def captured(case: str) -> tuple[Trace, dict]:
     return done.trace, expected
 
 
+def blocks(case: str) -> np.ndarray | None:
+    """The first pages of blocks with arm64's contiguous bit; None where there is none."""
+    trace, expected = captured(case)
+    runs = expected.get("contiguous_ptes")
+    if runs is None:
+        return None
+    entries = BLOCK[trace.meta.page_size]
+    parts = [np.arange(first, first + pages, entries) for first, pages in runs]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
 @cache
 def outcome(case: str, algorithm: str) -> reference.Outcome:
     trace, _ = captured(case)
-    [(_, space, extents)] = address_spaces(trace)
-    tables = page_tables(extents, space, trace.meta)
-    return reference.replay(extents, tables, trace.meta.page_size, ALGORITHMS[algorithm])
+    [(_, space, extents)] = address_spaces(trace, blocks(case))
+    in_gather = tables_in_gather(trace.meta.architecture)
+    tables = page_tables(extents, space, trace.meta) if in_gather else 0
+    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
+    return reference.replay(extents, tables, trace.meta.page_size, ALGORITHMS[algorithm], by_rcu)
 
 
 def allowed(expected: dict) -> set[str]:
@@ -45,7 +60,7 @@ def allowed(expected: dict) -> set[str]:
 
 
 def test_all_cases_are_here():
-    assert len(CASES) == 84
+    assert len(CASES) == 84 + 44
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -70,7 +85,7 @@ def test_reference_makes_the_kernels_calls(case: str):
 @pytest.mark.parametrize("case", CASES)
 def test_machine_counts_what_the_reference_counts(case: str):
     trace, _ = captured(case)
-    for row in run_checked(trace).iter_rows(named=True):
+    for row in run_checked(trace, contiguous=blocks(case)).iter_rows(named=True):
         found = outcome(case, row["algorithm"])
         assert {name: row[name] for name in found.counters} == found.counters, row["algorithm"]
         for check in ("freed_while_mapped", "references_left", "references_dropped_twice"):

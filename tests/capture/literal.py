@@ -29,20 +29,20 @@ PER_PAGE = [
 
 
 def pages(
-    root: Path, pid: int, pmd: set[int], dirty: list[list[int]] | None = None
+    root: Path, pid: int, pmd: set[int], dirty: list[list[int]] | None = None, page_size: int = 4096
 ) -> dict[int, dict[str, Any]]:
     """What a trace says of each page: {vpn: {column: value}}.
 
     pmd: first pages of PMD mappings. dirty: [[first page, pages], ...]; None: by the rule.
     """
     flags, counts = (words(root / name) for name in ("kpageflags", "kpagecount"))
-    vmas = read_smaps(root / str(pid) / "smaps")
+    vmas = read_smaps(root / str(pid) / "smaps", page_size)
     is_dirty = {vpn for first, n in dirty or [] for vpn in range(first, first + n)}
-    by_pmd = {vpn for first in pmd for vpn in range(first, first + 512)}
+    by_pmd = {vpn for first in pmd for vpn in range(first, first + page_size // 8)}
     found: dict[int, dict[str, Any]] = {}
     for number, vma in enumerate(vmas):
         for vpn, word in vma_words(root / str(pid) / "pagemap", vma).items():
-            found[vpn] = page(vpn, word, number, vma, flags, counts, vpn in by_pmd)
+            found[vpn] = page(vpn, word, number, vma, flags, vpn in by_pmd, page_size // 8)
             if dirty is not None:
                 found[vpn]["dirty"] = vpn in is_dirty and found[vpn]["kind"] in ("page", "pmd", "hugetlb")
     own = Counter(row["pfn"] for row in found.values() if row["kind"] in ("page", "pmd", "hugetlb"))
@@ -60,7 +60,7 @@ def pages(
 
 
 def page(
-    vpn: int, word: int, number: int, vma: dict[str, Any], flags: list[int], counts: list[int], by_pmd: bool
+    vpn: int, word: int, number: int, vma: dict[str, Any], flags: list[int], by_pmd: bool, entries: int
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(PER_PAGE, 0)
     row.update(
@@ -90,7 +90,7 @@ def page(
         row["kind"] = "special"
     elif "ht" in vma["VmFlags"].split() or word_of_head & bit(KPF_HUGE):
         row["kind"] = "hugetlb"
-    elif by_pmd and order >= 9:
+    elif by_pmd and 1 << order >= entries:
         row["kind"] = "pmd"
     else:
         row["kind"] = "page"
@@ -129,18 +129,18 @@ def vma_words(path: Path, vma: dict[str, Any]) -> dict[int, int]:
     return {vma["start"] + i: value for i, value in enumerate(values) if value >> 62}
 
 
-def read_smaps(path: Path) -> list[dict[str, Any]]:
+def read_smaps(path: Path, page_size: int) -> list[dict[str, Any]]:
     vmas: list[dict[str, Any]] = []
     for line in path.read_text().splitlines():
         key, _, value = line.partition(":")
         if "-" in key and " " in key:
             place, perms, *_, inode_and_name = line.split(" ", 4)
-            first, last = (int(part, 16) >> 12 for part in place.split("-"))
+            first, last = (int(part, 16) // page_size for part in place.split("-"))
             name = inode_and_name.split(None, 1)[1] if len(inode_and_name.split()) > 1 else ""
             vmas.append({"start": first, "end": last, "perms": perms, "name": name})
         else:
             vmas[-1][key] = value.strip()
-    return [vma for vma in vmas if vma["start"] < 1 << 51]
+    return [vma for vma in vmas if vma["start"] * page_size < 1 << 63]
 
 
 def expand(frame: pl.DataFrame) -> dict[int, dict[str, Any]]:

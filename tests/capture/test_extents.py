@@ -33,7 +33,7 @@ ANON = bit(KPF_ANON) | bit(KPF_SWAPBACKED) | bit(KPF_LRU)
 def captured(root: Path, pid: int, **options):
     trace = capture_process(pid, procfs_root=root, **options).trace
     check_frame(trace.frame, trace.meta, "capture")
-    assert literal.joinable(trace.frame) == []
+    assert literal.joinable(trace.frame, trace.meta.page_size // 8) == []
     return trace
 
 
@@ -50,14 +50,17 @@ def test_truth_page_by_page(case: str, tmp_path: Path) -> None:
     pmd = expected["pmd_mapped"]
     trace = captured(tmp_path, pid, known_pmd=pmd, known_dirty=expected["dirty_ptes"])
     assert (trace.meta.pmd, trace.meta.dirty, trace.meta.held) == ("known", "known", "none")
-    assert_same(trace, literal.pages(tmp_path, pid, set(pmd), expected["dirty_ptes"]))
+    page_size = trees.page_size_of(expected)
+    assert trace.meta.page_size == page_size
+    assert_same(trace, literal.pages(tmp_path, pid, set(pmd), expected["dirty_ptes"], page_size))
 
 
 @pytest.mark.parametrize("case", trees.truth_cases())
 def test_truth_pmd_by_itself(case: str, tmp_path: Path) -> None:
     """PMD mappings by pagemap_scan, and without it by smaps: right, or said to be unknown."""
     pid, expected = trees.lay_out(trees.TRUTH / case, tmp_path)
-    literally = literal.pages(tmp_path, pid, set(expected["pmd_mapped"]))
+    page_size = trees.page_size_of(expected)
+    literally = literal.pages(tmp_path, pid, set(expected["pmd_mapped"]), page_size=page_size)
     scan = tmp_path / str(pid) / "pagemap_scan"
     if scan.exists():
         trace = captured(tmp_path, pid)
@@ -68,9 +71,10 @@ def test_truth_pmd_by_itself(case: str, tmp_path: Path) -> None:
     if trace.meta.pmd == "unknown":
         # whole folios mapped by PTEs beside PMD-mapped ones: as many as there are, maybe others
         found = literal.expand(trace.frame)
-        assert sum(row["kind"] == "pmd" for row in found.values()) == 512 * len(expected["pmd_mapped"])
+        by_pmd = page_size // 8 * len(expected["pmd_mapped"])
+        assert sum(row["kind"] == "pmd" for row in found.values()) == by_pmd
         for vpn, row in found.items():
-            if row["order"] >= 9:
+            if 1 << row["order"] >= page_size // 8:
                 row["kind"] = literally[vpn]["kind"]
         assert found == literally
     else:

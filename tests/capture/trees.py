@@ -30,6 +30,10 @@ def truth_file(case: Path, name: str) -> bytes | None:
     return gzip.decompress(packed.read_bytes()) if packed.exists() else None
 
 
+def page_size_of(expected: dict) -> int:
+    return expected.get("page_size", 4096)
+
+
 def lay_out(case: Path, dest: Path) -> tuple[int, dict]:
     """A truth case as a procfs tree with sparse files; returns its PID and what the kernel did."""
     expected = json.loads(truth_file(case, "expected.json"))
@@ -41,6 +45,10 @@ def lay_out(case: Path, dest: Path) -> tuple[int, dict]:
             (home / name).write_bytes(content)
     for name in ("kpageflags", "kpagecount"):
         (dest / name).write_bytes(truth_file(case, f"{name}.bin"))
+    if "architecture" in expected:
+        (dest / "sys" / "kernel").mkdir(parents=True)
+        (dest / "sys" / "kernel" / "arch").write_text(expected["architecture"] + "\n")
+    page_size = page_size_of(expected)
     raw = truth_file(case, "pagemap.bin")
     with (home / "pagemap").open("wb") as out:
         position = 0
@@ -48,7 +56,7 @@ def lay_out(case: Path, dest: Path) -> tuple[int, dict]:
             start, count = struct.unpack_from("<QQ", raw, position)
             position += 16
             if count:
-                out.seek(start >> 12 << 3)
+                out.seek(start // page_size * 8)
                 out.write(raw[position : position + 8 * count])
             position += 8 * count
     return expected["pid"], expected
