@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import mmap
 import os
 import struct
 import tempfile
@@ -15,14 +16,23 @@ from typing import Final
 
 from replay.capture.settings import THP
 from replay.errors import ReplayError
+from replay.trace.schema import ptes_per_table
 from replay.undo import Undo, undone
 
 LOCK: Final = Path(tempfile.gettempdir()) / "replay-thp.lock"
 """Held while THP switches are changed: another run must not take the changed ones for the user's."""
 LOCK_SECONDS: Final = 300.0
 
-PMD_SIZE: Final = "hugepages-2048kB/enabled"
-"""The switch of folios as large as what a PMD entry maps, with pages of 4 KiB."""
+PMD_ORDER: Final = ptes_per_table(mmap.PAGESIZE).bit_length() - 1
+"""The order of folios as large as what a PMD entry maps: 9 with pages of 4 KiB."""
+
+
+def switch_of(order: int) -> str:
+    """The switch of folios of one order."""
+    return f"hugepages-{mmap.PAGESIZE << order >> 10}kB/enabled"
+
+
+PMD_SIZE: Final = switch_of(PMD_ORDER)
 
 ZRAM: Final = Path("/sys/class/zram-control")
 SWAP_BYTES: Final = 64 << 20

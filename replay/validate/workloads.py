@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from replay.validate.settings import PMD_SIZE
+from replay.validate.settings import PMD_ORDER, PMD_SIZE, switch_of
 
 _PROGRAMS: Final = Path(__file__).with_name("programs.py")
 
@@ -49,16 +49,12 @@ WORKLOADS: Final = (
     Workload("mlock", "locked memory", _program("mlock"), cause="mlock batch"),
     Workload("pinned", "pages held by a pipe", _program("pinned"), cause="reference"),
     Workload("threads", "threads", _program("threads")),
-    Workload("thp-pmd", "PMD-mapped THPs", _program("thp_pmd"), thp=_PMD_THP, order=9),
-    Workload("thp-pte", "PTE-mapped THPs", _program("thp_pte"), thp=_PMD_THP, order=9),
-    Workload(
-        "order-3", "folios of order 3", _program("mthp"), thp={"hugepages-32kB/enabled": "madvise"}, order=3
-    ),
-    Workload(
-        "order-4", "folios of order 4", _program("mthp"), thp={"hugepages-64kB/enabled": "madvise"}, order=4
-    ),
+    Workload("thp-pmd", "PMD-mapped THPs", _program("thp_pmd"), thp=_PMD_THP, order=PMD_ORDER),
+    Workload("thp-pte", "PTE-mapped THPs", _program("thp_pte"), thp=_PMD_THP, order=PMD_ORDER),
+    Workload("order-3", "folios of order 3", _program("mthp"), thp={switch_of(3): "madvise"}, order=3),
+    Workload("order-4", "folios of order 4", _program("mthp"), thp={switch_of(4): "madvise"}, order=4),
     Workload("fork", "memory shared by fork", _program("fork")),
-    Workload("fork-thp", "THPs shared by fork", _program("fork_thp"), thp=_PMD_THP, order=9),
+    Workload("fork-thp", "THPs shared by fork", _program("fork_thp"), thp=_PMD_THP, order=PMD_ORDER),
     Workload("shared", "shared memory", _program("shared_memory")),
     Workload("files", "private and shared file mappings", _program("files")),
     Workload("swap", "swapped pages", _program("swap"), swap=True),

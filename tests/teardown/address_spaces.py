@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from replay.trace.frame import SCHEMA, Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_LRU, KPF_SWAPBACKED, KPF_SWAPCACHE, bit
 from replay.trace.metadata import AddressSpace, Metadata
+from replay.trace.schema import ptes_per_table
 
-TABLE = 512
+UNCUT = 1 << 16
+"""More pages than an extent can have."""
 TYPES = {
     "anon": bit(KPF_ANON) | bit(KPF_SWAPBACKED) | bit(KPF_LRU),
     "swapcache": bit(KPF_ANON) | bit(KPF_SWAPBACKED) | bit(KPF_SWAPCACHE) | bit(KPF_LRU),
@@ -44,7 +46,7 @@ class Piece:
     every: int = 1
     dirty: int = 0
     uffd_wp: int = 0
-    cut: int = TABLE
+    cut: int = UNCUT
 
 
 COUNTS = st.one_of(
@@ -70,7 +72,7 @@ def pieces(counts: st.SearchStrategy[int] = COUNTS) -> st.SearchStrategy[Piece]:
         every=st.integers(1, 5),
         dirty=st.sampled_from([0, 1, 3]),
         uffd_wp=st.sampled_from([0, 0, 0, 1, 3]),
-        cut=st.sampled_from([TABLE, TABLE, 1, 7, 100]),
+        cut=st.sampled_from([UNCUT, UNCUT, 1, 7, 100]),
     )
 
 
@@ -88,7 +90,9 @@ class Entry:
 class Layout:
     """Lays pieces out: entries in address order, and the folios behind them."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_size: int) -> None:
+        self.table = ptes_per_table(page_size)
+        self.pmd_order = self.table.bit_length() - 1
         self.entries: list[Entry] = []
         self.order: dict[int, int] = {}
         self.flags: dict[int, int] = {}
@@ -117,7 +121,7 @@ class Layout:
             self.vma += 1
         self.vpn += piece.gap
         if piece.new_table or huge:
-            self.vpn = -(-self.vpn // TABLE) * TABLE
+            self.vpn = -(-self.vpn // self.table) * self.table
         if piece.what == "pages":
             self._pages(piece)
         elif piece.what == "again":
@@ -126,7 +130,7 @@ class Layout:
         elif piece.what == "pmd":
             self._huge(piece, "pmd", self._whole(piece))
         elif piece.what == "hugetlb":
-            self._huge(piece, "hugetlb", self.folio(piece, 9, hugetlb=True))
+            self._huge(piece, "hugetlb", self.folio(piece, self.pmd_order, hugetlb=True))
         else:
             for n in range(piece.count):
                 self._put(piece, piece.what, 77 + n * piece.stride, 77 + n * piece.stride)
@@ -146,12 +150,13 @@ class Layout:
     def _whole(self, piece: Piece) -> int:
         """A PMD-sized folio: that of the last entry, if there is one (then it is mapped by PTEs too)."""
         for entry in self.entries[-1:]:
-            if piece.count % 2 and self.order.get(entry.folio) == 9 and entry.kind in ("page", "pmd"):
+            is_whole = self.order.get(entry.folio) == self.pmd_order
+            if piece.count % 2 and is_whole and entry.kind in ("page", "pmd"):
                 return entry.folio
-        return self.folio(piece, 9)
+        return self.folio(piece, self.pmd_order)
 
     def _huge(self, piece: Piece, kind: str, head: int) -> None:
-        for n in range(TABLE):
+        for n in range(self.table):
             self._put(piece, kind, head + n, head, begins=n == 0)
 
     def _put(self, piece: Piece, kind: str, pfn: int, folio: int, begins: bool = False) -> None:
@@ -196,7 +201,12 @@ class Layout:
                 "folio_mapped": totals[e.folio][0] if mapped else 0,
                 "folio_mapcount": totals[e.folio][1] if mapped else 0,
             }
-            if rows and not e.begins and _joins(rows[-1], row) and rows[-1]["pages"] < e.piece.cut:
+            if (
+                rows
+                and not e.begins
+                and _joins(rows[-1], row, self.table)
+                and rows[-1]["pages"] < e.piece.cut
+            ):
                 rows[-1]["pages"] += 1
             else:
                 rows.append(row)
@@ -221,19 +231,21 @@ def _each(vpn: int, period: int) -> bool:
     return period > 0 and vpn % period == 0
 
 
-def _joins(last: dict, row: dict) -> bool:
+def _joins(last: dict, row: dict, table: int) -> bool:
     pages = last["pages"]
     return (
         all(last[name] == row[name] for name in LIKE)
         and (last["vpn"] + pages, last["pfn"] + pages) == (row["vpn"], row["pfn"])
         and (last["folio"] == row["folio"] or row["order"] == 0)
-        and row["vpn"] % TABLE != 0
+        and row["vpn"] % table != 0
     )
 
 
-def trace_of(some: list[Piece], page_tables: int, architecture: str = "x86_64") -> Trace:
+def trace_of(
+    some: list[Piece], page_tables: int, architecture: str = "x86_64", page_size: int = 4096
+) -> Trace:
     """Pieces -> a trace of one address space."""
-    layout = Layout()
+    layout = Layout(page_size)
     for piece in some:
         layout.add(piece)
     rest = {
@@ -249,5 +261,6 @@ def trace_of(some: list[Piece], page_tables: int, architecture: str = "x86_64") 
     }
     rows = [rest | row for row in layout.rows()]
     frame = pl.DataFrame(rows, schema=SCHEMA) if rows else pl.DataFrame(schema=SCHEMA)
-    meta = Metadata((AddressSpace(1, "made-up", page_tables),), architecture=architecture)
+    spaces = (AddressSpace(1, "made-up", page_tables),)
+    meta = Metadata(spaces, architecture=architecture, page_size=page_size)
     return Trace(frame.select(list(SCHEMA)), meta, "made-up")

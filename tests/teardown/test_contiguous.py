@@ -58,6 +58,18 @@ def test_blocks_that_can_have_the_bit_have_it(pieces: list[Piece], expected: lis
     assert not extents_of(trace_of(pieces, 1)).contiguous.any()  # x86-64 has no such bit
 
 
+@pytest.mark.parametrize(("page_size", "order", "block"), [(16384, 7, 128), (65536, 5, 32)])
+def test_a_block_of_larger_pages_is_2_mib(page_size: int, order: int, block: int):
+    pieces = [Piece(order=order + 1, count=2 * block - 5)]
+    assert bits(extents_of(trace_of(pieces, 1, "aarch64", page_size))) == [
+        (0, block, True),
+        (block, block - 5, False),
+    ]
+    assert not extents_of(
+        trace_of([Piece(order=order - 1, count=block)], 1, "aarch64", page_size)
+    ).contiguous.any()
+
+
 def test_entries_without_permissions_or_with_different_ones_have_no_bit():
     trace = trace_of([Piece(order=6, count=64)], 1, "aarch64")
     hidden = trace.frame.with_columns(pl.lit("---p").cast(trace.frame["vma_perms"].dtype).alias("vma_perms"))

@@ -28,15 +28,15 @@ LARGE = settings(
 ARCHITECTURES = st.sampled_from(["x86_64", "aarch64"])
 
 
-def assert_equal(some: list[Piece], tables: int, architecture: str = "x86_64") -> None:
-    trace = trace_of(some, tables, architecture)
+def assert_equal(some: list[Piece], tables: int, architecture: str = "x86_64", page_size: int = 4096) -> None:
+    trace = trace_of(some, tables, architecture, page_size)
     check_frame(trace.frame, trace.meta, "made-up")
     [(_, space, extents)] = address_spaces(trace)
     in_gather = tables_in_gather(architecture)
     through_gather = page_tables(extents, space, trace.meta) if in_gather else 0
     by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
     for row in run_checked(trace).iter_rows(named=True):
-        expected = reference.replay(extents, through_gather, 4096, ALGORITHMS[row["algorithm"]], by_rcu)
+        expected = reference.replay(extents, through_gather, page_size, ALGORITHMS[row["algorithm"]], by_rcu)
         assert {name: row[name] for name in expected.counters} == expected.counters, row["algorithm"]
         assert {name: row[name] for name in CHECKS} == {name: getattr(expected, name) for name in CHECKS}
 
@@ -50,6 +50,31 @@ def assert_equal(some: list[Piece], tables: int, architecture: str = "x86_64") -
 @example([Piece(order=9, count=300, cut=7), Piece(order=4, count=33, new_vma=True)], 1, "aarch64")
 def test_machine_equals_reference(some: list[Piece], tables: int, architecture: str):
     assert_equal(some, tables, architecture)
+
+
+FEW = settings(max_examples=5 if WITHOUT_JIT else 100, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@FEW
+@given(st.lists(pieces(), max_size=8), st.integers(0, 40), ARCHITECTURES, st.sampled_from([16384, 65536]))
+@example([Piece(what="pmd"), Piece(order=11, count=300, first=1, new_table=True)], 14, "aarch64", 16384)
+@example([Piece(order=11, count=700, cut=7), Piece(order=7, count=300, new_vma=True)], 1, "aarch64", 16384)
+def test_machine_equals_reference_with_larger_pages(
+    some: list[Piece], tables: int, architecture: str, page_size: int
+):
+    assert_equal(some, tables, architecture, page_size)
+
+
+# around a batch of ranges or of pages, the whole gather of mainline, of the others, of ranges
+@pytest.mark.parametrize(
+    ("page_size", "edge"),
+    [(16384, edge) for edge in (1031, 2054, 8187, 8192, 9215)] + [(65536, edge) for edge in (8196, 8198)],
+)
+def test_gather_of_larger_pages_fills_up(page_size: int, edge: int):
+    for count in (edge - 1, edge, edge + 1):
+        assert_equal([Piece(count=count, stride=2), Piece(what="pmd")], 0, "aarch64", page_size)
+        assert_equal([], count, "x86_64", page_size)
+    assert_equal([Piece(type="file", dirty=1, count=edge + 1)], 0, "aarch64", page_size)
 
 
 # around what fills the bundle, a batch of ranges or of pages, the whole gather of pages or of ranges
