@@ -361,8 +361,8 @@ def _arm64_cases(s: Sizes) -> dict[str, str]:
             f"write {10 * s.block} {s.block} 5",
         ),
         "contpte_shmem": _ops(
-            *(SHMEM_MTHP, f"mthp {folio} always shmem", f"map {half} {pages} rw shared"),
-            *(f"write {half} {pages}", f"unmap {9 * s.block + 3} 5"),
+            *(SHMEM_MTHP, f"mthp {folio} always shmem", f"map 0 {pages} rw shared"),
+            *(f"write 0 {pages}", f"unmap {9 * s.block + 3} 5"),
         ),
         "contpte_memfd": _ops(
             *(SHMEM_MTHP, f"mthp {folio} always shmem", f"memfd m {24 * s.block}"),

@@ -138,9 +138,11 @@ static void vmstat_read(long *values)
     blob_free(&text);
 }
 
-static void dump(const char *folder, pid_t pid)
+/* Returns 0 if the page tables are not what pagemap said: background work changed them meanwhile. */
+static int dump(const char *folder, pid_t pid)
 {
     struct blob pagemap = {0}, leaves = {0}, scan = {0}, flags = {0}, references = {0};
+    int alike;
 
     dump_text(folder, pid, "maps");
     dump_text(folder, pid, "smaps");
@@ -155,6 +157,7 @@ static void dump(const char *folder, pid_t pid)
     stream_member(folder, "pagemap_scan", scan.data, scan.size);
     leaves_read(trace_mm_of(pid), &pagemap, &leaves);
     stream_member(folder, "leaves.bin", leaves.data, leaves.size);
+    alike = leaves.size > 0;
     refcounts_read(flags.size / 8, &references);
     stream_member(folder, "refcounts.bin", references.data, references.size);
     blob_free(&pagemap);
@@ -162,6 +165,7 @@ static void dump(const char *folder, pid_t pid)
     blob_free(&scan);
     blob_free(&flags);
     blob_free(&references);
+    return alike;
 }
 
 /* The child becomes the workload, or a program of the root disk ("program" and one argument per line). */
@@ -235,7 +239,7 @@ static void end_group(pid_t group)
             ptrace(PTRACE_CONT, pid, 0, 0);
 }
 
-/* One attempt. Returns how many of the noisy counters moved while the process was held and torn down. */
+/* One attempt. Returns 0 if no background work changed anything while the process was held and torn down. */
 static int attempt(const char *folder, const char *spec)
 {
     struct blob raw = {0}, stats = {0}, moved = {0};
@@ -244,7 +248,7 @@ static int attempt(const char *folder, const char *spec)
     struct sched_param fifo = {.sched_priority = 50};
     char line[128];
     pid_t child, pid;
-    int count = 0, status;
+    int count, status;
 
     child = fork();
     if (child < 0)
@@ -261,7 +265,7 @@ static int attempt(const char *folder, const char *spec)
         return 0;
     }
     vmstat_read(before);
-    dump(folder, pid);
+    count = !dump(folder, pid);
     sched_setscheduler(pid, SCHED_FIFO, &fifo);
     trace_start();
     ptrace(PTRACE_CONT, pid, 0, 0);
