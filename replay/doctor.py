@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from replay.capture import procfs, scan, settings
 from replay.errors import ReplayError
 from replay.native.image import cache
+from replay.procfs import files, kernel, pagemap_scan
 
 CAPABILITIES: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 
@@ -89,7 +89,7 @@ def _namespaces() -> Check:
             "a user namespace: its root has no rights over page frames",
             "run replay outside it, as root of the host",
         )
-    if not procfs.in_first_pid_namespace():
+    if not files.in_first_pid_namespace():
         return Check(
             "namespaces",
             State.LIMITED,
@@ -103,21 +103,21 @@ def _page_frames() -> Check:
     page = ctypes.create_string_buffer(b"present", os.sysconf("SC_PAGE_SIZE"))
     word = np.zeros(1, np.uint64)
     try:
-        fd = procfs.open_pagemap(procfs.PROC, os.getpid())
+        fd = files.open_pagemap(files.PROC, os.getpid())
     except ReplayError as error:
         return Check("pagemap", State.FAILS, str(error), "a kernel with CONFIG_PROC_PAGE_MONITOR")
     try:
-        procfs.read_words(fd, ctypes.addressof(page) // len(page), word)
+        files.read_words(fd, ctypes.addressof(page) // len(page), word)
     finally:
         os.close(fd)
-    if word[0] & procfs.PM_PFRAME:
+    if word[0] & files.PM_PFRAME:
         return Check("pagemap", State.WORKS, "page frames are shown")
     return Check("pagemap", State.FAILS, "page frames read as 0", f"CAP_SYS_ADMIN: run as root; {DOCKER}")
 
 
 def _kpage(name: str) -> Check:
     try:
-        fd = procfs.open_kpage(procfs.PROC, name)
+        fd = files.open_kpage(files.PROC, name)
     except ReplayError as error:
         return Check(name, State.FAILS, str(error), "run as root, on a kernel with CONFIG_PROC_PAGE_MONITOR")
     os.close(fd)
@@ -125,7 +125,7 @@ def _kpage(name: str) -> Check:
 
 
 def _pagemap_scan() -> Check:
-    if scan.supported():
+    if pagemap_scan.supported():
         return Check(
             "PAGEMAP_SCAN", State.WORKS, "present, swapped, huge: populated regions and PMD mappings"
         )
@@ -138,14 +138,14 @@ def _pagemap_scan() -> Check:
 
 
 def _mapcounts() -> Check:
-    if not procfs.kernel_config(procfs.PROC):
+    if not files.kernel_config(files.PROC):
         return Check(
             "mapcounts",
             State.LIMITED,
             "taken for precise: no /proc/config.gz and no /boot/config to tell",
             "make sure that CONFIG_NO_PAGE_MAPCOUNT is off (it is experimental, from v6.15)",
         )
-    if settings.mapcounts(procfs.PROC) == "precise":
+    if kernel.mapcounts(files.PROC) == "precise":
         return Check("mapcounts", State.WORKS, "precise, page by page")
     return Check(
         "mapcounts",
@@ -156,7 +156,7 @@ def _mapcounts() -> Check:
 
 
 def _soft_dirty() -> Check:
-    known = "CONFIG_MEM_SOFT_DIRTY=y" in procfs.kernel_config(procfs.PROC)
+    known = "CONFIG_MEM_SOFT_DIRTY=y" in files.kernel_config(files.PROC)
     return Check(
         "soft-dirty",
         State.WORKS,
@@ -216,14 +216,14 @@ def _call_counts() -> Check:
 
 
 def _thp() -> Check:
-    found = {name: value for name, value in settings.thp(True).items() if "/" not in name}
+    found = {name: value for name, value in kernel.thp(True).items() if "/" not in name}
     if not found:
         return Check("THP", State.LIMITED, "this kernel has none", "CONFIG_TRANSPARENT_HUGEPAGE")
     return Check("THP", State.WORKS, ", ".join(f"{name} {value}" for name, value in found.items()))
 
 
 def _mthp() -> Check:
-    found = {name: value for name, value in settings.thp(True).items() if name.endswith("/enabled")}
+    found = {name: value for name, value in kernel.thp(True).items() if name.endswith("/enabled")}
     if not found:
         return Check("mTHP", State.LIMITED, "no sizes but the PMD's", "large anonymous folios need v6.8")
     on = [name.split("/")[0].removeprefix("hugepages-") for name, value in found.items() if value != "never"]

@@ -26,7 +26,7 @@ each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 @cache
 def trace_of(path: Path) -> Trace:
-    return replay.read(path)
+    return replay.read_trace(path)
 
 
 @cache

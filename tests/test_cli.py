@@ -90,8 +90,11 @@ def test_help_loads_nothing_heavy():
     ("modules", "heavy"),
     [
         # pyarrow is loaded while the first words are read
-        ("replay.capture.exits, replay.capture.live, replay.report.notes", {"pyarrow", "polars", "numba"}),
-        ("replay.capture.sink, replay.capture.encode", {"polars", "numba"}),
+        (
+            "replay.recording.recorder, replay.capture.live, replay.report.notes",
+            {"pyarrow", "polars", "numba"},
+        ),
+        ("replay.capture.collect, replay.recording.encoder", {"polars", "numba"}),
     ],
 )
 def test_capture_loads_neither_polars_nor_numba(modules: str, heavy: set[str]):

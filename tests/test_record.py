@@ -15,10 +15,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from replay.capture import command, encode, handover, procfs
-from replay.capture.exits import Recorded, capture_at_exit, record
-from replay.capture.follow import Missed
 from replay.errors import ProcessGoneError, ReplayError
+from replay.process import command
+from replay.process.follow import Missed
+from replay.procfs import files
+from replay.recording import encoder, handover
+from replay.recording.recorder import Recorded, capture_at_exit, record
 from replay.teardown.replayer import run
 from replay.trace import file
 from replay.trace.frame import Trace
@@ -210,29 +212,29 @@ def test_killed_while_running(tmp_path: Path) -> None:
 
 def test_killed_at_its_exit(tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL while it is read. Since v5.17 the kernel drops it: the process is dying already."""
-    read_status = procfs.read_status
+    read_status = files.read_status
 
-    def read_and_kill(root: Path, pid: int, page_size: int) -> procfs.Status:
+    def read_and_kill(root: Path, pid: int, page_size: int) -> files.Status:
         status = read_status(root, pid, page_size)
         os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
         return status
 
-    monkeypatch.setattr(procfs, "read_status", read_and_kill)
+    monkeypatch.setattr(files, "read_status", read_and_kill)
     result, _ = recorded([tree, "alone", "9"], tmp_path / "t.parquet")
     assert result.recorded + result.missed[Missed.KILLED] == 10
 
 
 def test_gone_while_read(tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_status, seen = procfs.read_status, set[int]()
+    read_status, seen = files.read_status, set[int]()
 
-    def lose_every_second(root: Path, pid: int, page_size: int) -> procfs.Status:
+    def lose_every_second(root: Path, pid: int, page_size: int) -> files.Status:
         seen.add(pid)
         if len(seen) % 2:
             raise ProcessGoneError("gone")
         return read_status(root, pid, page_size)
 
-    monkeypatch.setattr(procfs, "read_status", lose_every_second)
+    monkeypatch.setattr(files, "read_status", lose_every_second)
     result, _ = recorded([tree, "bomb", "9"], tmp_path / "t.parquet")
     assert result.recorded == 5
     assert result.missed == {Missed.KILLED: 5}
@@ -472,7 +474,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk(tree: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command runs to its end, then the failure is told; with rows that fill several row groups."""
-    monkeypatch.setattr(encode, "ROW_GROUP_ROWS", 1000)
+    monkeypatch.setattr(encoder, "ROW_GROUP_ROWS", 1000)
     mark = tmp_path / "mark"
     with pytest.raises(ReplayError, match="No space left"):
         record(["sh", "-c", f"{tree} bomb 50; touch {mark}"], small_disk / "t.parquet")
@@ -501,7 +503,7 @@ def test_memory_does_not_grow_with_processes(
     tree: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several row groups are written on the way."""
-    monkeypatch.setattr(encode, "ROW_GROUP_ROWS", 2000)
+    monkeypatch.setattr(encoder, "ROW_GROUP_ROWS", 2000)
     _, trace = recorded([tree, "bomb", "100"], tmp_path / "t.parquet")
     assert len(trace.frame) > 5000
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.capture.folios import NOPAGE, Bools, Pages
-from replay.capture.procfs import PM_EXCLUSIVE, U64, Vma
 from replay.capture.runs import Runs, distinct
 from replay.native.function import I32, I64, U8s, native
+from replay.procfs.files import PM_EXCLUSIVE, U64, Vma
 from replay.trace.kpageflags import KPF_ANON, KPF_DIRTY, KPF_HUGE, KPF_ZERO_PAGE, bit
 
 ANON: Final = bit(KPF_ANON)

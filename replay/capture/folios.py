@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.capture.procfs import U64, check_read
 from replay.native.function import I32, I64, I64s, native, part
 from replay.native.words import MOST_WORDS, pread, read_pieces
+from replay.procfs.files import U64, check_read
 from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_IDLE, KPF_NOPAGE, bit
 
 Bools = npt.NDArray[np.bool_]

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import replay
-from replay.capture import freeze, procfs, settings, space
+from replay.capture import address_space
+from replay.capture.address_space import Options, Progress, Space
 from replay.capture.extents import Extents, Owner
-from replay.capture.procfs import Status, Vma
-from replay.capture.reconcile import Figure
-from replay.capture.space import Options, Progress, Space
-from replay.capture.tree import Tree, by_task, opened
+from replay.capture.rss import Figure
 from replay.errors import ProcessGoneError, ReplayError
 from replay.native import function
+from replay.process import stop
+from replay.procfs import files, kernel
+from replay.procfs.files import Status, Vma
+from replay.procfs.source import Tree, by_task, opened
+from replay.support.atomic_file import whole_file
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
-from replay.trace.whole import whole_file
 
 if TYPE_CHECKING:
-    from replay.capture.sink import Sink
+    from replay.capture.collect import Sink
     from replay.trace.frame import Trace
 
 Take = Callable[[Extents, Owner], None]
@@ -55,7 +57,7 @@ def capture_process(
     pid: int,
     out: str | Path | None = None,
     *,
-    procfs_root: str | Path = procfs.PROC,
+    procfs_root: str | Path = files.PROC,
     hold: bool = True,
     use_scan: bool = True,
     force: bool = False,
@@ -73,7 +75,7 @@ def capture_process(
     Raises `ReplayError` with cause and remedy; then `out` does not appear.
     """
     root = Path(procfs_root)
-    with freeze.interruptible(), opened(root, pid) as tree:
+    with stop.interruptible(), opened(root, pid) as tree:
         size = ptes_per_table(tree.page_size)
         options = Options(
             use_scan=use_scan,
@@ -129,7 +131,7 @@ def _sink(tree: Tree, out: str | Path | None, force: bool) -> Iterator[Future[Si
 
 
 def _load_sink(file: Any) -> Sink:
-    from replay.capture.sink import Sink
+    from replay.capture.collect import Sink
 
     return Sink(file)
 
@@ -141,7 +143,7 @@ def _warm_up(sink: Future[Sink]) -> None:
 def capture_all(
     out: str | Path | None = None,
     *,
-    procfs_root: str | Path = procfs.PROC,
+    procfs_root: str | Path = files.PROC,
     hold: bool = True,
     use_scan: bool = True,
     force: bool = False,
@@ -153,8 +155,8 @@ def capture_all(
     no memory and are left out. Raises `ReplayError` if not one process can be captured.
     """
     root = Path(procfs_root)
-    pids = procfs.pids(root)
-    with freeze.interruptible(), opened(root, pids[0] if pids else 0) as tree:
+    pids = files.pids(root)
+    with stop.interruptible(), opened(root, pids[0] if pids else 0) as tree:
         options = Options(use_scan=use_scan, held=hold or not tree.live)
         return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
 
@@ -163,7 +165,7 @@ def capture_cgroup(
     cgroup: str | Path,
     out: str | Path | None = None,
     *,
-    procfs_root: str | Path = procfs.PROC,
+    procfs_root: str | Path = files.PROC,
     hold: bool = True,
     use_scan: bool = True,
     force: bool = False,
@@ -175,18 +177,18 @@ def capture_cgroup(
     one, one by one otherwise. The rest as in `capture_all`.
     """
     root = Path(procfs_root)
-    if procfs.own_pid(root) is None or procfs.own_pid(root) != procfs.own_pid(procfs.PROC):
+    if files.own_pid(root) is None or files.own_pid(root) != files.own_pid(files.PROC):
         raise ReplayError(
             f"a cgroup names processes as our PID namespace does, which {root} does not: use --all"
         )
-    path = freeze.cgroup_folder(cgroup)
-    with freeze.interruptible(), contextlib.ExitStack() as stack:
-        own = procfs.own_pid(procfs.PROC)
-        freezes = hold and freeze.has_freezer(path) and own not in freeze.members(path)
+    path = stop.cgroup_folder(cgroup)
+    with stop.interruptible(), contextlib.ExitStack() as stack:
+        own = files.own_pid(files.PROC)
+        freezes = hold and stop.has_freezer(path) and own not in stop.members(path)
         function.prepare()  # it may take seconds
         if freezes:
-            stack.enter_context(freeze.frozen(path))
-        pids = freeze.members(path)
+            stack.enter_context(stop.frozen(path))
+        pids = stop.members(path)
         if not pids:
             raise ReplayError(f"no process in cgroup {path}: name one with processes")
         tree = stack.enter_context(opened(root, pids[0]))
@@ -210,7 +212,7 @@ def _capture_each(
     spaces: list[tuple[int, Space]] = []
     refused: list[str] = []
     vanished = 0
-    own = procfs.own_pid(tree.root)
+    own = files.own_pid(tree.root)
     with _sink(tree, out, force) as loading:
         sink = loading.result()
         for done, pid in enumerate(pids, 1):
@@ -259,18 +261,18 @@ def capture_into(
 ) -> Space:
     """Capture one address space that the caller holds still; `take` gets its rows.
 
-    mm: its number in the trace. Raises as `space.capture_space` does.
+    mm: its number in the trace. Raises as `address_space.capture_space` does.
     """
 
     def emit(rows: Extents, vmas: Sequence[Vma], status: Status) -> None:
         take(rows, Owner(mm, pid, status.name, vmas))
 
-    return space.capture_space(tree, pid, emit, options, progress)
+    return address_space.capture_space(tree, pid, emit, options, progress)
 
 
 def _task(tree: Tree, pid: int) -> int | None:
     """The task through which a process is read; of a saved tree, which holds no tasks, the first."""
-    return procfs.task_with_memory(tree.root, pid) if tree.live else pid
+    return files.task_with_memory(tree.root, pid) if tree.live else pid
 
 
 @contextlib.contextmanager
@@ -279,16 +281,16 @@ def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
     if not (hold and tree.live):
         yield "none"
         return
-    if procfs.own_pid(tree.root) != procfs.own_pid(procfs.PROC):
+    if files.own_pid(tree.root) != files.own_pid(files.PROC):
         raise ReplayError(
             f"{tree.root} numbers processes of another PID namespace, which ptrace cannot reach: "
             "capture with --no-freeze, or run replay in that namespace"
         )
-    with freeze.held(tree.root, pid):
+    with stop.held(tree.root, pid):
         yield "ptrace"
 
 
-def address_space(pid: int, status: Status) -> AddressSpace:
+def described(pid: int, status: Status) -> AddressSpace:
     """The trace's record of an address space."""
     return AddressSpace(
         pid=pid,
@@ -307,9 +309,9 @@ def metadata(
 ) -> Metadata:
     """Metadata of a trace of these (pid, address space)."""
     return Metadata(
-        address_spaces=tuple(address_space(pid, captured.status) for pid, captured in spaces),
-        kernel_release=procfs.kernel_release(tree.root),
-        architecture=settings.architecture(tree.root, tree.live),
+        address_spaces=tuple(described(pid, captured.status) for pid, captured in spaces),
+        kernel_release=files.kernel_release(tree.root),
+        architecture=kernel.architecture(tree.root, tree.live),
         page_size=tree.page_size,
         captured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         mode=mode,
@@ -318,6 +320,6 @@ def metadata(
         mapcounts=tree.mapcounts,
         dirty="inferred" if options.known_dirty is None else "known",
         changed_entries=sum(captured.changed for _, captured in spaces),
-        thp=settings.thp(tree.live),
+        thp=kernel.thp(tree.live),
         tool_version=replay.__version__,
     )

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.capture.procfs import (
+from replay.native.function import I32, I64, native, part
+from replay.procfs.files import (
     PM_MOVING,
     PM_PFRAME,
     PM_PRESENT,
@@ -20,7 +21,6 @@ from replay.capture.procfs import (
     SWAP_TYPE_BITS,
     U64,
 )
-from replay.native.function import I32, I64, native, part
 
 SWAP_STEP: Final = 1 << SWAP_TYPE_BITS
 """How much the next swap entry of a run is more."""

@@ -47,8 +47,8 @@ MODULES: Final = (
     "replay.capture.runs",
     "replay.capture.folios",
     "replay.capture.extents",
-    "replay.capture.rows",
-    "replay.capture.reconcile",
+    "replay.capture.cut",
+    "replay.capture.rss",
 )
 """The modules that have native functions; they are compiled together."""
 

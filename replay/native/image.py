@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from replay.errors import ReplayError
-from replay.trace.whole import whole_file
+from replay.support.atomic_file import whole_file
 
 MAGIC: Final = "replay image 1\n"
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay.errors import UsageError
-from replay.trace.whole import whole_file
+from replay.support.atomic_file import whole_file
 
 
 class Format(StrEnum):

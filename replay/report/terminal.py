@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from replay.report import inspect
-from replay.report.text import printable
+from replay.support.text import printable
 from replay.teardown.algorithms import BASELINE
 from replay.trace.frame import Trace
 

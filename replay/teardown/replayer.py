@@ -52,7 +52,7 @@ def run_checked(
     contiguous: as of `address_spaces`.
     """
     if not isinstance(trace, Trace):
-        raise TypeError(f"{trace!r} is no trace: replay.read(path) makes one of a file")
+        raise TypeError(f"{trace!r} is no trace: replay.read_trace(path) makes one of a file")
     names = [algorithms] if isinstance(algorithms, str) else algorithms
     chosen = select(None if names is None else list(names))
     if page_tables_in_gather is None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from replay.support.atomic_file import whole_file
 from replay.trace.metadata import Metadata, encode_metadata
 from replay.trace.schema import COLUMNS
-from replay.trace.whole import whole_file
 
 if TYPE_CHECKING:
     import polars as pl

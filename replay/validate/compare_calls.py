@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from replay.validate.compare import UNEXPLAINED, Comparison, Difference
+from replay.validate.compare_folios import UNEXPLAINED, Comparison, Difference
 from replay.validate.predict import Prediction
 
 FLUSHED: Final = frozenset(

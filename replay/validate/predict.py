@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from replay.capture import procfs
-from replay.capture.procfs import U64
+from replay.procfs import files
+from replay.procfs.files import U64
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS, Algorithm, tables_in_gather
 from replay.teardown.extents import I64, Bool, Extents
@@ -152,4 +152,4 @@ def page_tables_in_gather(root: Path, architecture: str) -> bool:
     """
     if not tables_in_gather(architecture):
         return False
-    return "CONFIG_PT_RECLAIM=y" not in procfs.kernel_config(root).splitlines()
+    return "CONFIG_PT_RECLAIM=y" not in files.kernel_config(root).splitlines()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from replay.errors import ReplayError
-from replay.undo import Undo, append, remove_probes
+from replay.support.restore import Undo, append, remove_probes
 
 REGISTERS: Final = {
     "x86_64": ("%di", "%si", "%dx", "%cx", "%r8", "%r9"),

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from replay.capture import freeze
-from replay.capture.follow import Missed
 from replay.errors import ReplayError, UsageError
-from replay.validate import settings
-from replay.validate.settings import UnavailableError
+from replay.process import stop
+from replay.process.follow import Missed
+from replay.validate import workload_settings
 from replay.validate.watch import Verdict, Watched, Watcher, watch, watcher
+from replay.validate.workload_settings import UnavailableError
 from replay.validate.workloads import WORKLOADS, Workload
 
 
@@ -55,7 +55,7 @@ def validate(
     missed: dict[Missed, int] = {}
     notes: dict[str, str] = {}
     status = 0
-    with freeze.interruptible(), watcher() as watching:
+    with stop.interruptible(), watcher() as watching:
         if argv is not None:
             done = watch(watching, argv, argv[0], drain=drain, progress=progress)
             if not done.verdicts:
@@ -89,9 +89,9 @@ def _run(
 ) -> Watched:
     """Run one workload with the settings it needs; they are put back."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(settings.thp(workload.thp))
+        stack.enter_context(workload_settings.thp(workload.thp))
         if workload.swap:
-            stack.enter_context(settings.swap_device())
+            stack.enter_context(workload_settings.swap_device())
         done = watch(watching, workload.argv, workload.name, ours=True, drain=drain, progress=progress)
     if done.status:
         raise ReplayError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from replay.errors import ReplayError
-from replay.undo import Undo
+from replay.support.restore import Undo
 
 FSOPEN, FSCONFIG, FSMOUNT = 430, 431, 432
 """System calls of include/uapi/asm-generic/unistd.h; the same on every architecture but alpha."""

@@ -16,25 +16,28 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from replay.capture import command, exits, live, procfs, settings, space
+from replay.capture import address_space, live
+from replay.capture.address_space import Options
+from replay.capture.arrow import table
 from replay.capture.extents import Owner
-from replay.capture.follow import Missed
-from replay.capture.space import Options
-from replay.capture.table import table
-from replay.capture.tree import Tree, by_task, opened
 from replay.errors import ProcessGoneError, ReplayError
+from replay.process import command
+from replay.process.follow import Missed
+from replay.procfs import files, kernel
+from replay.procfs.source import Tree, by_task, opened
+from replay.recording import recorder
+from replay.support.restore import Undo
 from replay.teardown.algorithms import Algorithm
 from replay.trace.frame import Trace, frame_of
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.trace.write import ARROW_SCHEMA
-from replay.undo import Undo
-from replay.validate import calls, fate, lru, observe, predict, probes, tracefs
-from replay.validate.compare import Comparison, Frame, compare, stayed
+from replay.validate import calls, later_frees, lru_drain, observe, predict, probes, tracefs
 from replay.validate.compare_calls import CallCount, Doubts, compare_calls
+from replay.validate.compare_folios import Comparison, Frame, compare, stayed
 from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
-from replay.validate.settings import put_back
 from replay.validate.tracefs import Event
+from replay.validate.workload_settings import put_back
 
 EXIT_SECONDS: Final = 60.0
 """How long a process may take from its exit stop to its end; terabytes take a minute."""
@@ -100,7 +103,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Watched:
-    """A finished command. status: as of `exits.Recorded`. missed: address spaces not compared, by cause."""
+    """A finished command. status: as of `Recorded`. missed: address spaces not compared, by cause."""
 
     status: int
     verdicts: tuple[Verdict, ...]
@@ -130,18 +133,18 @@ def watcher() -> Iterator[Watcher]:
 
     Raises `ReplayError` if there is no tracefs, the kernel lacks the tracepoints, or rights are missing.
     """
-    if not procfs.in_first_pid_namespace():
+    if not files.in_first_pid_namespace():
         raise ReplayError(
             "in a PID namespace the kernel's events are of other processes: run validate on the host"
         )
     with (
         tracefs.mounted() as (root, fd),
         put_back([fd]) as undo,
-        opened(procfs.PROC, os.getpid()) as tree,
+        opened(files.PROC, os.getpid()) as tree,
     ):
         tracefs.remove_stale(root)
         probes.remove_stale(root)
-        machine = settings.architecture(procfs.PROC, live=True)
+        machine = kernel.architecture(files.PROC, live=True)
         made, no_calls = _probed(root, undo, machine)
         with (
             tracefs.instance(root, undo, "exit", (*observe.EVENTS, *made)) as instance,
@@ -153,8 +156,8 @@ def watcher() -> Iterator[Watcher]:
                     "CONFIG_EVENT_TRACING"
                 )
             others.reserve(EVIDENCE_BYTES // (os.cpu_count() or 1))
-            in_gather = predict.page_tables_in_gather(procfs.PROC, machine)
-            algorithm = predict.algorithm_of(procfs.kernel_release(procfs.PROC))
+            in_gather = predict.page_tables_in_gather(files.PROC, machine)
+            algorithm = predict.algorithm_of(files.kernel_release(files.PROC))
             counters = calls.shown(instance.events, machine in probes.REGISTERS)
             if not in_gather:
                 counters = tuple(name for name in counters if name != "page_tables")
@@ -228,7 +231,7 @@ def watch(
         else:
             started = stack.enter_context(command.held(argv))
             stack.enter_context(command.signals_passed(started))
-        followed = exits.follow_command(started, at_exit, after_exit)
+        followed = recorder.follow_command(started, at_exit, after_exit)
     status = os.waitstatus_to_exitcode(followed.root_status or 0)
     return Watched(status if status >= 0 else 128 - status, tuple(verdicts), dict(followed.missed))
 
@@ -278,7 +281,7 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
     watching.instance.only(tid)
     watching.instance.read(all_of_them=False)
     if drain:
-        lru.drain()
+        lru_drain.drain()
     watching.instance.record()
     watching.others.record()
     # as late as can be: other processes go on sharing memory with this one, or cease to
@@ -297,7 +300,7 @@ def _read(tree: Tree, pid: int, tid: int) -> Trace:
     parts: list[pa.Table] = []
     options = Options()
     with by_task(tree, pid, tid) as seen:
-        captured = space.capture_space(
+        captured = address_space.capture_space(
             seen,
             pid,
             lambda rows, vmas, status: parts.append(table(rows, [Owner(0, pid, status.name, vmas)])),
@@ -401,11 +404,11 @@ def _afterwards(
     before = _frame_words(watching.tree, pfns)
     # the clock of the events
     now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    drained_ns = now_ns if lru.drain() else None
+    drained_ns = now_ns if lru_drain.drain() else None
     after = _frame_words(watching.tree, pfns)
     events = watching.others.read(all_of_them=False)
-    ours = frozenset(procfs.threads(procfs.PROC, os.getpid()))
-    fates = fate.fates(events, frozenset(pfns), captured_ns, observation.began_ns, drained_ns, ours)
+    ours = frozenset(files.threads(files.PROC, os.getpid()))
+    fates = later_frees.fates(events, frozenset(pfns), captured_ns, observation.began_ns, drained_ns, ours)
     stays = ((before ^ after) & [np.uint64(DECIDING), ~np.uint64(0)] == 0).all(axis=1)
     return {
         pfn: Frame(int(flags), int(mapcount), bool(same), fates.get(pfn))
@@ -413,10 +416,10 @@ def _afterwards(
     }
 
 
-def _frame_words(tree: Tree, pfns: Sequence[int]) -> procfs.U64:
+def _frame_words(tree: Tree, pfns: Sequence[int]) -> files.U64:
     """kpageflags and kpagecount of frames, shape (frames, 2)."""
     words = np.zeros((len(pfns), 2), np.uint64)
     for row, pfn in enumerate(pfns):
-        procfs.read_words(tree.flags_fd, pfn, words[row, :1])
-        procfs.read_words(tree.counts_fd, pfn, words[row, 1:])
+        files.read_words(tree.flags_fd, pfn, words[row, :1])
+        files.read_words(tree.counts_fd, pfn, words[row, 1:])
     return words

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from replay.validate.settings import PMD_ORDER, PMD_SIZE, switch_of
+from replay.validate.workload_settings import PMD_ORDER, PMD_SIZE, switch_of
 
 _PROGRAMS: Final = Path(__file__).with_name("programs.py")
 

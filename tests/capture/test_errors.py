@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay.capture import freeze, procfs
 from replay.capture.live import capture_process
 from replay.errors import ProcessGoneError, ReplayError
+from replay.process import stop
+from replay.procfs import files
 from replay.trace.kpageflags import KPF_ANON, bit
 from tests.capture.processes import needs_root, program
 from tests.capture.trees import FILE, PRESENT, SWAP, FakeProcess, FakeVma
@@ -65,7 +66,7 @@ def test_kpage_missing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     root = process.write(tmp_path / "proc")
     (root / name).unlink()
     assert f"/{name}: the saved tree is incomplete" in refused(root, process.pid, tmp_path)
-    monkeypatch.setattr(procfs, "is_live", lambda root: True)
+    monkeypatch.setattr(files, "is_live", lambda root: True)
     assert "CONFIG_PROC_PAGE_MONITOR" in refused(root, process.pid, tmp_path)
 
 
@@ -129,7 +130,7 @@ def test_no_such_process(tmp_path: Path) -> None:
     process = small_process()
     root = process.write(tmp_path / "proc")
     assert "no process 99" in refused(root, 99, tmp_path)
-    assert "no process 4194399" in refused(procfs.PROC, 4194399, tmp_path, ProcessGoneError)
+    assert "no process 4194399" in refused(files.PROC, 4194399, tmp_path, ProcessGoneError)
 
 
 def test_not_a_tree(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_kernel_thread(tmp_path: Path) -> None:
     status.write_text("".join(kept))
     assert "is a kernel thread" in refused(root, process.pid, tmp_path)
     if Path("/proc/2/comm").exists() and Path("/proc/2/comm").read_text() == "kthreadd\n":
-        assert "process 2 (kthreadd) is a kernel thread" in refused(procfs.PROC, 2, tmp_path)
+        assert "process 2 (kthreadd) is a kernel thread" in refused(files.PROC, 2, tmp_path)
 
 
 def test_zombie(tmp_path: Path) -> None:
@@ -154,26 +155,26 @@ def test_zombie(tmp_path: Path) -> None:
     try:
         while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
             time.sleep(0.001)
-        assert "zombie" in refused(procfs.PROC, child.pid, tmp_path, ProcessGoneError)
+        assert "zombie" in refused(files.PROC, child.pid, tmp_path, ProcessGoneError)
     finally:
         child.wait()
 
 
 def test_itself(tmp_path: Path) -> None:
-    assert "replay itself" in refused(procfs.PROC, os.getpid(), tmp_path)
+    assert "replay itself" in refused(files.PROC, os.getpid(), tmp_path)
 
 
 @needs_root()
 def test_thread(tmp_path: Path) -> None:
     code = "t = threading.Thread(target=time.sleep, args=(600,), daemon=True); t.start(); ready(t.native_id)"
     with program(code) as (pid, [tid]):
-        assert f"is a thread of process {pid}" in refused(procfs.PROC, tid, tmp_path)
+        assert f"is a thread of process {pid}" in refused(files.PROC, tid, tmp_path)
 
 
 @needs_root()
 def test_traced(tmp_path: Path) -> None:
-    with program("ready(0)") as (pid, _), freeze.held(procfs.PROC, pid):
-        message = refused(procfs.PROC, pid, tmp_path)
+    with program("ready(0)") as (pid, _), stop.held(files.PROC, pid):
+        message = refused(files.PROC, pid, tmp_path)
         assert f"process {pid} is traced by process" in message
         assert "--no-freeze" in message
 
@@ -186,7 +187,7 @@ def test_ends_while_read(use_scan: bool, hold: bool, tmp_path: Path, monkeypatch
         [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"], stdout=-1
     )
     child.stdout.readline()
-    real = procfs.read_vmas
+    real = files.read_vmas
 
     def then_kill(root, pid, page_size):
         vmas = real(root, pid, page_size)
@@ -196,9 +197,9 @@ def test_ends_while_read(use_scan: bool, hold: bool, tmp_path: Path, monkeypatch
             time.sleep(0.001)
         return vmas
 
-    monkeypatch.setattr(procfs, "read_vmas", then_kill)
+    monkeypatch.setattr(files, "read_vmas", then_kill)
     try:
-        message = refused(procfs.PROC, child.pid, tmp_path, ProcessGoneError, use_scan=use_scan, hold=hold)
+        message = refused(files.PROC, child.pid, tmp_path, ProcessGoneError, use_scan=use_scan, hold=hold)
         assert "ended while it was read" in message
     finally:
         child.wait()

@@ -186,9 +186,9 @@ def test_portions_do_not_show(process: FakeProcess, portion: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         root = process.write(Path(folder))
         whole = captured(root, process.pid).frame
-        patch.setattr("replay.capture.space.BLOCK_PAGES", 512)
-        patch.setattr("replay.capture.space.BATCH_PAGES", 100)
-        patch.setattr("replay.capture.space.PORTION_PAGES", portion)
+        patch.setattr("replay.capture.address_space.BLOCK_PAGES", 512)
+        patch.setattr("replay.capture.address_space.BATCH_PAGES", 100)
+        patch.setattr("replay.capture.address_space.PORTION_PAGES", portion)
         assert captured(root, process.pid).frame.equals(whole)
 
 

@@ -14,9 +14,11 @@ import polars as pl
 import pytest
 
 import replay
-from replay.capture import freeze, procfs, reconcile, scan, space
+from replay.capture import address_space, rss
 from replay.capture.live import capture_all, capture_cgroup, capture_process
 from replay.errors import ReplayError
+from replay.process import stop
+from replay.procfs import files, pagemap_scan
 from replay.trace.check import check_frame
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 from tests.capture import processes
@@ -60,7 +62,7 @@ def test_anonymous_pages_reconcile() -> None:
         assert rows["kpageflags"].map_elements(lambda word: bool(word & bit(KPF_ANON)), pl.Boolean).all()
         for figure in done.figures[0]:
             assert figure.captured == figure.reported or figure.cause
-        assert "RssAnon" in reconcile.text(done.figures[0], 4096)[0]
+        assert "RssAnon" in rss.text(done.figures[0], 4096)[0]
         assert done.meta.kernel_release == os.uname().release
         assert done.meta.thp["enabled"] in ("always", "madvise", "never")
 
@@ -200,7 +202,7 @@ ready(a)
 """
     with program(code) as (pid, [a]):
         capture_process(pid)
-        if not scan.supported():
+        if not pagemap_scan.supported():
             pytest.skip("no PAGEMAP_SCAN")
         begin = time.monotonic()
         done = capture_process(pid)
@@ -229,8 +231,8 @@ for thread in threads: thread.start()
 ready(0)
 """
     with program(code) as (pid, _):
-        with freeze.held(procfs.PROC, pid):
-            tids = procfs.threads(procfs.PROC, pid)
+        with stop.held(files.PROC, pid):
+            tids = files.threads(files.PROC, pid)
             assert len(tids) == 41
             assert {processes.state(pid, tid) for tid in tids} == {"t"}
         assert "t" not in {processes.state(pid, tid) for tid in tids}
@@ -246,10 +248,10 @@ ready(0)
 """
     with program(code) as (pid, _):
         for _ in range(10):
-            with freeze.held(procfs.PROC, pid):
-                tids = procfs.threads(procfs.PROC, pid)
+            with stop.held(files.PROC, pid):
+                tids = files.threads(files.PROC, pid)
                 assert {processes.state(pid, tid) for tid in tids} == {"t"}
-                assert procfs.threads(procfs.PROC, pid) == tids
+                assert files.threads(files.PROC, pid) == tids
 
 
 def test_stopped_stays_stopped() -> None:
@@ -275,7 +277,7 @@ os._exit(7)
 """
     child = subprocess.Popen([sys.executable, "-c", processes.PRELUDE + code], stdout=-1)
     child.stdout.readline()
-    with freeze.held(procfs.PROC, child.pid):
+    with stop.held(files.PROC, child.pid):
         os.kill(child.pid, signal.SIGUSR1)
         time.sleep(0.05)
         assert processes.state(child.pid) == "t"
@@ -324,13 +326,13 @@ def churn():
 threading.Thread(target=churn, daemon=True).start()
 ready(a)
 """
-    real = space._read_folios
+    real = address_space._read_folios
 
     def slow(*args):
         time.sleep(0.05)
         return real(*args)
 
-    monkeypatch.setattr(space, "_read_folios", slow)
+    monkeypatch.setattr(address_space, "_read_folios", slow)
     with program(code) as (pid, _):
         changed = 0
         for _ in range(3):
@@ -342,7 +344,7 @@ ready(a)
                 continue
             assert done.meta.held == "none"
             changed += done.meta.changed_entries
-            replay.read(path)
+            replay.read_trace(path)
         assert changed
 
 
@@ -369,7 +371,7 @@ def test_two_captures_at_once() -> None:
 
 def test_library_entry() -> None:
     with program("ready(0)") as (pid, _):
-        trace = replay.capture(pid)
+        trace = replay.capture_process(pid).trace
         assert trace.meta.address_spaces[0].pid == pid
         assert trace.frame["pages"].sum() > 100
 
@@ -412,7 +414,7 @@ def test_cgroup(cgroup: Path, tmp_path: Path) -> None:
         assert states == [True, True]
         assert not frozen_state(cgroup)
         assert done.meta.held == "cgroup"
-        trace = replay.read(tmp_path / "t.parquet")
+        trace = replay.read_trace(tmp_path / "t.parquet")
         assert sorted(space.pid for space in trace.meta.address_spaces) == sorted((one, two))
         assert trace.frame["mm"].unique().sort().to_list() == [0, 1]
         assert len(done.figures) == 2
@@ -435,8 +437,8 @@ def test_cgroup_thawed_though_replay_is_killed(cgroup: Path) -> None:
     with program("ready(0)") as (pid, _):
         (cgroup / "cgroup.procs").write_text(str(pid))
         code = (
-            "import signal, sys; from pathlib import Path; from replay.capture import freeze\n"
-            "with freeze.frozen(Path(sys.argv[1])):\n"
+            "import signal, sys; from pathlib import Path; from replay.process import stop\n"
+            "with stop.frozen(Path(sys.argv[1])):\n"
             "    print('frozen', flush=True); signal.pause()"
         )
         with subprocess.Popen(
@@ -454,7 +456,7 @@ def test_cgroup_thawed_though_replay_is_killed(cgroup: Path) -> None:
 def test_cgroup_frozen_before_stays_frozen(cgroup: Path) -> None:
     with program("ready(0)") as (pid, _):
         (cgroup / "cgroup.procs").write_text(str(pid))
-        with freeze.frozen(cgroup):
+        with stop.frozen(cgroup):
             assert capture_cgroup(cgroup).extents
             assert frozen_state(cgroup)
 
@@ -474,14 +476,14 @@ def test_cgroup_unknown_or_empty(cgroup: Path) -> None:
 
 def test_all_processes_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel threads left out, the caller too, vanished ones counted, what is refused said."""
-    with program("ready(0)") as (one, _), program("ready(0)") as (two, _), freeze.held(procfs.PROC, two):
-        monkeypatch.setattr(procfs, "pids", lambda root: [2, one, two, os.getpid(), 4194399])
+    with program("ready(0)") as (one, _), program("ready(0)") as (two, _), stop.held(files.PROC, two):
+        monkeypatch.setattr(files, "pids", lambda root: [2, one, two, os.getpid(), 4194399])
         done = capture_all(tmp_path / "t.parquet")
         assert [space.pid for space in done.meta.address_spaces] == [one]
         assert done.vanished == 1
         assert len(done.refused) == 1
         assert f"process {two} is traced" in done.refused[0]
-        assert replay.read(tmp_path / "t.parquet").frame["mm"].unique().to_list() == [0]
+        assert replay.read_trace(tmp_path / "t.parquet").frame["mm"].unique().to_list() == [0]
 
 
 def test_half_an_address_space_is_dropped(tmp_path: Path) -> None:
@@ -494,7 +496,7 @@ def test_half_an_address_space_is_dropped(tmp_path: Path) -> None:
     done = capture_all(tmp_path / "t.parquet", procfs_root=tmp_path / "proc")
     assert len(done.refused) == 1
     assert "pagemap is cut" in done.refused[0]
-    assert replay.read(tmp_path / "t.parquet").frame["pages"].sum() == 73
+    assert replay.read_trace(tmp_path / "t.parquet").frame["pages"].sum() == 73
 
 
 def test_a_process_whose_first_thread_has_ended() -> None:
@@ -509,7 +511,7 @@ libc.pthread_exit(None)
             time.sleep(0.01)
         done = capture_process(pid)
         assert at(done.trace.frame, a, 1 << 20)["pages"].sum() == 256
-        assert done.meta.address_spaces[0].comm == procfs.read_file(f"/proc/{pid}/comm").strip()
+        assert done.meta.address_spaces[0].comm == files.read_file(f"/proc/{pid}/comm").strip()
 
 
 def test_a_name_with_other_ends_of_lines(tmp_path: Path) -> None:
@@ -526,9 +528,9 @@ def test_without_machine_code(tmp_path: Path) -> None:
     """The remedy that messages name works for a whole capture."""
     with program("ready(0)") as (pid, _):
         out = tmp_path / "t.parquet"
-        argv = [sys.executable, "-m", "replay.cli", "capture", str(pid), "-o", str(out)]
+        argv = [sys.executable, "-m", "replay", "capture", str(pid), "-o", str(out)]
         subprocess.run(argv, env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, check=True, capture_output=True)
-        assert len(replay.read(out).frame)
+        assert len(replay.read_trace(out).frame)
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
@@ -539,4 +541,4 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(ReplayError, match="no ordinary file"):
             capture_process(pid, fifo, force=True)
         capture_process(pid, link)
-    assert link.is_symlink() and len(replay.read(target).frame)
+    assert link.is_symlink() and len(replay.read_trace(target).frame)

@@ -7,8 +7,8 @@ import pytest
 
 from replay.capture import runs
 from replay.capture.extents import Ranges
-from replay.capture.pmd import still_whole
-from replay.capture.procfs import PM_EXCLUSIVE, PM_PRESENT, PM_SWAP
+from replay.capture.pmd_mappings import still_whole
+from replay.procfs.files import PM_EXCLUSIVE, PM_PRESENT, PM_SWAP
 
 
 def ranges(*pairs: tuple[int, int]) -> Ranges:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.capture import procfs
-from replay.capture import settings as tree_settings
 from replay.native.words import read_pieces
+from replay.procfs import files
+from replay.procfs import kernel as tree_settings
 
 WORDS = 300
 
@@ -49,16 +49,16 @@ def test_pieces_that_cannot_be_read(read: Callable[..., int], tmp_path: Path) ->
     one = np.ones(1, np.int64)
     assert read(fd, one, one, one) == -1
     with pytest.raises(IsADirectoryError):
-        procfs.check_read(False, fd)
+        files.check_read(False, fd)
     os.close(fd)
 
 
 def test_field() -> None:
     status = "\nName:\tState:\tx\nState:\tS (sleeping)\nVmPTE:\t      40 kB\n"
-    assert procfs.field(status, "Name") == "State:\tx"
-    assert procfs.field(status, "State") == "S (sleeping)"
-    assert procfs.field(status, "VmPTE") == "40 kB"
-    assert procfs.field(status, "VmSwap") == ""
+    assert files.field(status, "Name") == "State:\tx"
+    assert files.field(status, "State") == "S (sleeping)"
+    assert files.field(status, "VmPTE") == "40 kB"
+    assert files.field(status, "VmSwap") == ""
 
 
 def test_architecture_of_a_saved_tree(tmp_path: Path) -> None:
@@ -66,4 +66,4 @@ def test_architecture_of_a_saved_tree(tmp_path: Path) -> None:
     (tmp_path / "sys" / "kernel").mkdir(parents=True)
     (tmp_path / "sys" / "kernel" / "arch").write_text("aarch64\n")
     assert tree_settings.architecture(tmp_path, live=False) == "aarch64"
-    assert tree_settings.architecture(procfs.PROC, live=True) == os.uname().machine
+    assert tree_settings.architecture(files.PROC, live=True) == os.uname().machine

@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from replay.capture import procfs, snapshot
+from replay.capture.arrow import table
 from replay.capture.extents import Owner
 from replay.capture.live import capture_process
-from replay.capture.scan import supported
-from replay.capture.table import table
-from replay.capture.tree import opened
+from replay.procfs import files
+from replay.procfs.pagemap_scan import supported
+from replay.procfs.source import opened
+from replay.recording import snapshot
 from replay.trace.frame import frame_of
 from tests.capture.processes import needs_root, program
 
@@ -47,7 +48,7 @@ def test_together_as_alone() -> None:
     """In one array page and frame numbers of several address spaces are told apart."""
     with contextlib.ExitStack() as stack:
         pids = [stack.enter_context(program(code))[0] for code in PROGRAMS.values()]
-        tree = stack.enter_context(opened(procfs.PROC, os.getpid()))
+        tree = stack.enter_context(opened(files.PROC, os.getpid()))
         alone = [capture_process(pid).trace for pid in pids]
         taken, words = [], []
         for pid in pids:
@@ -75,6 +76,6 @@ def test_together_as_alone() -> None:
 
 
 def test_no_room() -> None:
-    with program(PROGRAMS["ordinary"]) as (pid, _), opened(procfs.PROC, pid) as tree:
+    with program(PROGRAMS["ordinary"]) as (pid, _), opened(files.PROC, pid) as tree:
         assert snapshot.read(tree, pid, np.zeros(100, np.uint64), lambda: None) is None
         assert snapshot.read(tree, pid, np.zeros(4000, np.uint64), lambda: None) is None

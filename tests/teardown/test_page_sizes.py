@@ -6,7 +6,7 @@ import pytest
 
 from replay.teardown.algorithms import ALGORITHMS, Entry, batch_slots, max_batches, table_batch
 from replay.teardown.replayer import rules, run_checked
-from replay.validate import settings
+from replay.validate import workload_settings
 from tests.teardown.address_spaces import Piece, trace_of
 
 
@@ -49,5 +49,5 @@ def test_a_gather_of_mainline_holds_8187_pages_of_16_kib(count: int, flushes: in
     ("page_size", "order", "kib"), [(4096, 9, 2048), (16384, 4, 256), (16384, 11, 32768), (65536, 13, 524288)]
 )
 def test_the_switches_of_folio_sizes(monkeypatch: pytest.MonkeyPatch, page_size: int, order: int, kib: int):
-    monkeypatch.setattr(settings.mmap, "PAGESIZE", page_size)
-    assert settings.switch_of(order) == f"hugepages-{kib}kB/enabled"
+    monkeypatch.setattr(workload_settings.mmap, "PAGESIZE", page_size)
+    assert workload_settings.switch_of(order) == f"hugepages-{kib}kB/enabled"

@@ -43,7 +43,7 @@ def path(trace: Trace, tmp_path: Path) -> Path:
 
 def refused(path: Path) -> str:
     with pytest.raises(TraceError) as caught:
-        replay.read(path)
+        replay.read_trace(path)
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.status == 1
@@ -52,7 +52,7 @@ def refused(path: Path) -> str:
 
 
 def test_comes_back(trace: Trace, path: Path):
-    back = replay.read(path)
+    back = replay.read_trace(path)
     text = [name for name, dtype in SCHEMA.items() if dtype == pl.Categorical]
     assert back.frame.with_columns(pl.col(text).cast(pl.String)).equals(
         trace.frame.with_columns(pl.col(text).cast(pl.String))
@@ -73,7 +73,7 @@ def test_metadata_are_seen_by_any_parquet_reader(path: Path):
 
 def test_polars_alone_can_rewrite_a_trace(path: Path):
     pl.read_parquet(path).write_parquet(path, metadata=pl.read_parquet_metadata(path))
-    assert len(replay.read(path).frame) > 0
+    assert len(replay.read_trace(path).frame) > 0
 
 
 def test_an_existing_file_stays(trace: Trace, path: Path):
@@ -274,5 +274,5 @@ def test_rows_out_of_order(trace: Trace, tmp_path: Path):
 def test_an_address_space_without_pages_is_one(tmp_path: Path):
     spaces = (AddressSpace(1, "empty", 3), AddressSpace(2, "empty too", 4))
     path = Trace(pl.DataFrame(schema=SCHEMA), Metadata(spaces)).write(tmp_path / "t.parquet")
-    found = replay.run(replay.read(path), ["v2"])
+    found = replay.run(replay.read_trace(path), ["v2"])
     assert found.select("pid", "page_tables", "release_entries").rows() == [(1, 3, 3), (2, 4, 4)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from replay.errors import ReplayError
-from replay.trace.whole import whole_file
+from replay.support.atomic_file import whole_file
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -72,7 +72,7 @@ def test_nothing_is_left_after_an_error(kind: str, tmp_path: Path):
 
 def test_nothing_is_left_when_killed(tmp_path: Path):
     code = (
-        "import os, signal, sys; from replay.trace.whole import whole_file\n"
+        "import os, signal, sys; from replay.support.atomic_file import whole_file\n"
         "with whole_file(sys.argv[1]) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )

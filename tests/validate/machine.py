@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from replay.capture.settings import THP
 from replay.errors import ReplayError
-from replay.validate import probes, settings, tracefs
+from replay.procfs.kernel import THP
+from replay.validate import probes, tracefs, workload_settings
 
 
 def unusable() -> str:
@@ -45,7 +45,7 @@ needs_kprobes = pytest.mark.skipif(bool(without_kprobes()), reason=without_kprob
 
 def state() -> dict[str, object]:
     """All that must be as before; taken while no other run has THP switches changed."""
-    with settings._locked(), tracefs.mounted() as (root, _):
+    with workload_settings._locked(), tracefs.mounted() as (root, _):
         files = [root / name for name in ("tracing_on", "current_tracer", "trace_clock", "set_event_pid")]
         files += [root / "events" / name / "enable" for name in ("kmem", "tlb", "mmap", "pagemap")]
         return switches() | {

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay import undo
 from replay.errors import ReplayError
-from replay.report import verdicts
-from replay.validate import calls, probes
-from replay.validate.compare import UNEXPLAINED, Comparison, Difference
+from replay.support import restore
+from replay.validate import calls, probes, report
 from replay.validate.compare_calls import CallCount, Doubts, compare_calls
+from replay.validate.compare_folios import UNEXPLAINED, Comparison, Difference
 from replay.validate.observe import preemptions
 from replay.validate.predict import Folios, Prediction
 from replay.validate.tracefs import Event
@@ -250,7 +249,7 @@ def test_events_of_one_group_are_removed_and_no_others(tmp_path: Path):
         "r64:replay_12/drained folio_batch_move_lru\np:replay_123/drain folio_batch_move_lru\np:mine/x y\n"
     )
     before = file.read_text()
-    undo.remove_probes(file, "replay_12")
+    restore.remove_probes(file, "replay_12")
     assert file.read_text() == before + "-:replay_12/free_calls\n-:replay_12/drained\n"
 
 
@@ -341,10 +340,10 @@ def test_the_column_names_the_counters_that_differ():
     agreeing = CallCount("rmap_calls", 5, 5)
     differing = CallCount("free_calls", 5, 6, "dirty rule", "")
     unexplained = CallCount("free_calls", 5, 6, UNEXPLAINED, "")
-    assert verdicts.calls_column([]) == ""
-    assert verdicts.calls_column([agreeing, agreeing]) == "1 of 1 agree"
-    assert verdicts.calls_column([agreeing, differing]) == "1 of 2 agree, not free_calls (dirty rule)"
+    assert report.calls_column([]) == ""
+    assert report.calls_column([agreeing, agreeing]) == "1 of 1 agree"
+    assert report.calls_column([agreeing, differing]) == "1 of 2 agree, not free_calls (dirty rule)"
     assert (
-        verdicts.calls_column([unexplained, agreeing, differing])
+        report.calls_column([unexplained, agreeing, differing])
         == "1 of 2 agree, not free_calls (dirty rule, unexplained)"
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
-from replay.validate.compare import UNEXPLAINED, Frame, compare, stayed
-from replay.validate.fate import Fate, fates
+from replay.validate.compare_folios import UNEXPLAINED, Frame, compare, stayed
+from replay.validate.later_frees import Fate, fates
 from replay.validate.observe import Observation, observe
 from replay.validate.predict import Folios, Prediction, algorithm_of
 from replay.validate.tracefs import Event

@@ -12,9 +12,8 @@ import sys
 import pytest
 
 from replay.errors import ReplayError, UsageError
-from replay.report import verdicts
-from replay.undo import undone
-from replay.validate import compare, run, tracefs, watch
+from replay.support.restore import undone
+from replay.validate import compare_folios, report, run, tracefs, watch
 from replay.validate.workloads import WORKLOADS
 from tests.validate.machine import needs_kernel
 
@@ -26,8 +25,8 @@ def test_built_in_workloads_agree(workload):
     result = run.validate(only=[workload.name])
     if not result.verdicts:
         pytest.skip(result.notes[workload.name])
-    table = verdicts.frame(result)
-    assert result.agrees, verdicts.as_json(result)
+    table = report.frame(result)
+    assert result.agrees, report.as_json(result)
     causes = {
         difference.cause for verdict in result.verdicts for difference in verdict.comparison.differences
     }
@@ -37,7 +36,7 @@ def test_built_in_workloads_agree(workload):
         assert causes
         assert causes <= {workload.cause} | also
     else:
-        assert table["exact"].all(), verdicts.as_json(result)
+        assert table["exact"].all(), report.as_json(result)
     assert not result.missed
     if workload.name in result.notes:
         pytest.skip(result.notes[workload.name])
@@ -45,7 +44,7 @@ def test_built_in_workloads_agree(workload):
 
 def test_an_altered_prediction_is_a_disagreement(monkeypatch):
     """Real exits against predictions that are right but for one folio."""
-    right = compare.compare
+    right = compare_folios.compare
 
     def altered(prediction, observation, **rest):
         assert right(prediction, observation, **rest).exact
@@ -56,7 +55,7 @@ def test_an_altered_prediction_is_a_disagreement(monkeypatch):
     monkeypatch.setattr(watch, "compare", altered)
     result = run.validate(only=["python"])
     assert not result.agrees
-    [row] = verdicts.frame(result).to_dicts()
+    [row] = report.frame(result).to_dicts()
     assert (row["exact"], row["prefix"], row["moved"], row["causes"]) == (False, 0, 1, "unexplained: 1")
 
 
@@ -66,9 +65,9 @@ def test_a_command_with_children_and_threads():
     )
     result = run.validate([sys.executable, "-c", code])
     assert result.status == 0
-    assert result.agrees, verdicts.as_json(result)
+    assert result.agrees, report.as_json(result)
     assert {verdict.comm for verdict in result.verdicts} >= {"sh"}
-    document = json.loads(verdicts.as_json(result))
+    document = json.loads(report.as_json(result))
     assert document["address_spaces"] == len(result.verdicts) == len(document["verdicts"])
 
 
@@ -87,7 +86,7 @@ def test_the_commands_exit_status_is_kept():
 
 def test_without_draining_differences_are_lru_batches():
     result = run.validate(["sh", "-c", "ls / >/dev/null; sed --version >/dev/null"], drain=False)
-    assert result.agrees, verdicts.as_json(result)
+    assert result.agrees, report.as_json(result)
 
 
 def test_a_command_of_which_nothing_is_seen_is_an_error(monkeypatch):

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from replay.report import verdicts
-from replay.undo import append
-from replay.validate import calls, compare_calls, probes, run, tracefs, watch
+from replay.support.restore import append
+from replay.validate import calls, compare_calls, probes, report, run, tracefs, watch
 from tests.validate.machine import kprobe_events, needs_kprobes, state
 from tests.validate.test_restored import until
 
@@ -24,10 +23,10 @@ RUN = "from replay.validate.run import validate; validate(['sleep', '0.01'])"
 def test_call_counts_agree():
     result = run.validate(["sh", "-c", "true; (ls / >/dev/null)"])
     assert not result.no_calls
-    assert result.agrees, verdicts.as_json(result)
+    assert result.agrees, report.as_json(result)
     for verdict in result.verdicts:
         assert {count.counter for count in verdict.calls} >= {"rmap_calls", "free_calls", "release_entries"}
-        assert verdict.preempted or all(count.agrees for count in verdict.calls), verdicts.as_json(result)
+        assert verdict.preempted or all(count.agrees for count in verdict.calls), report.as_json(result)
 
 
 @pytest.mark.parametrize("counter", ["rmap_calls", "release_entries", "swapcache_checks"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from replay.errors import ReplayError
-from replay.undo import undone
+from replay.support.restore import undone
 from replay.validate import run, tracefs
 from tests.validate.machine import instances, needs_kernel, state, switches
 
@@ -26,7 +26,7 @@ def test_undo_happens_however_the_process_ends(tmp_path: Path, end):
     code = f"""
 import os, sys
 from pathlib import Path
-from replay.undo import undone
+from replay.support.restore import undone
 folder = Path({str(tmp_path)!r})
 with undone() as undo:
     undo.write(folder / "switch", "before")

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from replay.capture.arrow import table
 from replay.capture.extents import Extents, Owner
-from replay.capture.table import table
 from replay.trace.metadata import Metadata
 from replay.trace.write import ARROW_SCHEMA, TraceWriter
 

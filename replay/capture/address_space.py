@@ -19,16 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.capture import extents as ex
-from replay.capture import folios, pmd, procfs, runs, scan
+from replay.capture import folios, pmd_mappings, runs
+from replay.capture.cut import rows_of
 from replay.capture.extents import Extents, Ranges
-from replay.capture.kept import Kept
-from replay.capture.procfs import Status, Vma
-from replay.capture.reconcile import Figure, Totals, add_extents, reconcile
-from replay.capture.rows import rows_of
+from replay.capture.rss import Figure, Totals, add_extents, reconcile
+from replay.capture.run_store import Kept
 from replay.capture.runs import Runs
-from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError, ReplayError
 from replay.native.words import read_pieces
+from replay.procfs import files, pagemap_scan
+from replay.procfs.files import Status, Vma
+from replay.procfs.source import Tree
 from replay.trace.schema import SWAP, ptes_per_table
 
 I64 = npt.NDArray[np.int64]
@@ -103,8 +104,8 @@ def capture_space(
     Raises `ProcessGoneError` if the process has ended, `ReplayError` for a kernel thread, for missing
     rights and for a saved tree that is incomplete.
     """
-    status = procfs.read_status(tree.root, pid, tree.page_size)
-    fd = procfs.open_pagemap(tree.root, pid)
+    status = files.read_status(tree.root, pid, tree.page_size)
+    fd = files.open_pagemap(tree.root, pid)
     emitting: deque[Future[None]] = deque()
     looking: deque[Future[int]] = deque()
     try:
@@ -192,14 +193,14 @@ def _await_one(futures: deque[Future[T]], most: int) -> T | None:
 
 def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Survey:
     """Read all page tables into `blocks`; smaps, the slowest of all files, is read meanwhile."""
-    places = procfs.read_places(tree.root, pid, tree.page_size)
+    places = files.read_places(tree.root, pid, tree.page_size)
     starts = np.array([start for start, _ in places], np.int64)
-    smaps = tree.pool.submit(procfs.read_vmas, tree.root, pid, tree.page_size)
-    scanned = tree.live and options.use_scan and scan.supported()
+    smaps = tree.pool.submit(files.read_vmas, tree.root, pid, tree.page_size)
+    scanned = tree.live and options.use_scan and pagemap_scan.supported()
     huge = _ranges(())
     try:
         if scanned:
-            begin, end, by_pmd = scan.scanned(fd, places, tree.page_size, pid)
+            begin, end, by_pmd = pagemap_scan.scanned(fd, places, tree.page_size, pid)
             huge = Ranges(begin[by_pmd], end[by_pmd], np.ones(int(by_pmd.sum()), np.int64))
             _keep(tree, fd, pid, begin, end, starts, blocks)
     finally:
@@ -211,22 +212,24 @@ def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Su
         _keep(tree, fd, pid, *_columns(maps_frames), starts, blocks)
         blocks.sort()
     elif tree.live:
-        _keep(tree, fd, pid, *scan.unscanned(vmas), starts, blocks)
+        _keep(tree, fd, pid, *pagemap_scan.unscanned(vmas), starts, blocks)
     else:
-        data = [part for vma in vmas for part in scan.data_extents(fd, vma.start, vma.end)]
+        data = [part for vma in vmas for part in pagemap_scan.data_extents(fd, vma.start, vma.end)]
         _keep(tree, fd, pid, *_columns(data), starts, blocks)
     if blocks.present and not blocks.frames:
         raise _hidden(tree)
     trust_exclusive = options.held and tree.mapcounts == "precise"
     facts = ex.vma_facts(vmas)
     own = _own(blocks, facts, ptes_per_table(tree.page_size), trust_exclusive)
-    known = options.known_pmd if scanned or options.known_pmd is not None else pmd.saved_huge(tree, pid)
+    known = (
+        options.known_pmd if scanned or options.known_pmd is not None else pmd_mappings.saved_huge(tree, pid)
+    )
     if known is not None:
         return Survey(vmas, facts, starts, blocks, _ranges(known), True, own)
     if scanned:
-        huge = pmd.still_whole(huge, blocks.blocks(), ptes_per_table(tree.page_size))
+        huge = pmd_mappings.still_whole(huge, blocks.blocks(), ptes_per_table(tree.page_size))
         return Survey(vmas, facts, starts, blocks, huge, True, own)
-    huge, is_known = pmd.huge_by_smaps(tree, blocks, vmas)
+    huge, is_known = pmd_mappings.huge_by_smaps(tree, blocks, vmas)
     return Survey(vmas, facts, starts, blocks, huge, is_known, own)
 
 
@@ -248,7 +251,7 @@ def _check_places(tree: Tree, pid: int, places: list[tuple[int, int]], vmas: lis
 
 def _keep(tree: Tree, fd: int, pid: int, begin: I64, end: I64, starts: I64, blocks: Kept) -> None:
     """Read regions of pagemap into `blocks`, all spans of a block together."""
-    first, stop = scan.spans(begin, end, starts, BLOCK_PAGES)
+    first, stop = pagemap_scan.spans(begin, end, starts, BLOCK_PAGES)
     buffer = np.zeros(BLOCK_PAGES if len(first) else 0, np.int64)
     bounds = [*np.flatnonzero(np.diff(first // BLOCK_PAGES, prepend=-1)).tolist(), len(first)]
     for here in itertools.starmap(slice, itertools.pairwise(bounds)):
@@ -257,7 +260,7 @@ def _keep(tree: Tree, fd: int, pid: int, begin: I64, end: I64, starts: I64, bloc
         if not tree.live:
             words[:] = 0  # a saved file may end before
         missing = read_pieces(fd, first[here], size, words)
-        procfs.check_read(missing >= 0, fd)
+        files.check_read(missing >= 0, fd)
         if missing and tree.live:
             raise ProcessGoneError(f"process {pid} ended while it was read")
         blocks.append(runs.runs_of(first[here], size, words.view(np.uint64), starts))
@@ -297,9 +300,9 @@ def _together(some: list[tuple[Runs, I64]]) -> tuple[Runs, I64]:
 
 def _second_look(fd: int, starts: I64, portion: Runs) -> int:
     """Entries of the portion that are no longer as they were."""
-    first, end = scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
+    first, end = pagemap_scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
     words = np.zeros(int((end - first).sum()), np.int64)
-    procfs.check_read(read_pieces(fd, first, end - first, words) >= 0, fd)
+    files.check_read(read_pieces(fd, first, end - first, words) >= 0, fd)
     return runs.difference(portion, first, end - first, words.view(np.uint64))
 
 
@@ -338,7 +341,7 @@ def _check_saved(tree: Tree, rows: Extents, vmas: list[Vma]) -> None:
 
 def _check_pagemap_whole(tree: Tree, fd: int, pid: int, vmas: list[Vma], totals: Totals) -> None:
     """Refuse a saved pagemap that ends inside a VMA of which smaps says that more is resident."""
-    end = procfs.saved_words(fd) or 0
+    end = files.saved_words(fd) or 0
     for number, vma in enumerate(vmas):
         resident = vma.rss + (vma.swap if vma.inode == 0 else 0)
         if end < vma.end and totals.by_vma.get(number, 0) < resident:

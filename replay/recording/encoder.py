@@ -10,14 +10,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from replay.capture import live, snapshot
+from replay.capture import live
+from replay.capture.address_space import Options
+from replay.capture.arrow import table
 from replay.capture.extents import Owner
-from replay.capture.handover import Batch, Captured, Done, Free, Large
-from replay.capture.procfs import U64
-from replay.capture.space import Options
-from replay.capture.table import table
-from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError
+from replay.procfs.files import U64
+from replay.procfs.source import Tree
+from replay.recording import snapshot
+from replay.recording.handover import Batch, Captured, Done, Free, Large
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.write import ROW_GROUP_ROWS, TraceWriter
 
@@ -67,7 +68,7 @@ def _add_batch(
         Owner(mm, taken.pid, taken.status.name, of_space)
         for mm, (taken, of_space) in enumerate(zip(batch.snapshots, vmas, strict=True), len(written.spaces))
     ]
-    written.spaces += [live.address_space(taken.pid, taken.status) for taken in batch.snapshots]
+    written.spaces += [live.described(taken.pid, taken.status) for taken in batch.snapshots]
     _add(written, changed, [table(rows, owners)])
 
 
@@ -81,7 +82,7 @@ def _add_large(written: _Written, tree: Tree, wanted: Large, options: Options) -
         )
     except ProcessGoneError:
         return False
-    written.spaces.append(live.address_space(wanted.pid, captured.status))
+    written.spaces.append(live.described(wanted.pid, captured.status))
     written.pmd_known &= captured.pmd_known
     _add(written, captured.changed, tables)
     return True

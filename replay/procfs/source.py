@@ -9,8 +9,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from replay.capture import procfs, settings
 from replay.native import function
+from replay.procfs import files, kernel
 
 READERS: Final = 4
 """Threads: at most one reads ahead, with another's help, one looks for the second time, one loads pyarrow."""
@@ -51,15 +51,15 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
 
     Raises `ReplayError` if there is no such tree, no such process, or no right to read them.
     """
-    live = procfs.is_live(root)
+    live = files.is_live(root)
     function.prepare()
     with contextlib.ExitStack() as stack:
-        page_size = procfs.base_page_size(root, pid)
-        flags_fd = procfs.open_kpage(root, "kpageflags")
+        page_size = files.base_page_size(root, pid)
+        flags_fd = files.open_kpage(root, "kpageflags")
         stack.callback(os.close, flags_fd)
-        counts_fd = procfs.open_kpage(root, "kpagecount")
+        counts_fd = files.open_kpage(root, "kpagecount")
         stack.callback(os.close, counts_fd)
-        saved = min(procfs.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
+        saved = min(files.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
         pool = stack.enter_context(ThreadPoolExecutor(READERS, "replay-read"))
         writer = stack.enter_context(ThreadPoolExecutor(1, "replay-write"))
         yield Tree(
@@ -69,7 +69,7 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
             flags_fd=flags_fd,
             counts_fd=counts_fd,
             saved_frames=None if live else saved,
-            mapcounts=settings.mapcounts(root),
+            mapcounts=kernel.mapcounts(root),
             pool=pool,
             writer=writer,
         )
@@ -87,5 +87,5 @@ def by_task(tree: Tree, pid: int, tid: int) -> Iterator[Tree]:
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
-        (Path(folder) / str(pid)).symlink_to(procfs.PROC / str(pid) / "task" / str(tid))
+        (Path(folder) / str(pid)).symlink_to(files.PROC / str(pid) / "task" / str(tid))
         yield tree._replace(root=Path(folder))

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from replay.capture import follow, procfs, ptrace
-from replay.capture.follow import Followed
+from replay.process import follow, ptrace
+from replay.process.follow import Followed
+from replay.procfs import files
 
 _CALLS: Final = {
     # AUDIT_ARCH_* of include/uapi/linux/audit.h, numbers of seccomp(2) and ptrace(2)
@@ -143,7 +144,7 @@ def _as_we_number(followed: Followed, caller: int, target: int) -> int:
         if theirs == Path("/proc/self/ns/pid").readlink():
             return target
         for tid in list(followed.process_of):
-            numbers = procfs.field(procfs.read_file(f"/proc/{tid}/status"), "NSpid").split()
+            numbers = files.field(files.read_file(f"/proc/{tid}/status"), "NSpid").split()
             if numbers[-1:] == [str(target)] and Path(f"/proc/{tid}/ns/pid").readlink() == theirs:
                 return tid
     return 0

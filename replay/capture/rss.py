@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from replay.capture.extents import ANON, Extents
-from replay.capture.procfs import Status, Vma
 from replay.native.function import I32, I64, U8, native
+from replay.procfs.files import Status, Vma
 from replay.trace.kpageflags import KPF_SWAPBACKED, bit
 from replay.trace.schema import HUGETLB, SPECIAL, SWAP
 

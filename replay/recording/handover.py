@@ -19,10 +19,10 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from replay.capture.command import PASSED
-from replay.capture.procfs import U64
-from replay.capture.snapshot import MOST_SNAPSHOTS, Snapshot
 from replay.errors import ReplayError
+from replay.process.command import PASSED
+from replay.procfs.files import U64
+from replay.recording.snapshot import MOST_SNAPSHOTS, Snapshot
 from replay.trace.metadata import Metadata
 
 SLABS: Final = 4

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from replay.capture import procfs, ptrace
 from replay.errors import ProcessGoneError, ReplayError
+from replay.process import ptrace
+from replay.procfs import files
 
 PATIENCE_SECONDS: Final = 5.0
 """How long threads and cgroups get to stop: only uninterruptible sleep takes long."""
@@ -63,13 +64,13 @@ def held(root: Path, pid: int) -> Iterator[None]:
 
 
 def _check(root: Path, pid: int) -> None:
-    if pid == procfs.own_pid(root):
+    if pid == files.own_pid(root):
         raise ReplayError(
             f"process {pid} is replay itself, which cannot hold itself still: capture another process"
         )
-    if procfs.task_with_memory(root, pid) in (pid, None):
-        procfs.read_status(root, pid, os.sysconf("SC_PAGE_SIZE"))
-    tracer = procfs.tracer(root, pid)
+    if files.task_with_memory(root, pid) in (pid, None):
+        files.read_status(root, pid, os.sysconf("SC_PAGE_SIZE"))
+    tracer = files.tracer(root, pid)
     if tracer:
         raise ReplayError(
             f"process {pid} is traced by process {tracer} (a debugger or strace): detach that, "
@@ -84,7 +85,7 @@ def _stop_all(root: Path, pid: int, signals: dict[int, int]) -> None:
     """
     seized: set[int] = set()
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while new := [tid for tid in procfs.threads(root, pid) if tid not in seized]:
+    while new := [tid for tid in files.threads(root, pid) if tid not in seized]:
         for tid in new:
             seized.add(tid)
             try:
@@ -182,7 +183,7 @@ def frozen(cgroup: Path) -> Iterator[None]:
     if control.read_text().strip() == freeze:
         yield
         return
-    from replay.undo import undone
+    from replay.support.restore import undone
 
     try:
         control.write_text(thaw)  # as it is: only to see whether that is allowed

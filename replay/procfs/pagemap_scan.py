@@ -19,9 +19,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from replay.capture import procfs
-from replay.capture.procfs import Vma
 from replay.errors import ProcessGoneError, ReplayError
+from replay.procfs import files
+from replay.procfs.files import Vma
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -86,7 +86,7 @@ def _scan(fd: int, start: int, end: int, most: int) -> tuple[npt.NDArray[np.void
 def supported() -> bool:
     """Whether this kernel has PAGEMAP_SCAN with the categories used here; tried on the caller itself."""
     try:
-        fd = os.open(procfs.PROC / "self" / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(files.PROC / "self" / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -19,7 +19,9 @@ from replay.capture.extents import (
     VmaFacts,
 )
 from replay.capture.folios import MAPCOUNT, MAPPED, NOPAGE, ORDER, PLACE, Folios, Pages
-from replay.capture.procfs import (
+from replay.capture.runs import Runs, distinct
+from replay.native.function import I32, I64, I32s, I64s, U8s, native, part
+from replay.procfs.files import (
     PM_EXCLUSIVE,
     PM_FILE,
     PM_PFRAME,
@@ -27,8 +29,6 @@ from replay.capture.procfs import (
     PM_UFFD_WP,
     SWAP_TYPE_BITS,
 )
-from replay.capture.runs import Runs, distinct
-from replay.native.function import I32, I64, I32s, I64s, U8s, native, part
 from replay.trace.schema import HUGETLB, PAGE, PMD, SPECIAL, SWAP, ptes_per_table
 
 VPN, PFN, FLAGS, FOLIO, FOLIO_MAPCOUNT = range(5)

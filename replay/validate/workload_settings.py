@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from replay.capture.settings import THP
 from replay.errors import ReplayError
+from replay.procfs.kernel import THP
+from replay.support.restore import Undo, undone
 from replay.trace.schema import ptes_per_table
-from replay.undo import Undo, undone
 
 LOCK: Final = Path(tempfile.gettempdir()) / "replay-thp.lock"
 """Held while THP switches are changed: another run must not take the changed ones for the user's."""

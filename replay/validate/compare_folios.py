@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
-from replay.validate.fate import Fate
+from replay.validate.later_frees import Fate
 from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
 

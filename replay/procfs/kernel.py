@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from replay.capture import procfs
+from replay.procfs import files
 
 THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -17,7 +17,7 @@ def mapcounts(root: Path) -> str:
     Linux kernel commit 749492229e3b "mm: stop maintaining the per-page mapcount of large folios
     (CONFIG_NO_PAGE_MAPCOUNT)" (in v6.15). `precise` too where no configuration can be read.
     """
-    return "average" if "\nCONFIG_NO_PAGE_MAPCOUNT=y\n" in procfs.kernel_config(root) else "precise"
+    return "average" if "\nCONFIG_NO_PAGE_MAPCOUNT=y\n" in files.kernel_config(root) else "precise"
 
 
 def architecture(root: Path, live: bool) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from replay.capture import guard
-from replay.capture.ptrace import STOP_SIGNALS
 from replay.errors import ReplayError
+from replay.process import nested_tracers
+from replay.process.ptrace import STOP_SIGNALS
 
 FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """Signals that a terminal sends to a whole process group: as a rule the command has them already."""
@@ -111,7 +111,7 @@ def _become(channel: socket.socket, argv: Sequence[str], mask: Iterable[int]) ->
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if channel.recv(1):
-            listener = guard.install()
+            listener = nested_tracers.install()
             socket.send_fds(channel, [b"\0"], [] if listener is None else [listener])
             os.execvpe(argv[0], list(argv), _environment())
     except OSError as error:

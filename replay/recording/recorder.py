@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from replay.capture import command, follow, freeze, guard, handover, procfs, ptrace, scan, snapshot
-from replay.capture.command import Command
-from replay.capture.follow import AtExit, Followed, Missed
-from replay.capture.handover import Done, Encoder, Large
-from replay.capture.space import Options
-from replay.capture.tree import INLINE, Tree, by_task, opened
+from replay.capture.address_space import Options
 from replay.errors import ProcessGoneError, ReplayError
+from replay.process import command, follow, nested_tracers, ptrace, stop
+from replay.process.command import Command
+from replay.process.follow import AtExit, Followed, Missed
+from replay.procfs import files, pagemap_scan
+from replay.procfs.source import INLINE, Tree, by_task, opened
+from replay.recording import handover, snapshot
+from replay.recording.handover import Done, Encoder, Large
+from replay.support.atomic_file import whole_file
 from replay.trace.metadata import Metadata
-from replay.trace.whole import whole_file
 
 if TYPE_CHECKING:
     from replay.trace.frame import Trace
@@ -154,7 +156,7 @@ def follow_command(
         followed.after_exit = after_exit
     try:
         _seize(followed, started.pid)
-        with _prompt(), guard.giving_way(command.let_go(started), followed):
+        with _prompt(), nested_tracers.giving_way(command.let_go(started), followed):
             _run(followed, started, linger_seconds)
     finally:
         started.ended = True
@@ -199,7 +201,7 @@ def capture_at_exit(
         # polars installs a SIGINT handler with SA_RESTART, with which waitpid() would never be interrupted
         signal.siginterrupt(signal.SIGINT, True)
     with (
-        freeze.interruptible(),
+        stop.interruptible(),
         _recording(Path(out), force, Options(use_scan=use_scan)) as recording,
     ):
         followed = Followed(
@@ -255,7 +257,7 @@ def _check_target(pid: int) -> None:
         raise ReplayError(f"process {pid} is replay itself: capture another process")
     # its first thread may have ended before the others
     with contextlib.suppress(ProcessGoneError):
-        status = procfs.read_status(procfs.PROC, pid, os.sysconf("SC_PAGE_SIZE"))
+        status = files.read_status(files.PROC, pid, os.sysconf("SC_PAGE_SIZE"))
         if status.tracer:
             raise ReplayError(
                 f"process {pid} is traced by process {status.tracer} (a debugger or strace): detach that"
@@ -275,7 +277,7 @@ def _seize(followed: Followed, tid: int) -> None:
 def _seize_all(followed: Followed, pid: int) -> None:
     """Seize all tasks of a process, until no new one appears."""
     tried: set[int] = set()
-    while new := [tid for tid in procfs.threads(procfs.PROC, pid) if tid not in tried]:
+    while new := [tid for tid in files.threads(files.PROC, pid) if tid not in tried]:
         for tid in new:
             tried.add(tid)
             with contextlib.suppress(ProcessLookupError):
@@ -297,12 +299,12 @@ def _check_rights() -> None:
     size = os.sysconf("SC_PAGE_SIZE")
     page = ctypes.create_string_buffer(b"present", size)
     word = np.zeros(1, np.uint64)
-    fd = procfs.open_pagemap(procfs.PROC, os.getpid())
+    fd = files.open_pagemap(files.PROC, os.getpid())
     try:
-        procfs.read_words(fd, ctypes.addressof(page) // size, word)
+        files.read_words(fd, ctypes.addressof(page) // size, word)
     finally:
         os.close(fd)
-    if not word[0] & procfs.PM_PFRAME:
+    if not word[0] & files.PM_PFRAME:
         raise ReplayError("page frames read as 0: CAP_SYS_ADMIN is missing: run replay as root of the host")
 
 
@@ -311,19 +313,19 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
     """A recording into `out`, a file that appears when the block ends without an error."""
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(whole_file(out, force=force))
-        tree = stack.enter_context(opened(procfs.PROC, os.getpid()))
+        tree = stack.enter_context(opened(files.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
         tree = tree._replace(pool=INLINE, writer=INLINE)
         work = functools.partial(_write_trace, target, tree, options)
         encoder = stack.enter_context(handover.encoding(target, work))
-        yield _Recording(encoder, tree, options.use_scan and scan.supported())
+        yield _Recording(encoder, tree, options.use_scan and pagemap_scan.supported())
 
 
 def _write_trace(*arguments: Any) -> None:
     """In the encoder's process: what it needs is loaded there, while the command starts."""
-    from replay.capture import encode
+    from replay.recording import encoder
 
-    encode.write_trace(*arguments)
+    encoder.write_trace(*arguments)
 
 
 def _take(recording: _Recording, pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:
@@ -368,5 +370,5 @@ def _finish(recording: _Recording) -> Done:
 
 def _shared_outside(pid: int, tid: int) -> Missed | None:
     """Whether any other process, traced or not, uses the mm."""
-    others = (other for other in procfs.pids(procfs.PROC) if other != pid)
+    others = (other for other in files.pids(files.PROC) if other != pid)
     return Missed.SHARED if any(ptrace.same_memory(tid, other) for other in others) else None

@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from replay.validate.compare import CAUSES
 from replay.validate.compare_calls import CallCount
+from replay.validate.compare_folios import CAUSES
 from replay.validate.run import Result
 from replay.validate.watch import Verdict
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from replay.capture import procfs, ptrace
+from replay.process import ptrace
+from replay.procfs import files
 
 RELEASE_SECONDS: Final = 2.0
 """How long the release of running tasks may take: only uninterruptible sleep takes long."""
@@ -196,12 +197,12 @@ def _learn(followed: Followed, tid: int) -> int:
     pid = followed.process_of.get(tid)
     if pid is None:
         status = _status(tid)
-        pid = int(procfs.field(status, "Tgid") or tid)
+        pid = int(files.field(status, "Tgid") or tid)
         followed.process_of[tid] = pid
         process = followed.processes.get(pid)
         if process is None:
             # it has not run yet
-            borrows = ptrace.same_memory(tid, int(procfs.field(status, "PPid") or 0))
+            borrows = ptrace.same_memory(tid, int(files.field(status, "PPid") or 0))
             process = followed.processes[pid] = Process(pid, borrows=borrows)
         process.tasks.add(tid)
         # the number may have been that of a task before
@@ -263,7 +264,7 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
 
 def _is_last(process: Process, tid: int) -> bool:
     """Whether no other task of the process is going to stop at its exit."""
-    others = set(procfs.threads(procfs.PROC, process.pid)) - {tid} - process.gone
+    others = set(files.threads(files.PROC, process.pid)) - {tid} - process.gone
     return not any(_will_exit(other) for other in others)
 
 
@@ -276,10 +277,10 @@ def _will_exit(tid: int) -> bool:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while _is_traced(tid):
         status = _status(tid)
-        pending = int(procfs.field(status, "SigPnd") or "0", 16)
-        if procfs.field(status, "State")[:1] == "t" or not pending & SIGKILL_PENDING:
+        pending = int(files.field(status, "SigPnd") or "0", 16)
+        if files.field(status, "State")[:1] == "t" or not pending & SIGKILL_PENDING:
             return True
-        if procfs.flags(procfs.PROC / str(tid)) & procfs.PF_EXITING:
+        if files.flags(files.PROC / str(tid)) & files.PF_EXITING:
             return False
         if time.monotonic() > deadline:
             return True
@@ -289,7 +290,7 @@ def _will_exit(tid: int) -> bool:
 
 def _is_traced(tid: int) -> bool:
     status = _status(tid)
-    return procfs.field(status, "TracerPid") == str(os.getpid()) and not _says_dead(status)
+    return files.field(status, "TracerPid") == str(os.getpid()) and not _says_dead(status)
 
 
 def is_dead(tid: int) -> bool:
@@ -298,7 +299,7 @@ def is_dead(tid: int) -> bool:
 
 
 def _says_dead(status: str) -> bool:
-    return (procfs.field(status, "State") or "X")[0] in "ZX"
+    return (files.field(status, "State") or "X")[0] in "ZX"
 
 
 def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
@@ -320,7 +321,7 @@ def _ended(followed: Followed, tid: int, status: int) -> None:
 def _status(tid: int) -> str:
     """/proc/TID/status; empty if the task is gone."""
     try:
-        return procfs.read_file(f"/proc/{tid}/status")
+        return files.read_file(f"/proc/{tid}/status")
     except OSError:
         return ""
 

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.capture import extents as ex
-from replay.capture import folios, procfs, runs, scan
+from replay.capture import folios, runs
 from replay.capture.extents import Ranges
-from replay.capture.kept import Kept
-from replay.capture.procfs import Vma
+from replay.capture.run_store import Kept
 from replay.capture.runs import Runs
-from replay.capture.tree import Tree
 from replay.native.words import read_pieces
+from replay.procfs import files, pagemap_scan
+from replay.procfs.files import Vma
+from replay.procfs.source import Tree
 from replay.trace.kpageflags import bit
 from replay.trace.schema import ptes_per_table
 
@@ -29,7 +30,7 @@ def saved_huge(tree: Tree, pid: int) -> tuple[tuple[int, int], ...] | None:
     """PMD mappings by a `pagemap_scan` file of a saved tree, if it has one."""
     if tree.live or not (tree.root / str(pid) / "pagemap_scan").exists():
         return None
-    start, end = scan.saved_huge(procfs.read_text(tree.root, pid, "pagemap_scan"), tree.page_size)
+    start, end = pagemap_scan.saved_huge(files.read_text(tree.root, pid, "pagemap_scan"), tree.page_size)
     return tuple(zip(start.tolist(), end.tolist(), strict=True))
 
 
@@ -109,7 +110,7 @@ def _mapped_pages(tree: Tree, blocks: Kept, vma: int) -> int:
 def _flags(tree: Tree, frames: I64) -> I64:
     """kpageflags of single frames."""
     flags = np.zeros(len(frames), np.int64)
-    procfs.check_read(read_pieces(tree.flags_fd, frames, np.ones_like(frames), flags) >= 0, tree.flags_fd)
+    files.check_read(read_pieces(tree.flags_fd, frames, np.ones_like(frames), flags) >= 0, tree.flags_fd)
     return flags
 
 

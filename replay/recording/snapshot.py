@@ -16,15 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.capture import extents as ex
-from replay.capture import folios, pmd, procfs, runs, scan
+from replay.capture import folios, pmd_mappings, runs
+from replay.capture.address_space import BLOCK_PAGES
+from replay.capture.cut import rows_of
 from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
-from replay.capture.procfs import U64, Status, Vma
-from replay.capture.rows import rows_of
-from replay.capture.space import BLOCK_PAGES
-from replay.capture.tree import Tree
 from replay.errors import ProcessGoneError
 from replay.native.words import read_pieces
+from replay.procfs import files, pagemap_scan
+from replay.procfs.files import U64, Status, Vma
+from replay.procfs.source import Tree
 from replay.trace.schema import ptes_per_table
 
 I64 = npt.NDArray[np.int64]
@@ -78,29 +79,29 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
     Raises `ProcessGoneError` if the process has ended.
     """
     root, page_size = tree.root, tree.page_size
-    status = procfs.read_status(root, pid, page_size)
-    smaps = procfs.read_text(root, pid, "smaps")
+    status = files.read_status(root, pid, page_size)
+    smaps = files.read_text(root, pid, "smaps")
     meanwhile()
     places, maps_frames = _places(smaps, page_size)
     if not places:
         raise ProcessGoneError(f"process {pid} has ended: it has no memory left")
-    fd = procfs.open_pagemap(root, pid)
+    fd = files.open_pagemap(root, pid)
     try:
-        begin, end, by_pmd = scan.scanned(fd, places, page_size, pid)
+        begin, end, by_pmd = pagemap_scan.scanned(fd, places, page_size, pid)
         huge = begin[by_pmd], end[by_pmd]
         # PAGEMAP_SCAN leaves VM_PFNMAP mappings out
         if maps_frames:
             begin = np.sort(np.append(begin, [start for start, _ in maps_frames]))
             end = np.sort(np.append(end, [stop for _, stop in maps_frames]))
-        first, stop = scan.spans(begin, end, np.array([start for start, _ in places]), BLOCK_PAGES)
+        first, stop = pagemap_scan.spans(begin, end, np.array([start for start, _ in places]), BLOCK_PAGES)
         count = int((stop - first).sum())
         if count > len(room):
             return None
         words = room[:count]
         _read_spans(fd, pid, first, stop, words)
         meanwhile()
-        present = words[words & procfs.PM_PRESENT != 0]
-        frame = np.sort((present & procfs.PM_PFRAME).view(np.int64))
+        present = words[words & files.PM_PRESENT != 0]
+        frame = np.sort((present & files.PM_PFRAME).view(np.int64))
         pages = folios.read(tree.flags_fd, tree.counts_fd, frame, np.ones(len(frame), np.int32), None)
         meanwhile()
         again = np.empty_like(words)
@@ -112,14 +113,14 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
         return None
     room[count : count + frames] = pages.flags
     room[count + frames : count + 2 * frames] = pages.counts.view(np.uint64)
-    changed = int(np.count_nonzero((words ^ again) | procfs.PM_MOVING != procfs.PM_MOVING))
+    changed = int(np.count_nonzero((words ^ again) | files.PM_MOVING != files.PM_MOVING))
     return Snapshot(pid, status, smaps, huge, first, stop - first, pages.start, pages.end, changed)
 
 
 def _read_spans(fd: int, pid: int, first: I64, stop: I64, words: U64) -> None:
     """Pagemap words of the spans [first, stop), one after the other."""
     missing = read_pieces(fd, first, stop - first, words.view(np.int64))
-    procfs.check_read(missing >= 0, fd)
+    files.check_read(missing >= 0, fd)
     if missing:
         raise ProcessGoneError(f"process {pid} ended while it was read")
 
@@ -209,7 +210,9 @@ def build(
     changed = sum(snapshot.changed for snapshot in snapshots)
     changed += ex.raise_counts(found, index, pages, own, precise)
     whole = folios.folios_of(pages)
-    huge = pmd.still_whole(Ranges(begin, end, np.ones_like(begin)), [found], ptes_per_table(page_size))
+    huge = pmd_mappings.still_whole(
+        Ranges(begin, end, np.ones_like(begin)), [found], ptes_per_table(page_size)
+    )
     rows, torn = rows_of(found, index, pages, whole, facts, own, huge, None, page_size)
     return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn
 

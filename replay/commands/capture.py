@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`replay capture`: the page tables of running processes become a trace."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from replay.commands.naming import command_name, default_name, target, write_redacted
+from replay.commands.options import Force, Output, PagemapScan, Redact
+from replay.commands.output import load_numpy, note, progress
+from replay.commands.record import after_record
+from replay.errors import UsageError
+
+if TYPE_CHECKING:
+    from replay.capture.live import Capture
+
+
+def capture(
+    pid: Annotated[int | None, typer.Argument(help="The process.", metavar="PID", show_default=False)] = None,
+    output: Output = None,
+    cgroup: Annotated[
+        str | None, typer.Option(help="All processes of a cgroup and those below it, frozen together.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All processes, held one by one.")] = False,
+    at_exit: Annotated[
+        bool, typer.Option("--at-exit", help="Wait until the process exits, and capture it there.")
+    ] = False,
+    procfs: Annotated[
+        Path, typer.Option("--procfs", help="A procfs tree elsewhere: /host/proc, or a saved one.")
+    ] = Path("/proc"),
+    freeze: Annotated[bool, typer.Option(help="Hold the process still while it is read.")] = True,
+    pagemap_scan: PagemapScan = True,
+    redact: Redact = False,
+    force: Force = False,
+) -> None:
+    """Capture the page tables of running processes into a trace."""
+    if (pid is not None) + (cgroup is not None) + everything != 1:
+        raise UsageError("name a PID, --cgroup PATH or --all: one of them")
+    if at_exit and pid is None:
+        raise UsageError("--at-exit waits for one process: name its PID")
+    if at_exit and (procfs != Path("/proc") or not freeze):
+        raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
+    load_numpy()
+    path = output or default_name(*_subject(procfs, pid, cgroup))
+    written_to = target(path, redact, force)
+    if at_exit and pid is not None:
+        from replay.recording import recorder
+
+        note(f"waiting for process {pid} to exit; Ctrl-C gives up and leaves it running")
+        recorded = recorder.capture_at_exit(pid, written_to, force=force, use_scan=pagemap_scan)
+        after_record(recorded, path, force)
+        return
+    from replay.capture import live
+
+    with progress("pages" if pid is not None else "processes") as report:
+        options: dict[str, Any] = {
+            "procfs_root": procfs,
+            "hold": freeze,
+            "use_scan": pagemap_scan,
+            "force": force,
+            "progress": report,
+        }
+        if pid is not None:
+            done = live.capture_process(pid, written_to, **options)
+        elif cgroup is not None:
+            done = live.capture_cgroup(cgroup, written_to, **options)
+        else:
+            done = live.capture_all(written_to, **options)
+    _after_capture(done, path, force)
+
+
+def _subject(procfs: Path, pid: int | None, cgroup: str | None) -> tuple[str, int]:
+    """What a capture is named after: a command's name and PID, a cgroup or all processes and our PID."""
+    if pid is not None:
+        return command_name(procfs, pid), pid
+    return (Path(cgroup).name if cgroup is not None else "all"), os.getpid()
+
+
+def _after_capture(done: Capture, path: Path, force: bool) -> None:
+    from replay.capture import rss
+    from replay.report import notes
+
+    write_redacted(done.trace, path, force)
+    spaces = done.meta.address_spaces
+    for space, figures in zip(spaces, done.figures, strict=True):
+        lines = rss.text(figures, done.meta.page_size)
+        if len(spaces) == 1:
+            note(*lines)
+        elif len(lines) > 1:
+            note(*(f"{space.comm} ({space.pid}): {line}" for line in lines))
+    if len(spaces) > 1:
+        note(f"captured {len(spaces):,} processes; those not named above: as /proc/PID/status says")
+    note(*(f"not captured: {line}" for line in done.refused))
+    if done.vanished:
+        note(f"not captured: {done.vanished:,} that ended before they could be read")
+    note(*notes.limits(done.meta))
+    note(f"wrote {path}: {done.extents:,} extents")
+    note(f"next: replay run {shlex.quote(str(path))}")

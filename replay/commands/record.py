@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`replay record`: every process of a command, captured as it exits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from replay.commands.naming import default_name, target, write_redacted
+from replay.commands.options import Force, Output, PagemapScan, Redact
+from replay.commands.output import load_numpy, note
+
+if TYPE_CHECKING:
+    from replay.recording.recorder import Recorded
+
+
+def record(
+    command: Annotated[
+        list[str],
+        typer.Argument(help="The command and its arguments.", metavar="-- CMD ARGS...", show_default=False),
+    ],
+    output: Output = None,
+    pagemap_scan: PagemapScan = True,
+    redact: Redact = False,
+    force: Force = False,
+) -> None:
+    """Run a command and capture each of its processes at its exit, into one trace.
+
+    The command behaves as without replay, and its exit status is that of this command.
+    """
+    load_numpy()
+    from replay.recording import recorder
+
+    path = output or default_name(Path(command[0]).name, os.getpid())
+    recorded = recorder.record(command, target(path, redact, force), force=force, use_scan=pagemap_scan)
+    after_record(recorded, path, force)
+    if recorded.killed_by:
+        _end_by(recorded.killed_by)
+    sys.exit(recorded.status)
+
+
+def _end_by(number: int) -> None:
+    """End by the signal that ended the command, for who tells that from an exit status, as shells do."""
+    import resource
+    import signal
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # the command's memory is what somebody may want to see, not ours
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
+
+
+def after_record(recorded: Recorded, path: Path, force: bool) -> None:
+    from replay.report import notes
+
+    write_redacted(recorded.trace, path, force)
+    for missed, count in recorded.missed.items():
+        note(f"not recorded: {count:,} {missed.value}")
+    if recorded.replaced:
+        note(f"not recorded: {recorded.replaced:,} torn down by exec, where nothing can stop before")
+    note(*notes.limits(recorded.meta))
+    note(f"wrote {path}: {notes.spaces(len(recorded.meta.address_spaces))}, {recorded.extents:,} extents")
+    note(f"next: replay run {shlex.quote(str(path))}")

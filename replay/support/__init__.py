@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small tools that every room may use."""
