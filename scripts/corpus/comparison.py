@@ -230,7 +230,8 @@ def _claims(small: Counts, large: Counts) -> list[list[str]]:
     atomics = [sum(large(algorithm, counter) for counter in rmap) for algorithm in ("baseline", "v2")]
 
     def both(counter: str) -> str:
-        return f"{percent(small.change('v2', counter))} and {percent(large.change('v2', counter))}"
+        changes = (small.change("v2", counter), large.change("v2", counter))
+        return " and ".join("no count" if change is None else percent(change) for change in changes)
 
     return [
         [

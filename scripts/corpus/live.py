@@ -37,7 +37,7 @@ def _arrays(packages: Packages, state: str, huge: bool, *arguments: str) -> Iter
     packages.need("python3", "python3-numpy")
     switch = str(int(huge))
     environment = os.environ | {"NUMPY_MADVISE_HUGEPAGE": switch}
-    command = [PYTHON, "-I", PROGRAMS / "arrays.py", *arguments]
+    command: list[str | Path] = [PYTHON, "-I", PROGRAMS / "arrays.py", *arguments]
     with running(*command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         line(process, "ready")
         yield Running(
@@ -86,7 +86,7 @@ def cc1(packages: Packages, folder: Path) -> Iterator[Running]:
     if not amalgamation.exists():
         done("./configure", cwd=tree)
         done("make", "sqlite3.c", cwd=tree)
-    command = ["gcc", "-O2", "-c", amalgamation, "-o", folder / "sqlite3.o"]
+    command: list[str | Path] = ["gcc", "-O2", "-c", amalgamation, "-o", folder / "sqlite3.o"]
     with thp.unchanged(), running(*command, cwd=folder) as process:
         compiler = until(lambda: child_named(process.pid, "cc1"), "cc1 started")
         lines = amalgamation.read_bytes().count(b"\n")
@@ -119,6 +119,7 @@ def postgresql(packages: Packages, folder: Path) -> Iterator[Running]:
                 "update pgbench_accounts set abalance = abalance + 1 where aid % 100 = 0;",
                 "select 'pid ' || pg_backend_pid();",
             ]
+            assert client.stdin is not None, "the client was started with a pipe"
             client.stdin.write("\n".join(queries) + "\n")
             client.stdin.flush()
             line(client, "t")
@@ -155,7 +156,7 @@ def postgresql_server(binaries: Path, folder: Path) -> Iterator[tuple[list[str],
     connect = ["-h", str(folder), "-U", "postgres"]
     # SIGINT is PostgreSQL's fast shutdown: the backends end with it
     with running(binaries / "postgres", "-D", data, *words, ending=signal.SIGINT, user=user, cwd=folder):
-        ready = [binaries / "pg_isready", "-q", *connect]
+        ready: list[str | Path] = [binaries / "pg_isready", "-q", *connect]
         until(lambda: subprocess.run(ready).returncode == 0, "PostgreSQL ready")
         done("createdb", *connect, "pgbench", user=user, cwd=folder)
         yield connect, user
@@ -166,7 +167,17 @@ def redis(packages: Packages, folder: Path) -> Iterator[Running]:
     """Redis with 100,000 keys."""
     packages.need("redis-server", "redis-tools")
     socket = folder / "socket"
-    command = ["redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--dir", folder]
+    command: list[str | Path] = [
+        "redis-server",
+        "--port",
+        "0",
+        "--unixsocket",
+        socket,
+        "--save",
+        "",
+        "--dir",
+        folder,
+    ]
     with thp.unchanged(), running(*command) as process:
         until(socket.exists, "Redis ready")
         done("redis-cli", "-s", socket, "--pipe", input="".join(_redis_commands(100_000)))
@@ -199,7 +210,7 @@ def jvm(packages: Packages, folder: Path) -> Iterator[Running]:
     sources = sorted((tree / "src" / "main" / "java").rglob("*.java"))
     listing = folder / "sources"
     listing.write_text("".join(f"{path}\n" for path in sources))
-    command = [
+    command: list[str | Path] = [
         "javac",
         "-J-Xms256m",
         "-encoding",

@@ -59,9 +59,10 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 
 def line(process: subprocess.Popen, expected: str) -> str:
     """The next line of a program's output, which must begin as expected."""
+    assert process.stdout is not None, "the program was started with a pipe"
     found = process.stdout.readline().strip()
     if not found.startswith(expected):
-        raise UnavailableError(f"{process.args[0]} said '{found}' where '{expected}' was expected")
+        raise UnavailableError(f"{process.args!r} said '{found}' where '{expected}' was expected")
     return found
 
 

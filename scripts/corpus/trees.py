@@ -80,7 +80,7 @@ def postgresql_run(packages: Packages, folder: Path) -> Iterator[Tree]:
     if binaries is None:
         raise UnavailableError("no PostgreSQL below /usr/lib/postgresql")
     script = shutil.copy(PROGRAMS / "postgresql.sh", folder)
-    command = ["sh", script, str(binaries), str(folder)]
+    command = ["sh", str(script), str(binaries), str(folder)]
     if os.geteuid() == 0:
         folder.chmod(0o755)
         os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)

@@ -22,12 +22,11 @@ def truth_cases() -> list[str]:
     return sorted(str(path.parent.relative_to(TRUTH)) for path in TRUTH.glob("*/*/maps"))
 
 
-def truth_file(case: Path, name: str) -> bytes | None:
-    """A file of a truth case, which may be compressed; None if the case has none."""
+def truth_file(case: Path, name: str) -> bytes:
+    """A file of a truth case, which may be compressed."""
     if (case / name).exists():
         return (case / name).read_bytes()
-    packed = case / f"{name}.gz"
-    return gzip.decompress(packed.read_bytes()) if packed.exists() else None
+    return gzip.decompress((case / f"{name}.gz").read_bytes())
 
 
 def page_size_of(expected: dict) -> int:
@@ -40,9 +39,9 @@ def lay_out(case: Path, dest: Path) -> tuple[int, dict]:
     home = dest / str(expected["pid"])
     home.mkdir(parents=True)
     for name in ("maps", "smaps", "status", "pagemap_scan"):
-        content = truth_file(case, name)
-        if content is not None:
-            (home / name).write_bytes(content)
+        # PAGEMAP_SCAN exists since v6.7
+        if name != "pagemap_scan" or (case / name).exists() or (case / f"{name}.gz").exists():
+            (home / name).write_bytes(truth_file(case, name))
     for name in ("kpageflags", "kpagecount"):
         (dest / name).write_bytes(truth_file(case, f"{name}.bin"))
     if "architecture" in expected:

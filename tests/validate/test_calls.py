@@ -22,7 +22,7 @@ ENTRY, FINISH, FINISHED = calls.ENTRY, calls.FINISH, calls.FINISHED
 
 
 def event(name: str, *, pid: int = THREAD, interrupt: bool = False, **fields: int) -> Event:
-    return Event(0, 0, name, pid, interrupt, fields)
+    return Event(0, 0, name, pid, interrupt, dict(fields))
 
 
 def names(events: list[Event]) -> list[str]:

@@ -40,7 +40,7 @@ random = np.random.default_rng(1)
 
 # each a mapping of its own, which free() gives back to the kernel
 large = [random.random((256, 8192)) for _ in range(12)]
-large.append(sum(large))
+large.append(np.sum(large, axis=0))
 del large[1::3]
 
 # below malloc's mmap threshold: the heap keeps the holes
