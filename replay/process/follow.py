@@ -22,6 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from replay.process import arguments, exec_gate, nested_tracers, ptrace
@@ -72,11 +73,15 @@ class Reading(enum.Enum):
 
 @dataclass
 class Exec:
-    """An exec under way, of task `tid`. reading: of the address space, or why there is none."""
+    """An exec under way, of task `tid`. reading: of the address space, or why there is none.
+
+    began: whether its arguments had been copied. memory: by which the address space is told from another.
+    """
 
     tid: int
     reading: Reading | Missed
     began: bool
+    memory: bytes
 
 
 @dataclass
@@ -337,7 +342,8 @@ def _execing(followed: Followed, waiting: Waiting) -> None:
         process = followed.processes[pid]
         _failed_exec(followed, pid, tid)
         if not process.done:
-            process.exec = Exec(tid, _read_before_exec(followed, process, waiting), waiting.began)
+            reading = _read_before_exec(followed, process, waiting)
+            process.exec = Exec(tid, reading, waiting.began, _memory(tid))
             # it stops if the exec fails; PTRACE_EVENT_EXEC takes the request back
             ptrace.call(ptrace.INTERRUPT, tid)
     finally:
@@ -374,10 +380,13 @@ def _exits(followed: Followed) -> list[int]:
 
 
 def _failed_exec(followed: Followed, pid: int, tid: int) -> None:
-    """Anything but PTRACE_EVENT_EXEC happened to a task: an exec that it was let go into has failed."""
+    """Anything but PTRACE_EVENT_EXEC happened to a task: an exec that it was let go into has failed.
+
+    One that fails past the point of no return kills the process, with other memory than before.
+    """
     process = followed.processes.get(pid)
     if process and process.exec and process.exec.tid == tid:
-        _decide(followed, process, torn_down=False)
+        _decide(followed, process, torn_down=_memory(tid) not in (process.exec.memory, b""))
 
 
 def _decide(followed: Followed, process: Process, *, torn_down: bool) -> None:
@@ -489,6 +498,13 @@ def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
     """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM)."""
     others = (other for other in followed.processes.values() if other.pid != pid and not other.done)
     return any(ptrace.same_memory(tid, task) for other in others for task in other.tasks)
+
+
+def _memory(tid: int) -> bytes:
+    """The auxiliary vector of a task, whose addresses are those of one memory; zeros before there is one."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{tid}/auxv").read_bytes()
+    return b""
 
 
 def _has_memory_of_parent(tid: int) -> bool:
