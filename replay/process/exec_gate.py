@@ -217,16 +217,13 @@ def _group() -> int:
 
 
 def _mount_points() -> Iterator[bytes]:
-    """Where file systems are mounted that are to be watched, each once; not if none can be executed there."""
-    seen = set()
+    """Where file systems are mounted that are to be watched: not where nothing can be executed."""
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
-        device, _, point, options = before.split(b" ")[2:6]
+        point, options = before.split(b" ")[4:6]
         kind = after.split(b" ")[0].decode(errors="replace")
-        if device in seen or b"noexec" in options.split(b",") or NOT_WATCHED.fullmatch(kind):
-            continue
-        seen.add(device)
-        yield re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), point)
+        if b"noexec" not in options.split(b",") and not NOT_WATCHED.fullmatch(kind):
+            yield re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), point)
 
 
 def _cause(error: OSError) -> str:
