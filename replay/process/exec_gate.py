@@ -31,7 +31,6 @@ from typing import Final, NamedTuple, NoReturn
 
 from replay.errors import ReplayError
 from replay.process import fanotify, programs, ptrace
-from replay.procfs import files
 
 OLDEST: Final = (5, 7)
 """Kernel from which on the memory of a task inside execve can be read: before commit 3e74fabd39710 "exec: Fix
@@ -69,7 +68,8 @@ class Waiting(NamedTuple):
 
 @dataclass
 class Gate:
-    """The tracer's side. bell: a process that stops when there is news. waiting: events not yet answered.
+    """The tracer's side. bell: a process that stops when there is news; 0 when it has ended. waiting: events
+    not yet answered.
 
     closed: nothing is held any more. partial: the beginning of a word that has not come whole.
     """
@@ -87,7 +87,7 @@ def opened() -> Iterator[Gate]:
 
     Raises `NoGateError` where that cannot be.
     """
-    if kernel_version() < OLDEST:
+    if ptrace.kernel_version() < OLDEST:
         raise NoGateError("before Linux 5.7 memory cannot be read inside execve")
     ours, theirs = socket.socketpair()
     tracer = threading.get_native_id()
@@ -114,11 +114,6 @@ def opened() -> Iterator[Gate]:
                     pass
 
 
-def kernel_version() -> tuple[int, ...]:
-    """The running kernel's major and minor number."""
-    return tuple(int(number) for number in re.findall(r"\d+", files.kernel_release(files.PROC))[:2])
-
-
 def _bell(channel: socket.socket) -> int:
     said = channel.recv(1024).decode()
     if not said.isdigit():
@@ -135,6 +130,8 @@ def news(gate: Gate, status: int) -> list[Waiting]:
     """Tasks that have come to the gate, when the bell has stopped or ended with `status`."""
     if not os.WIFSTOPPED(status):
         close(gate)
+        # another process may get its number
+        gate.bell = 0
     if gate.closed:
         return []
     with contextlib.suppress(ProcessLookupError):
@@ -185,9 +182,7 @@ def _keep_gate(channel: socket.socket, tracer: int) -> NoReturn:
             os._exit(0)
         bell = _forked_bell(group, channel)
         channel.send(str(bell).encode())
-        # a collection would make execs wait
-        gc.freeze()
-        gc.disable()
+        _be_prompt()
         _serve(group, channel, b"\nTracerPid:\t%d\n" % tracer, bell)
     finally:
         os._exit(0)
@@ -201,8 +196,18 @@ def _leave_all_but(kept: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         most = min(MOST_FILES, int(Path("/proc/sys/fs/nr_open").read_text()))
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, GATEKEEPER_NICE)
+
+
+def _be_prompt() -> None:
+    """Do not wait for a processor: all execs of the machine wait for us."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, GATEKEEPER_NICE)
+    # a collection would make them wait
+    gc.freeze()
+    gc.disable()
 
 
 def _group() -> int:
@@ -263,8 +268,10 @@ def _serve(group: int, channel: socket.socket, traced: bytes, bell: int) -> None
         poll.register(channel, select.POLLIN | (select.POLLOUT if unsaid else 0))
         ready = dict(poll.poll())
         if group in ready:
-            ours = [event for event in fanotify.events(group) if not _is_foreign(group, *event, traced)]
-            for tid, fd in ours:
+            # all that are not ours first
+            for tid, fd in [
+                event for event in fanotify.events(group) if not _is_foreign(group, *event, traced)
+            ]:
                 if programs.opens_another(fd):
                     beginning.add(tid)
                     _allow(group, fd)

@@ -8,6 +8,7 @@ last descriptor of the group is closed, the kernel lets everything through.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -63,15 +64,13 @@ def events(group: int) -> Iterator[tuple[int, int]]:
     The descriptor is the event's name until it is answered. The thread id is 0 for a task of a foreign PID
     namespace.
     """
-    try:
-        content = os.read(group, READ_BYTES)
-    except BlockingIOError:
-        return
-    place = 0
-    while place < len(content):
-        length, _, _, _, _, fd, tid = _EVENT.unpack_from(content, place)
-        yield tid, fd
-        place += length
+    with contextlib.suppress(BlockingIOError):
+        while content := os.read(group, READ_BYTES):
+            place = 0
+            while place < len(content):
+                length, _, _, _, _, fd, tid = _EVENT.unpack_from(content, place)
+                yield tid, fd
+                place += length
 
 
 def allow(group: int, fd: int) -> None:

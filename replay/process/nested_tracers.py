@@ -36,6 +36,9 @@ _ALLOW, _TRACE = 0x7FFF0000, 0x7FF00000
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 """BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K."""
 
+OLDEST: Final = (5, 3)
+"""Kernel from which on there is PTRACE_GET_SYSCALL_INFO."""
+
 MARK: Final = 0x7265
 """SECCOMP_RET_DATA of our filter, by which its stops are told from those of the command's own filters."""
 
@@ -58,7 +61,7 @@ class Asked(NamedTuple):
 def install() -> bool:
     """Put the filter on the calling process; False if that cannot be."""
     numbers = _CALLS.get(platform.machine())
-    if numbers is None:
+    if numbers is None or ptrace.kernel_version() < OLDEST:
         return False
     arch, seccomp, traces = numbers
     asked = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import signal
 from typing import Final
 
@@ -57,6 +58,11 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 _libc.ptrace.restype = ctypes.c_long
 _libc.syscall.restype = ctypes.c_long
+
+
+def kernel_version() -> tuple[int, ...]:
+    """The running kernel's major and minor number."""
+    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
 
 
 def call(request: int, tid: int, data: int = 0, address: int = 0) -> None:
