@@ -31,6 +31,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from replay.errors import ReplayError
 from replay.process import fanotify, programs, ptrace
+from replay.process.programs import Next
 
 OLDEST: Final = (5, 7)
 """Kernel from which on the memory of a task inside execve can be read: before commit 3e74fabd39710 "exec: Fix
@@ -256,12 +257,23 @@ def _forked_bell(group: int, channel: socket.socket) -> int:
         os._exit(0)
 
 
+class _Seen(NamedTuple):
+    """What the gatekeeper knows.
+
+    beginning: what the execs of tasks open next. loaders: files, by device and
+    inode, that were opened as ELF loaders.
+    """
+
+    beginning: dict[int, Next]
+    loaders: set[tuple[int, int]]
+
+
 def _serve(group: int, channel: socket.socket, traced: bytes, bell: int) -> None:
     """Answer events; those of the tracer's tasks when it says so. Returns when the tracer is gone."""
     poll = select.poll()
     poll.register(group, select.POLLIN)
     channel.setblocking(False)
-    beginning: set[int] = set()
+    seen = _Seen({}, set())
     # what the tracer has not taken yet: we must not wait for it
     unsaid = bytearray()
     while True:
@@ -269,43 +281,68 @@ def _serve(group: int, channel: socket.socket, traced: bytes, bell: int) -> None
         ready = dict(poll.poll())
         if group in ready:
             # all that are not ours first
-            for tid, fd in [
-                event for event in fanotify.events(group) if not _is_foreign(group, *event, traced)
-            ]:
-                if programs.opens_another(fd):
-                    beginning.add(tid)
-                    _allow(group, fd)
-                else:
-                    unsaid += _WORD.pack(tid, fd, tid in beginning)
-                    beginning.discard(tid)
+            ours = [event for event in fanotify.events(group) if not _is_foreign(group, *event, traced, seen)]
+            for tid, fd in ours:
+                unsaid += _held(group, tid, fd, seen)
         if ready.get(channel.fileno(), 0) & ~select.POLLOUT:
             answers = channel.recv(RECEIVE_BYTES)
             if not answers:
                 return
             for (fd,) in _ANSWER.iter_unpack(answers):
-                _allow(group, fd)
+                fanotify.allow(group, fd)
+                os.close(fd)
         if unsaid:
             with contextlib.suppress(BlockingIOError):
                 del unsaid[: channel.send(unsaid)]
                 os.kill(bell, RING)
 
 
-def _is_foreign(group: int, tid: int, fd: int, traced: bytes) -> bool:
+def _is_foreign(group: int, tid: int, fd: int, traced: bytes, seen: _Seen) -> bool:
     """Whether the tracer does not trace this task; then it is let go."""
-    try:
+    with contextlib.suppress(OSError):
         status = os.open(f"/proc/{tid}/status", os.O_RDONLY)
         try:
             if traced in os.read(status, 4096):
                 return False
         finally:
             os.close(status)
-    except OSError:
-        pass
-    _allow(group, fd)
+    fanotify.allow(group, fd)
+    _learn(group, tid, fd, seen)
+    os.close(fd)
     return True
 
 
-def _allow(group: int, fd: int) -> None:
-    # a task that was killed waits no more
-    with contextlib.suppress(FileNotFoundError):
-        fanotify.allow(group, fd)
+def _held(group: int, tid: int, fd: int, seen: _Seen) -> bytes:
+    """What is to be said of a task of the tracer; nothing if it was let go, as its exec opens more."""
+    is_last, began = _learn(group, tid, fd, seen)
+    if is_last:
+        return _WORD.pack(tid, fd, began)
+    fanotify.allow(group, fd)
+    os.close(fd)
+    return b""
+
+
+def _learn(group: int, tid: int, fd: int, seen: _Seen) -> tuple[bool, bool]:
+    """Whether a program is the last that an exec opens, and whether it is not the first.
+
+    Of dynamic programs nothing is heard again, only of their loader. A loader that is executed by itself is
+    not told from one that a program asks for.
+    """
+    file = _file(fd)
+    before = seen.beginning.pop(tid, None)
+    if file in seen.loaders:
+        return True, True
+    following = programs.next_of(fd)
+    if following:
+        seen.beginning[tid] = following
+    elif before is Next.LOADER:
+        seen.loaders.add(file)
+    if following is Next.LOADER:
+        with contextlib.suppress(OSError):
+            fanotify.ignore(group, fd)
+    return following is None, before is not None
+
+
+def _file(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

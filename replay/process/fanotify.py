@@ -18,8 +18,10 @@ from typing import Final
 FAN_CLOEXEC: Final = 0x1
 FAN_CLASS_CONTENT: Final = 0x4
 FAN_UNLIMITED_QUEUE: Final = 0x10
+FAN_UNLIMITED_MARKS: Final = 0x20
 FAN_REPORT_TID: Final = 0x100
 FAN_MARK_ADD: Final = 0x1
+FAN_MARK_IGNORED_MASK: Final = 0x20
 FAN_MARK_FILESYSTEM: Final = 0x100
 FAN_OPEN_EXEC_PERM: Final = 0x40000
 FAN_ALLOW: Final = 1
@@ -38,7 +40,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 def group() -> int:
     """A new group, which reports thread ids, as a file descriptor that does not block; raises `OSError`."""
-    flags = FAN_CLOEXEC | FAN_CLASS_CONTENT | FAN_UNLIMITED_QUEUE | FAN_REPORT_TID
+    flags = FAN_CLOEXEC | FAN_CLASS_CONTENT | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS | FAN_REPORT_TID
     fd = _libc.fanotify_init(ctypes.c_uint(flags), ctypes.c_uint(os.O_RDONLY | os.O_CLOEXEC))
     _check(fd)
     os.set_blocking(fd, False)
@@ -47,12 +49,21 @@ def group() -> int:
 
 def watch(group: int, path: bytes) -> None:
     """Ask for the execs of all files of the file system at `path`; raises `OSError`."""
+    _mark(group, FAN_MARK_FILESYSTEM, AT_FDCWD, path)
+
+
+def ignore(group: int, fd: int) -> None:
+    """Hear no more of the execs of one file, until it is modified; raises `OSError`."""
+    _mark(group, FAN_MARK_IGNORED_MASK, fd, None)
+
+
+def _mark(group: int, flags: int, fd: int, path: bytes | None) -> None:
     _check(
         _libc.fanotify_mark(
             group,
-            ctypes.c_uint(FAN_MARK_ADD | FAN_MARK_FILESYSTEM),
+            ctypes.c_uint(FAN_MARK_ADD | flags),
             ctypes.c_uint64(FAN_OPEN_EXEC_PERM),
-            ctypes.c_int(AT_FDCWD),
+            ctypes.c_int(fd),
             ctypes.c_char_p(path),
         )
     )
@@ -74,11 +85,9 @@ def events(group: int) -> Iterator[tuple[int, int]]:
 
 
 def allow(group: int, fd: int) -> None:
-    """Let the exec of an event go on; raises `FileNotFoundError` if its task was killed meanwhile."""
-    try:
+    """Let the exec of an event go on, if its task was not killed meanwhile. The caller closes `fd`."""
+    with contextlib.suppress(FileNotFoundError):
         os.write(group, _RESPONSE.pack(fd, FAN_ALLOW))
-    finally:
-        os.close(fd)
 
 
 def _check(result: int) -> None:

@@ -420,9 +420,9 @@ def test_two_recordings_at_once(execs: str, tmp_path: Path) -> None:
 
 def test_programs() -> None:
     with Path("/proc/self/exe").open("rb") as dynamic:
-        assert programs.opens_another(dynamic.fileno())
+        assert programs.next_of(dynamic.fileno()) is programs.Next.LOADER
     with Path("/etc/passwd").open("rb") as text:
-        assert not programs.opens_another(text.fileno())
+        assert programs.next_of(text.fileno()) is None
 
 
 # seccomp filters of the command
