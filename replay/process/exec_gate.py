@@ -50,6 +50,9 @@ MOST_FILES: Final = 1 << 20
 
 RECEIVE_BYTES: Final = 1 << 16
 
+STATUS_BYTES: Final = 4096
+"""Of /proc/TID/status: more than stands before what is read of it."""
+
 _WORD: Final = struct.Struct("=iiB")
 _ANSWER: Final = struct.Struct("=i")
 _PR_SET_PDEATHSIG: Final = 1
@@ -299,13 +302,8 @@ def _serve(group: int, channel: socket.socket, traced: bytes, bell: int) -> None
 
 def _is_foreign(group: int, tid: int, fd: int, traced: bytes, seen: _Seen) -> bool:
     """Whether the tracer does not trace this task; then it is let go."""
-    with contextlib.suppress(OSError):
-        status = os.open(f"/proc/{tid}/status", os.O_RDONLY)
-        try:
-            if traced in os.read(status, 4096):
-                return False
-        finally:
-            os.close(status)
+    if traced in _status(tid):
+        return False
     fanotify.allow(group, fd)
     _learn(group, tid, fd, seen)
     os.close(fd)
@@ -313,12 +311,31 @@ def _is_foreign(group: int, tid: int, fd: int, traced: bytes, seen: _Seen) -> bo
 
 
 def _held(group: int, tid: int, fd: int, seen: _Seen) -> bytes:
-    """What is to be said of a task of the tracer; nothing if it was let go, as its exec opens more."""
+    """What is to be said of a task of the tracer; nothing if it was let go.
+
+    That is where its exec opens more, and where it has the memory of its parent (vfork), which stays.
+    """
     is_last, began = _learn(group, tid, fd, seen)
-    if is_last:
+    if is_last and not _has_memory_of_parent(tid):
         return _WORD.pack(tid, fd, began)
     fanotify.allow(group, fd)
     os.close(fd)
+    return b""
+
+
+def _has_memory_of_parent(tid: int) -> bool:
+    _, _, parent = _status(tid).partition(b"\nPPid:\t")
+    return ptrace.same_memory(tid, int(parent.partition(b"\n")[0] or 0))
+
+
+def _status(tid: int) -> bytes:
+    """/proc/TID/status; empty if the task is gone, or of a foreign PID namespace."""
+    with contextlib.suppress(OSError):
+        status = os.open(f"/proc/{tid}/status", os.O_RDONLY)
+        try:
+            return os.read(status, STATUS_BYTES)
+        finally:
+            os.close(status)
     return b""
 
 
