@@ -203,7 +203,7 @@ def _leave_all_but(kept: int) -> None:
 
 
 def _be_prompt() -> None:
-    """Do not wait for a processor: all execs of the machine wait for us."""
+    """Do not wait for a processor: execs wait for us, of all the machine."""
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     except OSError:
@@ -252,6 +252,7 @@ def _forked_bell(group: int, channel: socket.socket) -> int:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         os.close(group)
         channel.close()
+        _be_prompt()
         # one that is blocked would not make it stop
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [RING])
         while True:

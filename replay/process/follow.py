@@ -73,12 +73,11 @@ class Reading(enum.Enum):
 
 @dataclass
 class Exec:
-    """An exec under way, of task `tid`. reading: of the address space, or why there is none.
+    """An exec under way. reading: of the address space, or why there is none.
 
     began: whether its arguments had been copied. memory: by which the address space is told from another.
     """
 
-    tid: int
     reading: Reading | Missed
     began: bool
     memory: bytes
@@ -89,7 +88,7 @@ class Process:
     """A process: its tasks that are traced, and those let go at their exit (in /proc still, perhaps).
 
     done: its last task was seen at its exit. borrows: it has the mm of its parent (vfork), until it execs.
-    exec: one that a task of it was let go into.
+    execs: those that tasks of it were let go into, by task: of threads that exec, one ends the others.
     """
 
     pid: int
@@ -97,7 +96,7 @@ class Process:
     gone: set[int] = field(default_factory=set)
     done: bool = False
     borrows: bool = False
-    exec: Exec | None = None
+    execs: dict[int, Exec] = field(default_factory=dict)
 
 
 AtExit = Callable[[int, int, Callable[[], None]], Missed | None]
@@ -343,7 +342,7 @@ def _execing(followed: Followed, waiting: Waiting) -> None:
         _failed_exec(followed, pid, tid)
         if not process.done:
             reading = _read_before_exec(followed, process, waiting)
-            process.exec = Exec(tid, reading, waiting.began, _memory(tid))
+            process.execs[tid] = Exec(reading, waiting.began, _memory(tid))
             # it stops if the exec fails; PTRACE_EVENT_EXEC takes the request back
             ptrace.call(ptrace.INTERRUPT, tid)
     finally:
@@ -385,15 +384,14 @@ def _failed_exec(followed: Followed, pid: int, tid: int) -> None:
     One that fails past the point of no return kills the process, with other memory than before.
     """
     process = followed.processes.get(pid)
-    if process and process.exec and process.exec.tid == tid:
-        _decide(followed, process, torn_down=_memory(tid) not in (process.exec.memory, b""))
+    if process and (found := process.execs.pop(tid, None)):
+        _decide(followed, pid, found, torn_down=_memory(tid) not in (found.memory, b""))
 
 
-def _decide(followed: Followed, process: Process, *, torn_down: bool) -> None:
+def _decide(followed: Followed, pid: int, found: Exec, *, torn_down: bool) -> None:
     """An exec has come about, or failed."""
-    found, process.exec = process.exec, None
-    if found and found.reading is Reading.DONE and followed.execs:
-        followed.execs.decide(process.pid, torn_down)
+    if found.reading is Reading.DONE and followed.execs:
+        followed.execs.decide(pid, torn_down)
 
 
 def _execed(followed: Followed, pid: int, former: int) -> None:
@@ -414,22 +412,21 @@ def _execed(followed: Followed, pid: int, former: int) -> None:
 
 def _count_exec(followed: Followed, process: Process, former: int) -> None:
     """Keep what was read before an exec, or note why there is nothing."""
-    found = process.exec
-    if found and found.tid == former:
-        _decide(followed, process, torn_down=True)
+    found = process.execs.pop(former, None)
+    for tid in list(process.execs):
+        _failed_exec(followed, process.pid, tid)
+    if found:
+        _decide(followed, process.pid, found, torn_down=True)
         if found.reading is Reading.LATER:
             # the other threads were killed at their exit, where it would have been read
             followed.missed[Missed.KILLED] += 1
         elif isinstance(found.reading, Missed):
             followed.missed[found.reading] += 1
-        return
-    _decide(followed, process, torn_down=False)
-    if process.borrows or process.done:
-        return
-    if followed.execs and not followed.execs.gate.closed:
-        followed.missed[Missed.UNWATCHED] += 1
-    else:
-        followed.replaced += 1
+    elif not process.borrows and not process.done:
+        if followed.execs and not followed.execs.gate.closed:
+            followed.missed[Missed.UNWATCHED] += 1
+        else:
+            followed.replaced += 1
 
 
 def _exiting(followed: Followed, pid: int, tid: int) -> None:
@@ -437,9 +434,9 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
     process = followed.processes[pid]
     handed_over = False
     started = followed.execed or pid != followed.root
-    found = process.exec
-    if found and found.reading is Reading.LATER and _is_last(process, tid, found.tid):
-        found.reading = _read_for_exec(followed, pid, found.tid, found.began)
+    for execing, found in list(process.execs.items()):
+        if found.reading is Reading.LATER and execing != tid and _is_last(process, tid, execing):
+            found.reading = _read_for_exec(followed, pid, execing, found.began)
     if started and not process.done and _is_last(process, tid):
         process.done = True
         if _lives_on(followed, pid, tid):

@@ -49,6 +49,8 @@ static int copied(const char *from, int to)
 }
 
 static void *tries(void *path) { execl(path, path, "quiet", (char *)NULL); return (void *)(long)errno; }
+static pthread_barrier_t together;
+static void *tries_together(void *path) { pthread_barrier_wait(&together); return tries(path); }
 static void *allocates(void *unused) { for (;;) touch(1); }
 
 static long filtered(unsigned int flags, struct sock_filter *steps, int count)
@@ -99,6 +101,12 @@ int main(int argc, char **argv)
 		usleep(20000);
 		execl(argv[2], argv[2], "quiet", (char *)NULL);
 		return 9;
+	} else if (!strcmp(name, "many-threads-exec")) {
+		pthread_barrier_init(&together, NULL, 8);
+		for (int i = 0; i < 8; i++)
+			pthread_create(&thread, NULL, tries_together, argv[2]);
+		for (;;)
+			pause();
 	} else if (!strcmp(name, "spawn")) {
 		touch(500);
 		if (posix_spawn(&pid, argv[2], NULL, NULL, (char *[]){ argv[2], "quiet", NULL }, environ))

@@ -150,6 +150,17 @@ def test_exec_ends_threads_that_change_memory(execs: str, tmp_path: Path) -> Non
     assert trace.meta.changed_entries == 0
 
 
+def test_one_of_many_threads_execs(execs: str, tmp_path: Path) -> None:
+    """They come to their execs at the same time; the first ends the others, inside theirs."""
+    result, trace = recorded(
+        ["bash", "-c", f"for i in 1 2 3 4 5; do {execs} many-threads-exec {TRUE} || exit 1; done"],
+        tmp_path / "t.parquet",
+    )
+    assert result.status == 0
+    assert not result.missed
+    assert len(pids(trace, "exec")) == 10
+
+
 def test_arguments_are_copied_first(execs: str, static: str, tmp_path: Path) -> None:
     """The kernel maps what it copies from; a static program is opened before that."""
     found = []
