@@ -73,15 +73,20 @@ def events(group: int) -> Iterator[tuple[int, int]]:
     """(thread id, file descriptor of the program) of the events that wait now.
 
     The descriptor is the event's name until it is answered. The thread id is 0 for a task of a foreign PID
-    namespace.
+    namespace. An event whose program cannot be opened is lost: the kernel denies it.
     """
-    with contextlib.suppress(BlockingIOError):
-        while content := os.read(group, READ_BYTES):
-            place = 0
-            while place < len(content):
-                length, _, _, _, _, fd, tid = _EVENT.unpack_from(content, place)
-                yield tid, fd
-                place += length
+    while True:
+        try:
+            content = os.read(group, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            continue
+        place = 0
+        while place < len(content):
+            length, _, _, _, _, fd, tid = _EVENT.unpack_from(content, place)
+            yield tid, fd
+            place += length
 
 
 def allow(group: int, fd: int) -> None:

@@ -11,6 +11,8 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +20,9 @@ import pytest
 
 from replay.process import exec_gate, fanotify, programs
 from replay.process.follow import Missed
-from replay.recording import handover
+from replay.procfs.files import U64
+from replay.procfs.source import Tree
+from replay.recording import handover, snapshot
 from replay.trace import file
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, bit
@@ -246,6 +250,34 @@ def test_failing_past_the_point_of_no_return(execs: str, static: str, tmp_path: 
     spaces = [(space.comm, space.ended_by) for space in trace.meta.address_spaces]
     assert sorted(spaces)[:3] == [("broken", "exit"), ("execs", "exec"), ("execs", "exit")]
     assert anon(trace, "exec") >= 750
+
+
+def test_killed_inside_an_exec(execs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with its old memory, which is read once more at its exit."""
+    read = snapshot.read
+
+    def read_and_kill(
+        tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None], ended_by: str = "exit"
+    ) -> snapshot.Snapshot | None:
+        if ended_by == "exec":
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        return read(tree, pid, room, meanwhile, ended_by)
+
+    monkeypatch.setattr(snapshot, "read", read_and_kill)
+    result, trace = recorded([execs, "storm", "5", TRUE], tmp_path / "t.parquet")
+    assert (result.status, result.execs) == (1, 0)
+    assert len(pids(trace, "exit")) + result.missed.get(Missed.KILLED, 0) == 6
+    assert {space.comm for space in trace.meta.address_spaces} == {"execs"}
+
+
+def test_recorded_by_a_thread(execs: str, tmp_path: Path) -> None:
+    """Its tracer is a thread, which the kernel names by its own number."""
+    with ThreadPoolExecutor(1) as pool:
+        argv = [execs, "forks", TRUE]
+        result, trace = pool.submit(recorded, argv, tmp_path / "t.parquet").result(timeout=60)
+    assert (result.status, len(pids(trace, "exit")), result.execs) == (0, 2, 1)
+    assert not result.missed
 
 
 # what cannot be seen
