@@ -17,6 +17,7 @@ class AddressSpace:
     """What is known of one address space beside its extents; figures in pages.
 
     `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture.
+    `ended_by`: what tore it down after a capture in mode `exit`: `exit` or `exec`.
     """
 
     pid: int
@@ -27,6 +28,7 @@ class AddressSpace:
     rss_shmem: int = 0
     swap: int = 0
     hugetlb: int = 0
+    ended_by: str = "exit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,9 @@ def _address_space(item: dict[str, Any]) -> AddressSpace:
         if field.name == "comm":
             if not isinstance(value, str):
                 raise TypeError("comm is not text")
+        elif field.name == "ended_by":
+            if value not in ("exit", "exec"):
+                raise ValueError(f"ended_by = {value!r} of pid {item.get('pid')}")
         elif not isinstance(value, int) or not 0 <= value < (
             MAX_TABLES if field.name == "page_tables" else 1 << 52
         ):
