@@ -31,7 +31,7 @@ from replay.procfs import files, pagemap_scan
 from replay.procfs.source import INLINE, Tree, by_task, opened
 from replay.recording import handover, snapshot
 from replay.recording.handover import Done, Encoder, Large
-from replay.support.atomic_file import whole_file
+from replay.support.atomic_file import atomic_file
 from replay.trace.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _check_rights() -> None:
 def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]:
     """A recording into `out`, a file that appears when the block ends without an error."""
     with contextlib.ExitStack() as stack:
-        target = stack.enter_context(whole_file(out, force=force))
+        target = stack.enter_context(atomic_file(out, force=force))
         tree = stack.enter_context(opened(files.PROC, os.getpid()))
         # threads would not outlive the encoder's fork
         tree = tree._replace(pool=INLINE, writer=INLINE)
