@@ -20,6 +20,7 @@ from replay.commands import (
     record,
     run,
     sweep,
+    trim,
     validate,
     whatif,
 )
@@ -42,6 +43,7 @@ app.command(context_settings=OTHERS_OPTIONS)(record.record)
 app.command()(run.run)
 app.command()(sweep.sweep)
 app.command()(whatif.whatif)
+app.command()(trim.trim)
 app.command()(inspect.inspect)
 app.command()(algorithms.algorithms)
 app.command(context_settings=OTHERS_OPTIONS)(validate.validate)
