@@ -15,6 +15,7 @@ from replay.commands import (
     algorithms,
     calibrate,
     capture,
+    diff,
     doctor,
     inspect,
     record,
@@ -44,6 +45,7 @@ app.command()(run.run)
 app.command()(sweep.sweep)
 app.command()(whatif.whatif)
 app.command()(trim.trim)
+app.command()(diff.diff)
 app.command()(inspect.inspect)
 app.command()(algorithms.algorithms)
 app.command(context_settings=OTHERS_OPTIONS)(validate.validate)

@@ -11,7 +11,7 @@ import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from replay.report import inspect, whatif
+from replay.report import diff, inspect, whatif
 from replay.support.text import printable
 from replay.teardown.algorithms import BASELINE
 from replay.trace.frame import Trace
@@ -113,6 +113,38 @@ def _plain_change(count: int, base: int) -> str:
     if count == base or not base:
         return ""
     return f"{_change(count, base - count)} %"
+
+
+def difference(
+    before: diff.Side, after: diff.Side, changes: pl.DataFrame, top: int, width: int
+) -> Iterator[Table]:
+    """What changed between two traces or results: memory and kinds of VMA of traces, then counters."""
+    if before.trace is not None and after.trace is not None:
+        figures = [diff.memory(trace.meta) for trace in (before.trace, after.trace)]
+        memory = {
+            "memory": list(diff.MEMORY),
+            **{
+                name: [whatif.size(found[figure]) for figure in diff.MEMORY]
+                for name, found in zip(("before", "after"), figures, strict=True)
+            },
+            "change": [_plain_change(figures[1][name], figures[0][name]) for name in diff.MEMORY],
+        }
+        title = f"From {before.name} to {after.name}"
+        yield _table(memory, title, width, right=("before", "after", "change"))
+        pages = diff.vmas(before.trace, after.trace)
+        if before.trace.meta.page_size == after.trace.meta.page_size:
+            yield plain(pages, "Pages by kind of VMA (large: of folios above order 0)", width)
+    changed = diff.grouped(changes)
+    if changed.is_empty():
+        yield plain(changed.clear(), f"From {before.name} to {after.name}: no counter changed", width)
+        return
+    shown = changed.head(top).with_columns(
+        pl.struct("before", "after")
+        .map_elements(lambda pair: _plain_change(pair["after"], pair["before"]) or "new", pl.String)
+        .alias("change_pct")
+    )
+    title = f"Counters that changed: {len(shown):,} of {len(changed):,}, the largest change first"
+    yield plain(shown, title, width, right=("change_pct",))
 
 
 def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = ()) -> Table:
