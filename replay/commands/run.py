@@ -11,6 +11,7 @@ import typer
 
 from replay.commands.options import Per, Shape
 from replay.commands.output import load_numpy, note, show, width
+from replay.commands.whatif import WhatIfOrders, run_what_if
 from replay.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(
             "paravirtualised guests); default by the trace's architecture."
         ),
     ] = None,
+    what_if: WhatIfOrders = None,
 ) -> None:
     """Replay the teardown algorithms over traces and compare them with the baseline.
 
@@ -70,9 +72,12 @@ def run(
     from replay.trace import file
 
     loaded = file.read_all(traces)
-    results = _replay(loaded, names, page_tables)
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
+    if what_if is not None:
+        run_what_if(loaded, what_if, names, page_tables, output, shape, per)
+        return
+    results = _replay(loaded, names, page_tables)
     _show_results(loaded, results, names, output, shape, per)
 
 

@@ -317,10 +317,10 @@ def test_where_no_exec_can_be_held(execs: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_said_in_one_line(execs: str, tmp_path: Path) -> None:
-    argv = [*REPLAY, "record", "--no-exec", "-o", tmp_path / "t.parquet", "--", execs, "forks", TRUE]
+    argv = [*REPLAY, "record", "--no-exec", "-o", str(tmp_path / "t.parquet"), "--", execs, "forks", TRUE]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert "not recorded: 1 torn down by exec: --no-exec leaves them out\n" in done.stderr
-    argv = [*REPLAY, "record", "-o", tmp_path / "u.parquet", "--", execs, "forks", TRUE]
+    argv = [*REPLAY, "record", "-o", str(tmp_path / "u.parquet"), "--", execs, "forks", TRUE]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert "3 address spaces: 2 exits, 1 execs" in done.stderr
 

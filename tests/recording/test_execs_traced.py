@@ -23,6 +23,7 @@ from replay.trace.frame import Trace, frame_of
 from replay.validate import lru_drain, observe, predict, tracefs
 from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
+from replay.validate.watch import shown_here
 from tests.validate.machine import needs_kernel
 
 pytestmark = needs_kernel
@@ -80,9 +81,7 @@ def run(argv: list[str], tracing: Tracing) -> Followed:
         # a folio in some CPU's batch is not freed by its last user
         lru_drain.drain()
         trace = captured(tracing.tree, pid, tid)
-        how = predict.algorithm_of(files.kernel_release(files.PROC))
-        gather = predict.page_tables_in_gather(files.PROC, trace.meta.architecture)
-        tracing.read[pid] = predict.predict(trace, how, gather)
+        tracing.read[pid] = predict.predict(trace, predict.algorithm_of(shown_here()))
         instance.record()
         return None
 
