@@ -382,17 +382,21 @@ def of_release(release: str) -> Algorithm | None:
 
     Distributions carry changes to older releases: this is for a trace, whose kernel cannot be asked.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    if numbers is None:
+    found = release_numbers(release)
+    if found is None:
         return None
-    found = int(numbers[1]), int(numbers[2])
-    options = ("CONFIG_NO_PAGE_MAPCOUNT=y",)
     real = [
         (algorithm.since, algorithm)
         for algorithm in ALGORITHMS.values()
-        if algorithm.since is not None and not set(options) & set(algorithm.shown_by)
+        if algorithm.since is not None and algorithm.counts_pages
     ]
     return max((pair for pair in real if pair[0] <= found), key=lambda pair: pair[0])[1]
+
+
+def release_numbers(release: str) -> tuple[int, int] | None:
+    """The first two numbers of a `uname -r`, None if it has none."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return None if numbers is None else (int(numbers[1]), int(numbers[2]))
 
 
 NEWEST_TRACED: Final = (7, 3)
