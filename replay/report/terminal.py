@@ -5,7 +5,7 @@ No number is ever cut or folded: of what does not fit the width, the last column
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
@@ -27,22 +27,36 @@ FREE = ("name", "causes")
 FREE_WIDTH = 12
 
 
-def comparison(compared: pl.DataFrame, title: str, width: int) -> Table:
-    """The comparison of one total: a row per algorithm, counts with the baseline's share avoided."""
+RUNNING = " *"
+"""Behind the name of what the kernel does that the trace was taken on."""
+
+
+def comparison(
+    compared: pl.DataFrame,
+    title: str,
+    width: int,
+    baseline: str = BASELINE,
+    running: Collection[str] = (),
+) -> Table:
+    """The comparison of one total: a row per algorithm, counts with their change against the baseline.
+
+    running: names of the algorithms to mark.
+    """
     rows = compared.to_dicts()
-    cells = {"algorithm": [row["algorithm"] for row in rows]}
-    cells |= {name: [_cell(row, name) for row in rows] for name in SHOWN}
-    styles = ["dim" if row["algorithm"] == BASELINE else None for row in rows]
+    marks = [RUNNING if row["algorithm"] in running else "" for row in rows]
+    cells = {"algorithm": [f"{row['algorithm']}{mark}" for row, mark in zip(rows, marks, strict=True)]}
+    cells |= {name: [_cell(row, name, baseline) for row in rows] for name in SHOWN}
+    styles = ["dim" if row["algorithm"] == baseline else None for row in rows]
     return _table(cells, title, width, right=SHOWN, styles=styles)
 
 
-def _cell(row: Mapping[str, object], name: str) -> str:
+def _cell(row: Mapping[str, object], name: str, baseline: str) -> str:
     count = f"{row[name]:,}"
     avoided, share = row[f"{name}_avoided"], row[f"{name}_avoided_pct"]
-    if row["algorithm"] == BASELINE or avoided == 0:
+    if row["algorithm"] == baseline or avoided == 0:
         return count
     if share is None:
-        return f"{count}\n(baseline: 0)"
+        return f"{count}\n(from 0)"
     return f"{count}\n{_change(int(str(row[name])), int(str(avoided)))} %"
 
 

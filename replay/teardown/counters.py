@@ -51,18 +51,6 @@ CHECKS: Final = {
 }
 """What must be 0 beside `rmap_missed`: check -> meaning."""
 
-COMPARED: Final = (
-    "rmap_calls",
-    "atomics",
-    "locks",
-    "release_calls",
-    "release_entries",
-    "refcount_atomics",
-    "swapcache_checks",
-    "deferred_split_queued",
-)
-"""The counters for which a comparison says how many the baseline makes more."""
-
 
 def complete(counted: dict[str, int]) -> dict[str, int]:
     """The counted figures -> all counters, in order."""

@@ -533,6 +533,7 @@ def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
         while first < segments and g[first, S_ENTRIES] == 0:
             first += 1
     elif not c[DELAYED]:
+        c[RANGE_NEXT] = -1
         return
     while first < segments:
         last = first + 1
