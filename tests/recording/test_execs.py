@@ -468,7 +468,36 @@ def test_programs() -> None:
         assert programs.next_of(text.fileno()) is None
 
 
-# seccomp filters of the command
+# tracers and seccomp filters of the command
+
+
+def test_leak_checker(tmp_path: Path) -> None:
+    """It attaches from a task made with CLONE_UNTRACED."""
+    source = tmp_path / "leak.c"
+    source.write_text(
+        "#include <stdlib.h>\nint main() { void *volatile p = malloc(100); p = 0; return 0; }\n"
+    )
+    program = tmp_path / "leak"
+    if subprocess.run(["cc", "-fsanitize=address", "-o", program, source], check=False).returncode:
+        pytest.skip("no AddressSanitizer")
+    alone = subprocess.run([program], capture_output=True, text=True, check=False)
+    if "100 byte(s) leaked" not in alone.stderr:
+        pytest.skip("LeakSanitizer does not work here")
+    argv = [*REPLAY, "record", "-o", tmp_path / "t.parquet", "--", "sh", "-c", f"{program}; exit $?"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == alone.returncode
+    assert "100 byte(s) leaked" in done.stderr
+    # the task that attached has the memory of the process that it looked at
+    assert "1 the command itself traces it\n" in done.stderr
+    assert "1 its memory lives on in another process\n" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb")
+def test_debugger(execs: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["gdb", "-nx", "-batch", "-ex", "run", "-ex", "info inferiors", "--args", execs, "quiet"]
+    result, _ = recorded(argv, tmp_path / "t.parquet")
+    assert result.status == 0
+    assert "exited normally" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["listener", "untraced"])
