@@ -258,7 +258,7 @@ def _attaches(followed: Followed, pid: int, tid: int) -> None:
     elif asked is None:
         nested_tracers.refuse(tid)
         _resume(followed, pid, tid)
-    elif not asked.target:
+    elif asked.target is None:
         _give_up(followed, pid, tid)
     else:
         wanted = nested_tracers.as_we_number(tid, asked.target, list(followed.process_of))

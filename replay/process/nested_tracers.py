@@ -10,7 +10,7 @@ Only what we trace stops so. A leak checker attaches from a task that it makes w
 stops clone(2) with that flag too, which we take away.
 
 The filter stays with the command's processes. In a process that we do not trace, because we have given way
-or the recording is over, the calls that it asks about fail with ENOSYS.
+or the recording is over, the calls that it stops fail with ENOSYS.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _NT_PRSTATUS, _NT_ARM_SYSTEM_CALL = 1, 0x404
 
 
 class Attach(NamedTuple):
-    """A call that would attach. target: as the caller numbers tasks; 0 for TRACEME, the caller itself."""
+    """A call that would attach. target: as the caller numbers tasks; None: the caller itself, by TRACEME."""
 
-    target: int
+    target: int | None
 
 
 class Clone(NamedTuple):
@@ -110,7 +110,7 @@ def asked(tid: int) -> Attach | Clone | None:
     if number == clones:
         return Clone(first)
     if number == traces:
-        return Attach(0 if first & 0xFFFFFFFF == ptrace.TRACEME else second & 0xFFFFFFFF)
+        return Attach(None if first & 0xFFFFFFFF == ptrace.TRACEME else second & 0xFFFFFFFF)
     return None
 
 
