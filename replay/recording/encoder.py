@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,13 +63,18 @@ def _add_batch(
         slabs[batch.slab][offset : offset + taken.words]
         for taken, offset in zip(batch.snapshots, batch.offsets, strict=True)
     ]
-    rows, vmas, changed = snapshot.build(batch.snapshots, parts, tree.page_size, tree.mapcounts == "precise")
+    rows, vmas, changed, more = snapshot.build(
+        batch.snapshots, parts, tree.page_size, tree.mapcounts == "precise"
+    )
     reply(Free(batch.slab))
     owners = [
         Owner(mm, taken.pid, taken.status.name, of_space)
         for mm, (taken, of_space) in enumerate(zip(batch.snapshots, vmas, strict=True), len(written.spaces))
     ]
-    written.spaces += [live.described(taken.pid, taken.status) for taken in batch.snapshots]
+    written.spaces += [
+        live.described(taken.pid, taken.status, taken.command_line, unaccounted, taken.held_ms)
+        for taken, unaccounted in zip(batch.snapshots, more, strict=True)
+    ]
     _add(written, changed, [table(rows, owners)])
 
 
@@ -76,13 +82,15 @@ def _add_large(written: _Written, tree: Tree, wanted: Large, options: Options) -
     """Capture a process that stands still; False if it has ended meanwhile."""
     tables: list[pa.Table] = []
     number, seen = len(written.spaces), tree._replace(root=Path(wanted.root))
+    began = time.monotonic()
     try:
         captured = live.capture_into(
             seen, wanted.pid, number, lambda rows, owner: tables.append(table(rows, [owner])), options
         )
     except ProcessGoneError:
         return False
-    written.spaces.append(live.described(wanted.pid, captured.status))
+    held_ms = (time.monotonic() - began) * 1000
+    written.spaces.append(live.described_space(wanted.pid, captured._replace(held_ms=held_ms)))
     written.pmd_known &= captured.pmd_known
     _add(written, captured.changed, tables)
     return True

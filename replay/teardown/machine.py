@@ -57,6 +57,7 @@ from replay.teardown.state import (
     MAPCOUNT,
     MAPCOUNT_ATOMICS,
     MARK,
+    MARKER,
     NR_MAPPED_ATOMICS,
     ORDER,
     PAGE,
@@ -206,7 +207,8 @@ def zap_pass(
     flush = False
     while i < end:
         if e[i, KIND] != PAGE:
-            c[SWAP_ENTRIES if e[i, KIND] == SWAP else SPECIAL_PTES] += e[i, PAGES]
+            if e[i, KIND] != MARKER:
+                c[SWAP_ENTRIES if e[i, KIND] == SWAP else SPECIAL_PTES] += e[i, PAGES]
             i += 1
             continue
         large = e[i, ORDER] > 0

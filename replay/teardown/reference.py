@@ -25,7 +25,7 @@ from replay.teardown.algorithms import (
 )
 from replay.teardown.counters import COUNTED, complete
 from replay.teardown.extents import Extents, huge_zero
-from replay.trace.schema import HUGETLB, PAGE, PMD, SPECIAL, SWAP, ptes_per_table
+from replay.trace.schema import HUGETLB, MARKER, PAGE, PMD, SPECIAL, SWAP, ptes_per_table
 
 LOCK_BATCH = 32
 """Entries after which release_pages() drops the lruvec lock: SWAP_CLUSTER_MAX."""
@@ -165,7 +165,7 @@ class _Teardown:
     def _build_folios(self) -> None:
         e = self.extents
         for i in range(len(e.vpn)):
-            if e.kind[i] in (SPECIAL, SWAP):
+            if e.kind[i] in (SPECIAL, SWAP, MARKER):
                 continue
             for pfn in range(int(e.pfn[i]), int(e.pfn[i] + e.pages[i])):
                 self.page_mapcount[pfn] = int(e.mapcount[i])
@@ -310,7 +310,8 @@ class _Teardown:
         while position < len(ptes):
             pte = ptes[position]
             if pte.kind != PAGE:
-                self.count["swap_entries" if pte.kind == SWAP else "special_ptes"] += 1
+                if pte.kind != MARKER:
+                    self.count["swap_entries" if pte.kind == SWAP else "special_ptes"] += 1
                 position += 1
                 continue
             run = self._run(ptes, position)

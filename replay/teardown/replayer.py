@@ -22,7 +22,7 @@ from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.extents import I64, Bool, Extents, huge_zero
 from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
 from replay.trace.frame import Trace
-from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP, ptes_per_table
+from replay.trace.schema import HUGETLB, MARKER, PMD, SPECIAL, SWAP, ptes_per_table
 
 
 def run(
@@ -127,7 +127,7 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
     huge page mapping, one per page in the page cache or swap cache. Partially mapped anonymous folios are on
     the deferred split queue already, but for those in the swap cache, which deferred_split_folio() refuses.
     """
-    mapped = (e.kind != SPECIAL) & (e.kind != SWAP)
+    mapped = (e.kind != SPECIAL) & (e.kind != SWAP) & (e.kind != MARKER)
     large = mapped & (e.order > 0)
     begins = ((e.kind == PMD) & (e.vpn % entries == 0)) | ((e.kind == HUGETLB) & (e.pfn == e.folio))
     zero = huge_zero(e, entries)

@@ -27,7 +27,7 @@ from replay.teardown.counters import COUNTED
     EXTENT_COLUMNS,
 ) = range(13)
 
-PAGE, PMD, HUGETLB, SPECIAL, SWAP, HUGE_ZERO = range(6)
+PAGE, PMD, HUGETLB, SPECIAL, SWAP, MARKER, HUGE_ZERO = range(7)
 """Kinds: those of a trace, and the huge zero page, which is special but has one entry."""
 
 ANON, SWAPCACHE, UFFD_WP, DIRTY, BEGINS, CONTIGUOUS = 1, 2, 4, 8, 16, 32

@@ -37,7 +37,9 @@ def redact(trace: Trace) -> Trace:
         pl.Series("pfn", pfn),
         pl.Series("folio", folio),
     ).cast(SCHEMA)  # type: ignore[arg-type]
-    spaces = tuple(dataclasses.replace(space, comm=comms[space.comm]) for space in meta.address_spaces)
+    spaces = tuple(
+        dataclasses.replace(space, comm=comms[space.comm], cmdline="") for space in meta.address_spaces
+    )
     return dataclasses.replace(
         trace, frame=redacted, meta=dataclasses.replace(meta, address_spaces=spaces, redacted=True)
     )
@@ -58,7 +60,8 @@ def _renumbered(frame: pl.DataFrame, align: int) -> tuple[I64, I64]:
     pages = frame["pages"].cast(pl.Int64).to_numpy()
     size = np.int64(1) << frame["order"].cast(pl.Int64).to_numpy()
     swap = frame["swap"].to_numpy()
-    for which in (swap, ~swap):
+    marker = frame["kind"].cast(pl.String).to_numpy() == "marker"
+    for which in (swap, ~swap & ~marker):
         starts = np.minimum(pfn[which], folio[which])
         ends = np.maximum(pfn[which] + pages[which], folio[which] + size[which])
         blocks = _blocks(starts, ends, align)

@@ -19,7 +19,7 @@ from replay.teardown.extents import I64, Bool, Extents
 from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
-from replay.trace.schema import HUGETLB, PAGE, SPECIAL, SWAP
+from replay.trace.schema import HUGETLB, MARKER, PAGE, SPECIAL, SWAP
 
 ALGORITHM_SINCE: Final = (((6, 9), "mainline"), ((6, 2), "baseline"), ((0, 0), "v6.1"))
 """Releases from which on the kernel does what the algorithm does, newest first."""
@@ -116,7 +116,7 @@ def _batch_ends(found: reference.Outcome) -> frozenset[int]:
 
 def folios(e: Extents, flags: U64) -> Folios:
     """The folios behind extents. flags: kpageflags of each extent's folios."""
-    rows = np.flatnonzero((e.kind != SPECIAL) & (e.kind != SWAP) & (e.kind != HUGETLB))
+    rows = np.flatnonzero((e.kind != SPECIAL) & (e.kind != SWAP) & (e.kind != MARKER) & (e.kind != HUGETLB))
     # order-0 neighbours share an extent: one row per page, one per extent for the others
     times = np.where(e.order[rows] == 0, e.pages[rows], 1)
     row = np.repeat(rows, times)
