@@ -76,6 +76,7 @@ class Extents(NamedTuple):
     order: npt.NDArray[np.uint8]
     folio_mapped: npt.NDArray[np.uint32]
     folio_mapcount: npt.NDArray[np.uint64]
+    memcg: npt.NDArray[np.uint64]
 
 
 class Owner(NamedTuple):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -103,16 +104,23 @@ def _attempt(
     last: bool,
 ) -> Capture:
     with _sink(tree, out, force) as sink:
+        began = time.monotonic()
         with _held(tree, pid, options.held) as how:
             tree.writer.submit(_warm_up, sink)
             with by_task(tree, pid, _task(tree, pid) or pid) as seen:
                 captured = capture_into(
                     seen, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
                 )
+        captured = captured._replace(held_ms=_since(began) if how == "ptrace" else 0.0)
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
         meta = metadata(tree, [(pid, captured)], options, held=how)
         return _finish(sink.result(), meta, [captured], out, f"{captured.status.name}-{pid}")
+
+
+def _since(began: float) -> float:
+    """Milliseconds since a time of the monotonic clock."""
+    return (time.monotonic() - began) * 1000
 
 
 @contextlib.contextmanager
@@ -220,12 +228,14 @@ def _capture_each(
             if pid == own or tid is None:
                 continue
             before = sink.extents
+            began = time.monotonic()
             try:
                 with (
-                    _held(tree, pid, options.held and not together),
+                    _held(tree, pid, options.held and not together) as held,
                     by_task(tree, pid, tid) as seen,
                 ):
-                    spaces.append((pid, capture_into(seen, pid, len(spaces), sink.take, options)))
+                    captured = capture_into(seen, pid, len(spaces), sink.take, options)
+                spaces.append((pid, captured._replace(held_ms=_since(began) if held == "ptrace" else 0.0)))
             except ReplayError as error:
                 if sink.written > before:
                     raise  # half of an address space is in the file already
@@ -290,7 +300,9 @@ def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
         yield "ptrace"
 
 
-def described(pid: int, status: Status) -> AddressSpace:
+def described(
+    pid: int, status: Status, command_line: str, unaccounted: Mapping[str, int], held_ms: float
+) -> AddressSpace:
     """The trace's record of an address space."""
     return AddressSpace(
         pid=pid,
@@ -301,7 +313,15 @@ def described(pid: int, status: Status) -> AddressSpace:
         rss_shmem=status.rss_shmem,
         swap=status.swap,
         hugetlb=status.hugetlb,
+        cmdline=command_line,
+        unaccounted=unaccounted,
+        held_ms=round(held_ms, 3),
     )
+
+
+def described_space(pid: int, space: Space) -> AddressSpace:
+    """The same of a captured one."""
+    return described(pid, space.status, space.command_line, space.unaccounted, space.held_ms)
 
 
 def metadata(
@@ -309,7 +329,7 @@ def metadata(
 ) -> Metadata:
     """Metadata of a trace of these (pid, address space)."""
     return Metadata(
-        address_spaces=tuple(described(pid, captured.status) for pid, captured in spaces),
+        address_spaces=tuple(described_space(pid, captured) for pid, captured in spaces),
         kernel_release=files.kernel_release(tree.root),
         architecture=kernel.architecture(tree.root, tree.live),
         page_size=tree.page_size,

@@ -14,16 +14,21 @@ import numpy.typing as npt
 
 from replay.native.function import I32, I64, native, part
 from replay.procfs.files import (
+    PM_GUARD_REGION,
     PM_MOVING,
     PM_PFRAME,
     PM_PRESENT,
     PM_SWAP,
     SWAP_TYPE_BITS,
+    SWAP_TYPES,
     U64,
 )
 
 SWAP_STEP: Final = 1 << SWAP_TYPE_BITS
 """How much the next swap entry of a run is more."""
+
+MARKER_TYPE: Final = SWAP_STEP - 1
+"""The swap type under which all markers are kept, with offset 0: nothing more is known of them."""
 
 
 class Runs(NamedTuple):
@@ -41,7 +46,7 @@ class Runs(NamedTuple):
 
     @property
     def frame(self) -> I64:
-        """First page frame, or swap type and offset."""
+        """First page frame, or swap type and offset, or `MARKER_TYPE`."""
         return (self.word & PM_PFRAME).view(np.int64)
 
     def select(self, which: npt.NDArray[np.bool_] | I64 | slice) -> Runs:
@@ -84,7 +89,7 @@ def _find_runs(
     for span in range(len(first)):
         before = 0
         for page in range(first[span], first[span] + size[span]):
-            entry = words[at]
+            entry = _kept(words[at])
             at += 1
             # another VMA, another run
             while area + 1 < len(starts) and starts[area + 1] <= page:
@@ -104,14 +109,24 @@ def _find_runs(
 
 @part
 def _is_taken(entry: int) -> bool:
-    """Whether a word, as int64, is present, which makes it negative, or a swap entry."""
+    """Whether a word, as int64, is present, which makes it negative, or a swap entry or marker."""
     return entry < 0 or entry >= PM_SWAP
+
+
+@part
+def _kept(entry: int) -> int:
+    """The word as it is kept: markers are alike but for their flags."""
+    if entry >= PM_SWAP and (entry & PM_GUARD_REGION != 0 or entry & MARKER_TYPE >= SWAP_TYPES):
+        return (entry & ~(PM_PFRAME | PM_GUARD_REGION)) | MARKER_TYPE
+    return entry
 
 
 @part
 def _step(entry: int) -> int:
     """How much more the word of the next page is, if the run goes on: a frame, or an offset in swap."""
-    return 1 if entry < 0 else SWAP_STEP
+    if entry < 0:
+        return 1
+    return 0 if entry & MARKER_TYPE == MARKER_TYPE else SWAP_STEP
 
 
 def by_frame(blocks: Sequence[Runs]) -> tuple[I64, I32, I64]:
@@ -180,7 +195,7 @@ def _count_changed(vpn: I64, word: I64, pages: I32, first: I64, size: I64, words
     changed = at = run = 0
     for span in range(len(first)):
         for page in range(first[span], first[span] + size[span]):
-            entry = words[at] if _is_taken(words[at]) else 0
+            entry = _kept(words[at]) if _is_taken(words[at]) else 0
             at += 1
             while run < len(vpn) and vpn[run] + pages[run] <= page:
                 run += 1

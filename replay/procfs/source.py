@@ -32,13 +32,17 @@ INLINE: Final = Inline()
 
 
 class Tree(NamedTuple):
-    """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`."""
+    """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`.
+
+    memcg_fd: kpagecgroup, -1 where there is none.
+    """
 
     root: Path
     live: bool
     page_size: int
     flags_fd: int
     counts_fd: int
+    memcg_fd: int
     saved_frames: int | None
     mapcounts: str
     pool: Executor
@@ -59,6 +63,9 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
         stack.callback(os.close, flags_fd)
         counts_fd = files.open_kpage(root, "kpagecount")
         stack.callback(os.close, counts_fd)
+        memcg_fd = _open_memcg(root)
+        if memcg_fd >= 0:
+            stack.callback(os.close, memcg_fd)
         saved = min(files.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
         pool = stack.enter_context(ThreadPoolExecutor(READERS, "replay-read"))
         writer = stack.enter_context(ThreadPoolExecutor(1, "replay-write"))
@@ -68,11 +75,20 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
             page_size=page_size,
             flags_fd=flags_fd,
             counts_fd=counts_fd,
+            memcg_fd=memcg_fd,
             saved_frames=None if live else saved,
             mapcounts=kernel.mapcounts(root),
             pool=pool,
             writer=writer,
         )
+
+
+def _open_memcg(root: Path) -> int:
+    """kpagecgroup as a file descriptor; -1 without CONFIG_MEMCG, or without the right to read it."""
+    try:
+        return os.open(root / "kpagecgroup", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from replay.errors import TraceError, UsageError
 from replay.trace.check import check_frame
 from replay.trace.frame import Trace, frame_of
 from replay.trace.metadata import Metadata, decode_metadata
-from replay.trace.schema import COLUMNS, utf8
+from replay.trace.schema import COLUMNS, OPTIONAL, utf8
 from replay.trace.write import ARROW_SCHEMA
 
 TEXT_COLUMNS: Final = [name for name, kind in COLUMNS.items() if kind == "text"]
@@ -36,10 +36,10 @@ def read(path: str | Path) -> Trace:
             # names repeat on every row: keep them as the dictionaries they are stored as
             with path.open("rb") as file:
                 whole = pq.ParquetFile(file, read_dictionary=TEXT_COLUMNS, page_checksum_verification=True)
-                table = whole.read(columns=list(COLUMNS))
+                table = whole.read(columns=[name for name in COLUMNS if name in whole.schema_arrow.names])
         except (pa.ArrowException, OSError) as error:
             raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
-    nulls = [name for name in COLUMNS if table.column(name).null_count]
+    nulls = [name for name in table.column_names if table.column(name).null_count]
     if nulls:
         raise TraceError(
             f"{path}: column '{nulls[0]}' has empty values: the trace is damaged, capture it again"
@@ -109,6 +109,8 @@ def _open(path: Path) -> Iterator[Any]:
 def _check_columns(schema: pa.Schema, path: Path) -> None:
     for name, kind in COLUMNS.items():
         if name not in schema.names:
+            if name in OPTIONAL:
+                continue
             raise TraceError(f"{path}: column '{name}' is missing: the trace is damaged, capture it again")
         found = schema.field(name).type
         value = found.value_type if pa.types.is_dictionary(found) else found

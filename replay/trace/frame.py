@@ -9,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from replay.trace.metadata import Metadata
-from replay.trace.schema import COLUMNS
+from replay.trace.schema import COLUMNS, OPTIONAL
 from replay.trace.write import open_writer
 
 DTYPES: Final[dict[str, pl.DataType]] = {
@@ -36,11 +36,17 @@ class Trace:
     def write(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the trace to `path`, whole or not at all; an existing file only with `force`."""
         with open_writer(path, force=force) as writer:
-            writer.append(self.frame)
+            writer.append(complete(self.frame))
             writer.meta = self.meta
         return Path(path)
 
 
 def frame_of(table: Any) -> pl.DataFrame:
     """Rows given as an Arrow table -> the frame of a `Trace`."""
-    return pl.DataFrame(pl.from_arrow(table)).cast(SCHEMA)  # type: ignore[arg-type]
+    return complete(pl.DataFrame(pl.from_arrow(table))).cast(SCHEMA)  # type: ignore[arg-type]
+
+
+def complete(frame: pl.DataFrame) -> pl.DataFrame:
+    """The columns of a trace in order; those that a file may lack are filled in with 0."""
+    missing = [name for name in OPTIONAL if name not in frame.columns]
+    return frame.with_columns(pl.lit(0, SCHEMA[name]).alias(name) for name in missing).select(list(COLUMNS))

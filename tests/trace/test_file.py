@@ -17,6 +17,7 @@ from replay.errors import ReplayError, TraceError
 from replay.trace.frame import SCHEMA, Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, bit
 from replay.trace.metadata import AddressSpace, Metadata, encode_metadata
+from replay.trace.schema import OPTIONAL
 from tests.teardown.address_spaces import Piece, trace_of
 
 
@@ -68,7 +69,7 @@ def test_written_for_the_owner_only(path: Path):
 
 def test_metadata_are_seen_by_any_parquet_reader(path: Path):
     assert pq.read_table(path).schema.metadata[b"page_size"] == b"4096"
-    assert pl.read_parquet_metadata(path)["format_version"] == "1"
+    assert pl.read_parquet_metadata(path)["format_version"] == "2"
 
 
 def test_polars_alone_can_rewrite_a_trace(path: Path):
@@ -147,7 +148,7 @@ def rewrite(path: Path, table=None, **pairs: str | None) -> None:
         ({"page_size": None}, "'page_size' is missing"),
         ({"page_size": "many"}, "'page_size' is not valid"),
         ({"page_size": "5000"}, "page size 5000"),
-        ({"page_size": "-4096"}, "page size -4096"),
+        ({"page_size": "-4096"}, "'page_size' is not valid"),
         ({"address_spaces": "[]"}, "no address space"),
         ({"address_spaces": "[{}]"}, "'address_spaces' is not valid"),
         ({"address_spaces": '[{"pid":1,"comm":"x","page_tables":-3}]'}, "page_tables = -3"),
@@ -159,7 +160,12 @@ def test_metadata(path: Path, pairs: dict[str, str | None], says: str):
     assert says in refused(path)
 
 
-@pytest.mark.parametrize("name", list(SCHEMA))
+def test_memory_cgroups_may_be_missing(path: Path):
+    rewrite(path, pq.read_table(path).drop_columns(["memcg"]))
+    assert replay.read_trace(path).frame["memcg"].unique().to_list() == [0]
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMA if name not in OPTIONAL])
 def test_a_column_is_missing(path: Path, name: str):
     rewrite(path, pq.read_table(path).drop_columns([name]))
     assert f"column '{name}' is missing" in refused(path)
