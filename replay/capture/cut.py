@@ -20,7 +20,7 @@ from replay.capture.extents import (
 )
 from replay.capture.folios import MAPCOUNT, MAPPED, NOPAGE, ORDER, PLACE, Folios, Pages
 from replay.capture.runs import Runs, distinct
-from replay.native.function import I32, I64, I32s, I64s, U8s, native, part
+from replay.jit.compiled import I32, I64, I32s, I64s, U8s, compiled, inline
 from replay.procfs.files import (
     PM_EXCLUSIVE,
     PM_FILE,
@@ -111,7 +111,7 @@ def rows_of(
     return extents, int(tally[TORN])
 
 
-@native
+@compiled
 def _fill_rows(
     vpn: I64,
     word: I64,
@@ -178,7 +178,7 @@ def _fill_rows(
     return rows
 
 
-@part
+@inline
 def _touch(run: int, index: I64, flags: I64, counts: I64, number: I32) -> int:
     """Bring what the next runs need into the processor's cache, all at once: frames are anywhere."""
     total = 0
@@ -188,7 +188,7 @@ def _touch(run: int, index: I64, flags: I64, counts: I64, number: I32) -> int:
     return total
 
 
-@part
+@inline
 def _alike(place: int, flags: I64, counts: I64, own: I32, number: I32, folios: I64s) -> bool:
     """Whether a frame can be in one extent with the frame before it."""
     one, two = number[place - 1], number[place]
@@ -201,7 +201,7 @@ def _alike(place: int, flags: I64, counts: I64, own: I32, number: I32, folios: I
     return counts[place - 1] == counts[place] and (len(own) == 0 or own[place - 1] == own[place])
 
 
-@part
+@inline
 def _range_at(ranges: I64s, at: int, point: int) -> int:
     """The first range, from `at` on, that does not end before the point."""
     while at < ranges.shape[1] and ranges[1, at] <= point:
@@ -209,12 +209,12 @@ def _range_at(ranges: I64s, at: int, point: int) -> int:
     return at
 
 
-@part
+@inline
 def _is_inside(ranges: I64s, at: int, point: int) -> bool:
     return at < ranges.shape[1] and ranges[0, at] <= point
 
 
-@part
+@inline
 def _is_normal(flags: int, entry: int, raw_frames: int) -> bool:
     """Whether vm_normal_page() finds a page: not for the zero page, nor for frames without one."""
     if flags & ZERO_PAGE != 0:
@@ -222,7 +222,7 @@ def _is_normal(flags: int, entry: int, raw_frames: int) -> bool:
     return entry & PM_FILE != 0 or (flags & ANON != 0 and raw_frames == 0)
 
 
-@part
+@inline
 def _kind(is_normal: bool, is_hugetlb: bool, by_pmd: bool) -> int:
     if not is_normal:
         return SPECIAL
@@ -231,7 +231,7 @@ def _kind(is_normal: bool, is_hugetlb: bool, by_pmd: bool) -> int:
     return PMD if by_pmd else PAGE
 
 
-@part
+@inline
 def _fill_bits(row: int, entry: int, narrow: U8s) -> None:
     narrow[FILE, row] = entry & PM_FILE != 0
     narrow[EXCLUSIVE, row] = entry & PM_EXCLUSIVE != 0
@@ -239,7 +239,7 @@ def _fill_bits(row: int, entry: int, narrow: U8s) -> None:
     narrow[UFFD_WP, row] = entry & PM_UFFD_WP != 0
 
 
-@part
+@inline
 def _fill_swap(row: int, offset: int, wide: I64s, middle: I32s, narrow: U8s) -> None:
     """Nothing is known of a swap entry but its place in swap."""
     wide[PFN, row], wide[FLAGS, row], wide[FOLIO, row], wide[FOLIO_MAPCOUNT, row] = offset, 0, 0, 0
@@ -247,7 +247,7 @@ def _fill_swap(row: int, offset: int, wide: I64s, middle: I32s, narrow: U8s) -> 
     narrow[KIND, row], narrow[IS_DIRTY, row], narrow[FOLIO_ORDER, row] = SWAP, 0, 0
 
 
-@part
+@inline
 def _fill_folio(
     row: int, pfn: int, place: int, flags: I64, number: I32, folios: I64s, wide: I64s, narrow: U8s
 ) -> None:
@@ -260,7 +260,7 @@ def _fill_folio(
     narrow[FOLIO_ORDER, row] = order
 
 
-@part
+@inline
 def _fill_counts(
     row: int,
     is_normal: bool,

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from replay.capture.extents import ANON, Extents
-from replay.native.function import I32, I64, U8, native
+from replay.jit.compiled import I32, I64, U8, compiled
 from replay.procfs.files import Status, Vma
 from replay.trace.kpageflags import KPF_SWAPBACKED, bit
 from replay.trace.schema import HUGETLB, SPECIAL, SWAP
@@ -57,7 +57,7 @@ def add_extents(totals: Totals, rows: Extents) -> None:
         totals.by_vma[vma] = totals.by_vma.get(vma, 0) + int(by_vma[vma])
 
 
-@native
+@compiled
 def _add(vma: I32, kind: U8, flags: I64, pages: I32, sums: I64, by_vma: I64) -> int:
     """Add up pages, as in `SUMS`. RssShmem is what mm_counter_file() says: not anonymous, swap-backed."""
     for row in range(len(vma)):

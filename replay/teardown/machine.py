@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from replay.jit.compiled import I64, I64s, compiled, inline
 from replay.teardown.algorithms import BUNDLE_SLOTS, MAX_FOLIOS_PER_FREE, Entry, Rmap
-from replay.teardown.jit import Counts, Table, compile_all, jit
 from replay.teardown.state import (
     ACTIVE,
     ANON,
@@ -116,16 +116,36 @@ LOCK_BATCH = 32
 """Entries after which release_pages() drops the lruvec lock: SWAP_CLUSTER_MAX."""
 
 
-@jit
-def exit_mmap(e: Table, f: Table, r: Rules, page_tables: int) -> Counts:
+def exit_mmap(e: I64s, f: I64s, r: Rules, page_tables: int) -> I64:
     """Tear down one address space -> int64, shape (len(COUNTS),).
 
     e: extents, int64, shape (extents, EXTENT_COLUMNS). f: folios, int64, shape (folios, FOLIO_COLUMNS),
     changed. r: `Rules`. page_tables: page-table pages that free_pgtables() puts through the gather.
     """
-    c = np.zeros(REGISTERS, np.int64)
-    c[RANGE_NEXT] = -1
     g = np.empty((len(e) + SEGMENT_RESERVE, SEGMENT_COLUMNS), np.int64)
+    c = np.zeros(REGISTERS, np.int64)
+    tear_down(e, f, g, c, np.array(r, np.int64), page_tables)
+    return c[:SEGMENTS]
+
+
+@compiled
+def tear_down(e: I64s, f: I64s, g: I64s, c: I64, rules: I64, page_tables: int) -> int:
+    """`exit_mmap` with a gather g to use, and counts c of zeros to fill in; rules: the fields of `Rules`.
+
+    Returns how many extents there were.
+    """
+    r = Rules(
+        rules[0],
+        rules[1],
+        rules[2] != 0,
+        rules[3] != 0,
+        rules[4],
+        rules[5],
+        rules[6],
+        rules[7],
+        rules[8],
+    )
+    c[RANGE_NEXT] = -1
     i = 0
     while i < len(e):
         if e[i, KIND] == PMD or e[i, KIND] == HUGETLB:
@@ -138,11 +158,11 @@ def exit_mmap(e: Table, f: Table, r: Rules, page_tables: int) -> Counts:
     free_page_tables(e, f, g, r, c, page_tables)
     c[TLB_FLUSHES] += 1
     flush_gather(e, f, g, r, c)
-    return c[:SEGMENTS]
+    return i
 
 
-@jit
-def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
+@inline
+def zap_huge(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
     """One PMD mapping or huge page -> the extent behind it: one rmap removal, one entry, one reference."""
     folio = e[first, FOLIO]
     unmapped = 0
@@ -170,8 +190,8 @@ def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> i
 # ---------------------------------------------------------------------- one page-table page
 
 
-@jit
-def zap_table(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
+@inline
+def zap_table(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
     """zap_pte_range() for one page-table page, restarted behind the entry that filled the gather."""
     end = first
     while end < len(e) and e[end, TABLE] == e[first, TABLE]:
@@ -190,17 +210,17 @@ def zap_table(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> 
             return end
 
 
-@jit
-def next_vpn(e: Table, i: int, offset: int) -> int:
+@inline
+def next_vpn(e: I64s, i: int, offset: int) -> int:
     """The page behind the last one that was zapped."""
     if offset > 0:
         return e[i, VPN] + offset
     return e[i - 1, VPN] + e[i - 1, PAGES]
 
 
-@jit
+@inline
 def zap_pass(
-    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
+    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, int, bool, bool]:
     """Entries from page `offset` of extent i on, until the gather is full -> (extent, page, flush, full)."""
     flush = False
@@ -232,8 +252,8 @@ def zap_pass(
     return i, offset, flush, False
 
 
-@jit
-def zap_pages(e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> tuple[int, bool]:
+@inline
+def zap_pages(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int) -> tuple[int, bool]:
     """The rest of an extent, page by page -> (pages done, full)."""
     waits = r.rmap == RMAP_RANGE or (r.delayed_rmap and e[i, FLAGS] & DIRTY != 0)
     if waits and r.rmap != RMAP_RANGE:
@@ -245,9 +265,9 @@ def zap_pages(e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset:
     return done, full
 
 
-@jit
+@inline
 def zap_run(
-    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
+    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, bool, bool]:
     """A run of one large folio, over several extents maybe -> (pages done, full, dirty)."""
     first = c[SEGMENTS]
@@ -283,8 +303,8 @@ def zap_run(
     return pages, batch_filled(r, c) and not next_batch(r, c), dirty
 
 
-@jit
-def continues_run(e: Table, r: Rules, i: int) -> bool:
+@inline
+def continues_run(e: I64s, r: Rules, i: int) -> bool:
     """Whether extent i goes on with the run that the extent before it is in."""
     return (
         e[i, KIND] == PAGE
@@ -295,8 +315,8 @@ def continues_run(e: Table, r: Rules, i: int) -> bool:
     )
 
 
-@jit
-def zap_range(e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> tuple[int, bool]:
+@inline
+def zap_range(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int) -> tuple[int, bool]:
     """The rest of an extent of a large folio, in the open range or in new ones -> (pages done, full)."""
     total = e[i, PAGES] - offset
     done = 0
@@ -315,8 +335,8 @@ def zap_range(e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> t
     return done, False
 
 
-@jit
-def open_range(e: Table, c: Counts, i: int, offset: int) -> None:
+@inline
+def open_range(e: I64s, c: I64, i: int, offset: int) -> None:
     """The last range ends before page `offset` of extent i: it stays open unless that is its folio's end."""
     following = e[i, PFN] + offset
     c[RANGE_NEXT] = following if following < e[i, FOLIO_END] else -1
@@ -325,9 +345,9 @@ def open_range(e: Table, c: Counts, i: int, offset: int) -> None:
 # ---------------------------------------------------------------------- the gather
 
 
-@jit
+@inline
 def gather_pages(
-    g: Table, r: Rules, c: Counts, extent: int, offset: int, pages: int, pending: bool
+    g: I64s, r: Rules, c: I64, extent: int, offset: int, pages: int, pending: bool
 ) -> tuple[int, bool]:
     """Add pages as one entry each, over as many batches as it takes -> (pages added, full)."""
     added = 0
@@ -344,9 +364,9 @@ def gather_pages(
     return added, False
 
 
-@jit
+@inline
 def push(
-    g: Table, c: Counts, extent: int, offset: int, pages: int, entries: int, slots: int, pending: bool
+    g: I64s, c: I64, extent: int, offset: int, pages: int, entries: int, slots: int, pending: bool
 ) -> None:
     """Add a segment that takes so many slots of the batch in use."""
     if entries > 0 and c[PIECE_USED] >= MAX_FOLIOS_PER_FREE:
@@ -365,21 +385,21 @@ def push(
     c[GATHER_SLOTS] += slots
 
 
-@jit
-def batch_limit(r: Rules, c: Counts) -> int:
+@inline
+def batch_limit(r: Rules, c: I64) -> int:
     """Slots at which the batch in use counts as filled: a page and its count must always fit."""
     slots = BUNDLE_SLOTS if c[ACTIVE] == 0 else r.slots
     return slots - 1 if r.entry == ENTRY_PAGE_RUN else slots
 
 
-@jit
-def batch_filled(r: Rules, c: Counts) -> bool:
+@inline
+def batch_filled(r: Rules, c: I64) -> bool:
     """Whether no further entry fits into the batch in use."""
     return c[USED] >= batch_limit(r, c)
 
 
-@jit
-def next_batch(r: Rules, c: Counts) -> bool:
+@inline
+def next_batch(r: Rules, c: I64) -> bool:
     """tlb_next_batch(): move on if a batch is left; a waiting rmap forbids it, but from the bundle."""
     if c[DELAYED] and c[ACTIVE] != 0:
         return False
@@ -394,8 +414,8 @@ def next_batch(r: Rules, c: Counts) -> bool:
     return True
 
 
-@jit
-def free_page_tables(e: Table, f: Table, g: Table, r: Rules, c: Counts, page_tables: int) -> None:
+@inline
+def free_page_tables(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, page_tables: int) -> None:
     """free_pgtables(): every page-table page is an entry of the same gather."""
     c[PAGE_TABLES] += page_tables
     left = page_tables
@@ -406,15 +426,15 @@ def free_page_tables(e: Table, f: Table, g: Table, r: Rules, c: Counts, page_tab
             force_flush(e, f, g, r, c)
 
 
-@jit
-def force_flush(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def force_flush(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_mmu()."""
     c[TLB_FLUSHES] += 1
     flush_gather(e, f, g, r, c)
 
 
-@jit
-def flush_gather(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def flush_gather(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_mmu_free(): hand every piece over and begin anew with the bundle."""
     c[GATHER_FLUSHES] += 1
     segments = c[SEGMENTS]
@@ -433,8 +453,8 @@ def flush_gather(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
 # ---------------------------------------------------------------------- rmap
 
 
-@jit
-def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def flush_rmaps(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_rmaps(): the rmaps that wait for the end of the page-table page."""
     segments = c[SEGMENTS]
     first = 0
@@ -459,8 +479,8 @@ def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
     c[RANGE_NEXT] = -1
 
 
-@jit
-def remove_pending(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
+@inline
+def remove_pending(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
     """The rmap of one entry (segments first to last), or of a segment of single pages."""
     i = g[first, S_EXTENT]
     batched = e[i, ORDER] > 0 and (r.rmap == RMAP_RUN or r.rmap == RMAP_RANGE)
@@ -470,8 +490,8 @@ def remove_pending(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int
         remove_rmap_each(e, f, c, i, g[first, S_OFFSET], g[first, S_PAGES])
 
 
-@jit
-def remove_rmap_each(e: Table, f: Table, c: Counts, i: int, offset: int, pages: int) -> None:
+@inline
+def remove_rmap_each(e: I64s, f: I64s, c: I64, i: int, offset: int, pages: int) -> None:
     """page_remove_rmap() for each page."""
     c[RMAP_CALLS] += pages
     c[RMAP_PAGES] += pages
@@ -483,8 +503,8 @@ def remove_rmap_each(e: Table, f: Table, c: Counts, i: int, offset: int, pages: 
             deferred_split(f, c, e[i, FOLIO], unmapped)
 
 
-@jit
-def remove_rmap_batch(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
+@inline
+def remove_rmap_batch(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
     """One call of folio_remove_rmap_range() or folio_remove_rmap_ptes() for segments first to last."""
     folio = e[g[first, S_EXTENT], FOLIO]
     pages = 0
@@ -508,8 +528,8 @@ def remove_rmap_batch(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: 
         deferred_split(f, c, folio, 1)
 
 
-@jit
-def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple[int, int]:
+@inline
+def drop_mapcounts(e: I64s, f: I64s, i: int, offset: int, pages: int) -> tuple[int, int]:
     """Lower the mapcounts of pages of one extent -> how many (are mapped no more, no more by a PTE)."""
     folio = e[i, FOLIO]
     if folio < 0:
@@ -537,8 +557,8 @@ def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple
     return unmapped, cleared
 
 
-@jit
-def deferred_split(f: Table, c: Counts, folio: int, calls: int) -> None:
+@inline
+def deferred_split(f: I64s, c: I64, folio: int, calls: int) -> None:
     """deferred_split_folio(), called so often in a row."""
     c[DEFERRED_SPLIT_CALLS] += calls
     if f[folio, F_ORDER] < 2 or f[folio, F_SWAPCACHE]:
@@ -552,8 +572,8 @@ def deferred_split(f: Table, c: Counts, folio: int, calls: int) -> None:
 # ---------------------------------------------------------------------- release
 
 
-@jit
-def free_piece(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
+@inline
+def free_piece(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
     """free_pages_and_swap_cache() for segments first to last: the swap cache first, then the references."""
     c[FREE_CALLS] += 1
     entries = 0
@@ -582,8 +602,8 @@ def free_piece(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, la
             release_folio(f, r, c, e[i, FOLIO], g[s, S_ENTRIES], g[s, S_PAGES])
 
 
-@jit
-def free_swap_cache(e: Table, f: Table, c: Counts, i: int, offset: int, pages: int) -> None:
+@inline
+def free_swap_cache(e: I64s, f: I64s, c: I64, i: int, offset: int, pages: int) -> None:
     """free_swap_cache() for pages of one extent: folios that are no longer mapped leave the swap cache."""
     if not e[i, FLAGS] & SWAPCACHE:
         return
@@ -602,8 +622,8 @@ def free_swap_cache(e: Table, f: Table, c: Counts, i: int, offset: int, pages: i
             f[n, F_REFS] -= 1 << f[n, F_ORDER]
 
 
-@jit
-def release_pages(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
+@inline
+def release_pages(e: I64s, r: Rules, c: I64, i: int, pages: int) -> None:
     """References of order-0 pages that this address space maps once: all are freed or none."""
     if not (e[i, FLAGS] & ANON and e[i, MAPCOUNT] == 1):
         pass_entries(r, c, pages)
@@ -623,8 +643,8 @@ def release_pages(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
     c[POSITION] += pages
 
 
-@jit
-def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages: int) -> None:
+@inline
+def release_folio(f: I64s, r: Rules, c: I64, folio: int, entries: int, pages: int) -> None:
     """So many entries of one folio, `pages` references; the last of them may free it."""
     pass_entries(r, c, entries)
     f[folio, F_REFS] -= pages
@@ -655,8 +675,8 @@ def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages
         c[FREED_WHILE_MAPPED] += f[folio, F_MAPCOUNT]
 
 
-@jit
-def pass_entries(r: Rules, c: Counts, entries: int) -> None:
+@inline
+def pass_entries(r: Rules, c: I64, entries: int) -> None:
     """Entries that free nothing: release_pages() drops a lock that it has held for LOCK_BATCH of them."""
     c[POSITION] += entries
     if r.relock and c[HELD]:
@@ -665,13 +685,10 @@ def pass_entries(r: Rules, c: Counts, entries: int) -> None:
             c[HELD] = 0
 
 
-@jit
-def lock_calls(r: Rules, c: Counts, position: int, entries: int) -> None:
+@inline
+def lock_calls(r: Rules, c: I64, position: int, entries: int) -> None:
     """Entries from `position` on free LRU folios: each release call that has one takes the lock once."""
     first = max(position // r.release_batch, c[LOCKED_CALL] + 1)
     last = (position + entries - 1) // r.release_batch
     c[LRUVEC_LOCKS] += max(last - first + 1, 0)
     c[LOCKED_CALL] = max(last, c[LOCKED_CALL])
-
-
-compile_all(__name__)
