@@ -26,9 +26,9 @@ from replay.capture.rss import Figure, Totals, add_extents, reconcile, unaccount
 from replay.capture.run_store import Kept
 from replay.capture.runs import Runs
 from replay.errors import ProcessGoneError, ReplayError
-from replay.native.words import read_pieces
 from replay.procfs import files, pagemap_scan
 from replay.procfs.files import Status, Vma
+from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.schema import MARKER, SWAP, ptes_per_table
 

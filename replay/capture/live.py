@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import replay
-from replay.capture import address_space
+from replay.capture import address_space, loops
 from replay.capture.address_space import Options, Progress, Space
 from replay.capture.extents import Extents, Owner
 from replay.capture.rss import Figure
 from replay.errors import ProcessGoneError, ReplayError
-from replay.native import function
 from replay.process import stop
 from replay.procfs import files, kernel
 from replay.procfs.files import Status, Vma
@@ -77,6 +76,7 @@ def capture_process(
     """
     root = Path(procfs_root)
     with stop.interruptible(), opened(root, pid) as tree:
+        loops.prepare()
         size = ptes_per_table(tree.page_size)
         options = Options(
             use_scan=use_scan,
@@ -165,6 +165,7 @@ def capture_all(
     root = Path(procfs_root)
     pids = files.pids(root)
     with stop.interruptible(), opened(root, pids[0] if pids else 0) as tree:
+        loops.prepare()
         options = Options(use_scan=use_scan, held=hold or not tree.live)
         return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
 
@@ -193,7 +194,7 @@ def capture_cgroup(
     with stop.interruptible(), contextlib.ExitStack() as stack:
         own = files.own_pid(files.PROC)
         freezes = hold and stop.has_freezer(path) and own not in stop.members(path)
-        function.prepare()  # it may take seconds
+        loops.prepare()  # it may take seconds
         if freezes:
             stack.enter_context(stop.frozen(path))
         pids = stop.members(path)

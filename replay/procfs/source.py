@@ -9,7 +9,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from replay.native import function
 from replay.procfs import files, kernel
 
 READERS: Final = 4
@@ -56,7 +55,6 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
     Raises `ReplayError` if there is no such tree, no such process, or no right to read them.
     """
     live = files.is_live(root)
-    function.prepare()
     with contextlib.ExitStack() as stack:
         page_size = files.base_page_size(root, pid)
         flags_fd = files.open_kpage(root, "kpageflags")

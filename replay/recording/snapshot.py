@@ -25,9 +25,9 @@ from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.rss import by_owner, unaccounted
 from replay.errors import ProcessGoneError
-from replay.native.words import read_pieces
 from replay.procfs import files, pagemap_scan
 from replay.procfs.files import U64, Status, Vma
+from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.schema import ptes_per_table
 
