@@ -12,6 +12,7 @@ import typer
 
 from replay.commands.options import Per, Shape
 from replay.commands.output import load_numpy, note, show, width
+from replay.commands.whatif import WhatIfOrders, run_what_if
 from replay.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run(
             "them go (arm64: by RCU for all)."
         ),
     ] = None,
+    what_if: WhatIfOrders = None,
     together: Annotated[
         bool,
         typer.Option(
@@ -122,10 +124,13 @@ def run(
     from replay.trace import file
 
     loaded = file.read_all(traces)
-    results = _replay(loaded, replayed, together, exits)
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
+    if what_if is not None:
+        run_what_if(loaded, what_if, names, page_tables, output, shape, per)
+        return
+    results = _replay(loaded, replayed, together, exits)
     _show_results(loaded, results, names, base.name, output, shape, per, csv_safe)
     if not together:
         from replay.report import notes

@@ -22,6 +22,10 @@ BUGS = {"rmap_missed": "pages torn down whose rmap is never removed"} | CHECKS
 def limits(meta: Metadata) -> list[str]:
     """What in a trace is not known for certain."""
     lines = []
+    if meta.what_if:
+        lines.append(f"note: a what-if, not memory as captured: {meta.what_if}")
+    if meta.part:
+        lines.append(f"note: a part of a trace: {meta.part}")
     if meta.pmd == "unknown":
         lines.append("note: which huge pages are mapped by a PMD is a guess: smaps only gives their sum")
     if meta.mapcounts == "average":
