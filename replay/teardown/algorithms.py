@@ -427,7 +427,8 @@ NOT_MODELLED: Final = (
     "split_queue_lock where a kernel since v6.12 finds the folio queued already: 'locks' misses it.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
     "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",
-    "Several lruvecs (memory cgroups, NUMA nodes): one is assumed for lruvec_locks.",
+    "Several lruvecs: lruvec_locks follows memory cgroups where the trace has them (column memcg); one NUMA "
+    "node is assumed.",
     "Zone-device folios: procfs shows neither their size nor their counts; a trace with one that a PMD maps "
     "is refused.",
 )

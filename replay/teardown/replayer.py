@@ -249,6 +249,7 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
     partial &= ~e.swapcache[first]
     states[:, state.F_PARTIALLY_MAPPED] = partial
     states[:, state.F_QUEUED] = partial
+    states[:, state.F_MEMCG] = e.memcg[first]
     states[:, state.F_WAITS] = e.off_lru[first] * np.where(
         e.mlocked[first], state.MLOCK_BATCH, state.LRU_ADD_BATCH
     )
@@ -276,6 +277,7 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
         + state.OFF_LRU * e.off_lru
         + state.LOCKED * e.locked
     )
+    table[:, state.MEMCG] = e.memcg
     table[:, state.FOLIO] = folio
     table[:, state.PAGE_ROW] = page_row
     return _joined(table), folios
@@ -293,7 +295,7 @@ def _joined(table: I64) -> I64:
     joins = np.zeros(len(table), np.bool_)
     joins[1:] = plain[1:] & plain[:-1] & (freed[1:] == freed[:-1])
     joins[1:] &= table[1:, state.VPN] == table[:-1, state.VPN] + table[:-1, state.PAGES]
-    for column in (state.KIND, state.TABLE, state.FLAGS):
+    for column in (state.KIND, state.TABLE, state.FLAGS, state.MEMCG):
         joins[1:] &= table[1:, column] == table[:-1, column]
     starts = np.flatnonzero(~joins)
     if len(starts) == len(table):

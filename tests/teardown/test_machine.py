@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -24,9 +25,9 @@ from replay.teardown.algorithms import (
     Rmap,
 )
 from replay.teardown.counters import CHECKS
-from replay.teardown.replayer import replay_together, run_checked
+from replay.teardown.replayer import replay, replay_together, run_checked
 from replay.teardown.spaces import address_spaces
-from replay.teardown.variants import variant
+from replay.teardown.variants import parse, variant
 from replay.trace.check import check_frame
 from replay.trace.frame import Trace
 from tests.teardown.address_spaces import Piece, pieces, trace_of
@@ -219,3 +220,34 @@ def test_the_last_of_several_processes_frees_what_they_share():
     for order in ([7], [9, 9]):
         with pytest.raises(UsageError):
             run_checked(two, "v2", together=True, order=order)
+
+
+@FEW
+@given(st.lists(pieces(), max_size=8), st.lists(st.integers(0, 3), min_size=1, max_size=9), variants())
+@example([Piece(count=40, cut=1)], [1, 2], parse("v6.12")[0])
+@example([Piece(count=40, cut=1, others=0)], [1, 2, 2], parse("baseline")[0])
+def test_machine_equals_reference_with_memory_cgroups(
+    some: list[Piece], cgroups: list[int], algorithm: Algorithm
+):
+    [space] = address_spaces(trace_of(some, 3))
+    e = space.extents
+    # one cgroup for each folio, or each frame of order 0
+    memcg = np.array([cgroups[int(head) % len(cgroups)] for head in e.folio], np.int64)
+    changed = dataclasses.replace(space, extents=e._replace(memcg=memcg))
+    for one in (algorithm, *(ALGORITHMS[name] for name in ("baseline", "v2", "folio-batch", "mainline"))):
+        outcome = reference.replay(changed, one)
+        found = replay(changed, one)
+        assert {name: found[name] for name in outcome.counters} == outcome.counters
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "same", "alternating"),
+    [("baseline", 2, 40), ("v6.12", 3, 40), ("v6.12,release_batch=1", 40, 40)],
+)
+def test_a_change_of_the_lruvec_takes_its_lock(algorithm: str, same: int, alternating: int):
+    """40 pages, released as 8 and 32, in v6.12 as 7, 31 and 2; every other page of another cgroup."""
+    trace = trace_of([Piece(count=40, cut=1)], 1)
+    [space] = address_spaces(trace)
+    for memcg, locks in ((np.zeros(40, np.int64), same), (np.arange(40) % 2, alternating)):
+        changed = dataclasses.replace(space, extents=space.extents._replace(memcg=memcg.astype(np.int64)))
+        assert replay(changed, parse(algorithm)[0])["lruvec_locks"] == locks
