@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from replay.teardown.counters import CHECKS
-from replay.trace.metadata import Metadata
+from replay.trace.metadata import FIGURES, Metadata
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,6 +19,10 @@ BUGS = {"rmap_missed": "pages torn down whose rmap is never removed"} | CHECKS
 def limits(meta: Metadata) -> list[str]:
     """What in a trace is not known for certain."""
     lines = []
+    if meta.what_if:
+        lines.append(f"note: a what-if, not memory as captured: {meta.what_if}")
+    if meta.part:
+        lines.append(f"note: a part of a trace: {meta.part}")
     if meta.pmd == "unknown":
         lines.append("note: which huge pages are mapped by a PMD is a guess: smaps only gives their sum")
     if meta.mapcounts == "average":
@@ -28,6 +32,35 @@ def limits(meta: Metadata) -> list[str]:
     if meta.changed_entries:
         lines.append(f"note: {meta.changed_entries:,} entries changed while they were read")
     return lines
+
+
+def noticed(trace: Trace, several: bool = False) -> list[str]:
+    """What is missing of a trace, not certain, or was noticed by capture; several: with the trace's name."""
+    meta = trace.meta
+    lines = [*(f"note: {note}" for note in trace.notes), *limits(meta), *_differing(meta)]
+    markers = sum((space.unaccounted or {}).get("marker", 0) for space in meta.address_spaces)
+    if markers:
+        lines.append(
+            f"note: {markers:,} entries are markers, neither memory nor swap (guard regions, userfaultfd, "
+            "migration, hardware poison)"
+        )
+    longest = max((space.held_ms for space in meta.address_spaces), default=0)
+    if longest:
+        lines.append(
+            f"note: {'each process was' if len(meta.address_spaces) > 1 else 'the process was'} held for "
+            f"{longest:,.1f} ms{' at most' if len(meta.address_spaces) > 1 else ''} while it was read"
+        )
+    return [f"{trace.name}: {line}" for line in lines] if several else lines
+
+
+def _differing(meta: Metadata) -> list[str]:
+    """The figures of /proc/PID/status that capture saw differ from the rows."""
+    parts = []
+    for name, figure in FIGURES.items():
+        found = [more for space in meta.address_spaces if (more := (space.unaccounted or {}).get(name, 0))]
+        if found:
+            parts.append(f"{figure} of {spaces(len(found))} by up to {max(map(abs, found)):,} pages")
+    return [f"note: captured pages differ from /proc/PID/status: {', '.join(parts)}"] if parts else []
 
 
 def bugs(results: pl.DataFrame) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from replay.teardown.algorithms import (
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.extents import I64, Bool, Extents, huge_zero
 from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
+from replay.trace import totals
 from replay.trace.frame import Trace
 from replay.trace.schema import HUGETLB, MARKER, PMD, SPECIAL, SWAP, ptes_per_table
 
@@ -30,13 +32,18 @@ def run(
     algorithms: Sequence[str] | str | None = None,
     *,
     page_tables_in_gather: bool | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """Replay a trace: columns `trace mm pid comm algorithm`, then the counters, as int64.
 
     algorithms: names, or one name; all if None. page_tables_in_gather: whether page-table pages go through
-    the gather; if None, by the architecture of the trace. Raises `UsageError` for an unknown algorithm.
+    the gather; if None, by the architecture of the trace. partial: count what is there of a trace of which
+    rows are missing. An address space without rows that should have some is left out, with a `UserWarning`.
+
+    Raises `UsageError` for an unknown algorithm, `TraceError` where rows are missing (`Trace.as_part` marks
+    what is a part on purpose).
     """
-    checked = run_checked(trace, algorithms, page_tables_in_gather=page_tables_in_gather)
+    checked = run_checked(trace, algorithms, page_tables_in_gather=page_tables_in_gather, partial=partial)
     return checked.drop(list(CHECKS))
 
 
@@ -46,6 +53,7 @@ def run_checked(
     *,
     page_tables_in_gather: bool | None = None,
     contiguous: I64 | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """As `run`, with the columns of `CHECKS` behind the counters.
 
@@ -55,6 +63,7 @@ def run_checked(
         raise TypeError(f"{trace!r} is no trace: replay.read_trace(path) makes one of a file")
     names = [algorithms] if isinstance(algorithms, str) else algorithms
     chosen = select(None if names is None else list(names))
+    trace = whole(trace, partial=partial)
     if page_tables_in_gather is None:
         page_tables_in_gather = tables_in_gather(trace.meta.architecture)
     rows = []
@@ -74,6 +83,16 @@ def run_checked(
     }
     schema |= dict.fromkeys((*COUNTERS, *CHECKS), pl.Int64)
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def whole(trace: Trace, *, partial: bool) -> Trace:
+    """The trace with its rows held against its metadata, if that was not done when they were read."""
+    if trace.checked is trace.frame:
+        return trace
+    held = totals.checked(trace, trace.name or "the trace", partial=partial)
+    for note in held.notes:
+        warnings.warn(f"{trace.name or 'the trace'}: {note}", stacklevel=4)
+    return held
 
 
 def replay(extents: Extents, tables: int, page_size: int, algorithm: Algorithm) -> dict[str, int]:
