@@ -276,7 +276,9 @@ def test_names_do_not_steer_the_terminal(tmp_path: Path):
     trace = trace_of([Piece(count=3)], 9)
     name = "a[/b][red]:smile:\x1b[31m"
     spaces = tuple(dataclasses.replace(space, comm=name) for space in trace.meta.address_spaces)
-    named = dataclasses.replace(trace, meta=dataclasses.replace(trace.meta, address_spaces=spaces))
+    frame = trace.frame.with_columns(pl.lit(name).cast(pl.Categorical).alias("comm"))
+    meta = dataclasses.replace(trace.meta, address_spaces=spaces)
+    named = dataclasses.replace(trace, frame=frame, meta=meta)
     path = named.write(tmp_path / "x[bold]y.parquet")
     told = "x[bold]y: address space 0, a[/b][red]:smile:\\x1b[31m (1)"
     assert told in on_terminal("run", path, "--per", "mm").replace("\n", "")

@@ -104,14 +104,16 @@ def by_owner(rows: Extents, owner: I64, owners: int) -> list[Totals]:
 
 
 def unaccounted(totals: Totals, status: Status) -> dict[str, int]:
-    """By how many pages rows exceed the figures of `FIGURES`, where that is not 0."""
-    reported = status._asdict()
+    """By how many pages rows exceed the figures of `FIGURES`, where that is not 0; and those of no figure."""
+    reported = status._asdict() | {"special": 0, "marker": 0}
     ours = {
         "rss_anon": totals.anon,
         "rss_file": totals.file,
         "rss_shmem": totals.shmem,
         "swap": totals.swap,
         "hugetlb": totals.hugetlb,
+        "special": totals.special,
+        "marker": totals.marker,
     }
     return {name: pages - reported[name] for name, pages in ours.items() if pages != reported[name]}
 

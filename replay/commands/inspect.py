@@ -25,7 +25,7 @@ def inspect(
     from replay.report import notes, terminal
     from replay.trace.file import read
 
-    loaded = read(trace)
+    loaded = read(trace, partial=True)
     rows = report.classified(loaded)
     if json:
         typer.echo(report.as_json(loaded, rows))
@@ -34,4 +34,4 @@ def inspect(
         typer.echo(printable(line))
     columns = width()
     show(list(terminal.inspection(loaded, rows, vmas, columns)), columns)
-    note(*notes.limits(loaded.meta))
+    note(*notes.noticed(loaded))

@@ -65,6 +65,9 @@ def run(
             "table, else mm."
         ),
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Count what is there of traces of which rows are missing.")
+    ] = False,
     page_tables: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +126,7 @@ def run(
 
     from replay.trace import file
 
-    loaded = file.read_all(traces)
+    loaded = file.read_all(traces, partial=partial)
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
@@ -223,7 +226,7 @@ def _show_results(
     elif shape is not None:
         sys.stdout.write(files.text(compared(per or Per.MM), files.Format(shape.value)))
     for trace in traces:
-        note(*notes.limits(trace.meta))
+        note(*notes.noticed(trace, several=len(traces) > 1))
         if not trace.meta.address_spaces:
             note(f"note: {trace.name} holds no address space")
     shown = results if names is None else results.filter(pl.col("algorithm").is_in(names))

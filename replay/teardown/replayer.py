@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.extents import I64, Bool, Extents, huge_zero
 from replay.teardown.spaces import AddressSpaceInput, address_spaces
 from replay.teardown.variants import chosen
+from replay.trace import totals
 from replay.trace.frame import Trace
 from replay.trace.schema import HUGETLB, MARKER, PMD, SPECIAL, SWAP, ptes_per_table
 
@@ -38,14 +40,19 @@ def run(
     algorithms: Sequence[str | Algorithm] | str | Algorithm | None = None,
     *,
     page_tables: str | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """Replay a trace: columns `trace mm pid comm algorithm`, then the counters, as int64.
 
     algorithms: names, definitions as `replay run -a` takes them, or `Algorithm`s; all if None. page_tables:
     "gather" or "rcu", where page-table pages go under every algorithm; if None, where each has them go.
-    Raises `UsageError` for an unknown algorithm or parameter.
+    partial: count what is there of a trace of which rows are missing. An address space without rows that
+    should have some is left out, with a `UserWarning`.
+
+    Raises `UsageError` for an unknown algorithm or parameter, `TraceError` where rows are missing
+    (`Trace.as_part` marks what is a part on purpose).
     """
-    return run_checked(trace, algorithms, page_tables=page_tables).drop(list(CHECKS))
+    return run_checked(trace, algorithms, page_tables=page_tables, partial=partial).drop(list(CHECKS))
 
 
 def run_checked(
@@ -56,6 +63,7 @@ def run_checked(
     contiguous: I64 | None = None,
     together: bool = False,
     order: Sequence[int] | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """As `run`, with the columns of `CHECKS` behind the counters.
 
@@ -63,8 +71,9 @@ def run_checked(
     an exit are in turn already.
     """
     if not isinstance(trace, Trace):
-        raise TypeError(f"{trace!r} is no trace: replay.read(path) makes one of a file")
+        raise TypeError(f"{trace!r} is no trace: replay.read_trace(path) makes one of a file")
     wanted = chosen(algorithms, page_tables)
+    trace = whole(trace, partial=partial)
     rows: list[tuple[object, ...]] = []
     if together and trace.meta.mode == "live":
         spaces = in_turn(list(address_spaces(trace)), order)
@@ -78,6 +87,16 @@ def run_checked(
             counts = _tear_down(space, table, folios.copy(), algorithm)
             rows.append((trace.name, space.mm, space.pid, space.comm, algorithm.name, *counts.values()))
     return result(rows)
+
+
+def whole(trace: Trace, *, partial: bool) -> Trace:
+    """The trace with its rows held against its metadata, if that was not done when they were read."""
+    if trace.checked is trace.frame:
+        return trace
+    held = totals.checked(trace, trace.name or "the trace", partial=partial)
+    for note in held.notes:
+        warnings.warn(f"{trace.name or 'the trace'}: {note}", stacklevel=4)
+    return held
 
 
 def result(rows: Sequence[tuple[object, ...]]) -> pl.DataFrame:

@@ -27,11 +27,18 @@ SCHEMA: Final[dict[str, pl.DataType]] = {name: DTYPES[kind] for name, kind in CO
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Extents (`frame`, columns of `SCHEMA`) and what is known beside them (`meta`)."""
+    """Extents (`frame`, columns of `SCHEMA`) and what is known beside them (`meta`).
+
+    left_out: address spaces that are not replayed, for none of their rows is there. notes: what is missing.
+    Both are of the frame `checked`; see `totals.checked`.
+    """
 
     frame: pl.DataFrame
     meta: Metadata
     name: str = ""
+    left_out: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+    checked: pl.DataFrame | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def write(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the trace to `path`, whole or not at all; an existing file only with `force`."""
@@ -39,6 +46,14 @@ class Trace:
             writer.append(complete(self.frame))
             writer.meta = self.meta
         return Path(path)
+
+    def as_part(self, frame: pl.DataFrame, what: str = "rows chosen by hand") -> Trace:
+        """A trace of some of the rows, marked as a part, so that the others do not count as lost.
+
+        frame: rows of this trace, in the same order. what: says which, for those who read it.
+        """
+        meta = dataclasses.replace(self.meta, part=what)
+        return dataclasses.replace(self, frame=frame, meta=meta)
 
 
 def frame_of(table: Any) -> pl.DataFrame:

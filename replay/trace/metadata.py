@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,9 @@ FIGURES: Final = {
 }
 """Figures of an address space, in pages: field of `AddressSpace` -> field of /proc/PID/status."""
 
+UNCOUNTED: Final = ("special", "marker")
+"""Kinds of pages that no figure counts."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AddressSpace:
@@ -28,8 +33,9 @@ class AddressSpace:
     `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture. `cmdline`:
     /proc/PID/cmdline with spaces between the arguments, empty where it was not kept. `ended_by`: what tore it
     down after a capture in mode `exit`: `exit` or `exec`. `unaccounted`: by how many pages the rows exceed a
-    figure, for each figure where that is not 0; None where nobody wrote that down. `held_ms`: milliseconds
-    for which the capture held the process. `shared_with`: other processes that use the same address space.
+    figure, for each figure where that is not 0, and pages of `UNCOUNTED`; None where nobody wrote that down.
+    `held_ms`: milliseconds for which the capture held the process. `shared_with`: other processes that use
+    the same address space.
     """
 
     pid: int
@@ -157,6 +163,10 @@ def decode_metadata(pairs: Mapping[str, str], path: Path) -> Metadata:
 
 def _decoded(field: dataclasses.Field[Any], text: str) -> Any:
     """The value of one field of `Metadata`."""
+    if field.name == "captured_at" and text:
+        datetime.datetime.fromisoformat(text)
+    if field.name == "architecture" and not re.fullmatch(r"\w+", text, re.ASCII):
+        raise ValueError(f"{text!r} is no name of an architecture")
     if field.type == "str":
         if text not in WORDS.get(field.name, (text,)):
             raise ValueError(f"{text!r} is none of {', '.join(WORDS[field.name])}")
@@ -217,8 +227,8 @@ def _check_number(value: Any, limit: int, what: str) -> None:
 def _check_unaccounted(space: AddressSpace, who: str) -> None:
     """Rows and figure together are no fewer than no page."""
     found = space.unaccounted
-    if not isinstance(found, dict) or not found.keys() <= FIGURES.keys():
+    if not isinstance(found, dict) or not found.keys() <= {*FIGURES, *UNCOUNTED}:
         raise ValueError(f"unaccounted = {found!r} {who}")
     for name, more in found.items():
-        if type(more) is not int or not -getattr(space, name) <= more < MAX_PAGES:
+        if type(more) is not int or not -getattr(space, name, 0) <= more < MAX_PAGES:
             raise ValueError(f"unaccounted = {found!r} {who}")
