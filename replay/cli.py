@@ -19,6 +19,7 @@ from replay.commands import (
     doctor,
     inspect,
     record,
+    report,
     run,
     sweep,
     trim,
@@ -44,6 +45,7 @@ app.command(context_settings=OTHERS_OPTIONS)(record.record)
 app.command()(run.run)
 app.command()(sweep.sweep)
 app.command()(whatif.whatif)
+app.command()(report.report)
 app.command()(trim.trim)
 app.command()(diff.diff)
 app.command()(inspect.inspect)

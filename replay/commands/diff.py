@@ -29,7 +29,8 @@ def diff(
         typer.Option(
             metavar="COUNTER=P%",
             help="Exit status 3 if the counter grows by more than P percent of A, for any algorithm that is "
-            "compared; 'locks=1000' allows so many more. Also rss, rss_anon, rss_file, rss_shmem and swap. Repeatable.",
+            "compared; 'locks=1000' allows so many more. Also rss, rss_anon, rss_file, rss_shmem and swap. "
+            "Repeatable.",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many changed counters to show.")] = 20,

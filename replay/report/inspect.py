@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -71,6 +72,18 @@ def orders(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([small, large]).sort("type", "order", "kind")
 
 
+def in_large_folios(rows: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
+    """Mapped pages, and how many of them lie in folios above order 0: columns `by pages large share_pct`."""
+    count = pl.col("pages").cast(pl.UInt64)
+    return (
+        rows.filter(pl.col("kind").is_in(MAPPED))
+        .group_by(*(by or [pl.lit(0).alias("all")]), maintain_order=True)
+        .agg(count.sum().alias("pages"), count.filter(pl.col("order") > 0).sum().alias("large"))
+        .with_columns(share_pct=pl.col("large") / pl.col("pages") * 100)
+        .select(*by, "pages", "large", "share_pct")
+    )
+
+
 def sharing(rows: pl.DataFrame) -> pl.DataFrame:
     """Mapped pages by who maps them, per type."""
     others = pl.col("mapcount") > pl.col("own")
@@ -102,6 +115,11 @@ def vmas(rows: pl.DataFrame) -> pl.DataFrame:
             pl.col("vma_perms").first().cast(pl.String),
             pl.col("vma_name").first().cast(pl.String),
             pl.col("pages").filter(pl.col("kind").is_in(MAPPED)).cast(pl.UInt64).sum().alias("mapped"),
+            pl.col("pages")
+            .filter(pl.col("kind").is_in(MAPPED) & (pl.col("order") > 0))
+            .cast(pl.UInt64)
+            .sum()
+            .alias("large"),
             pl.col("pages").filter(pl.col("kind") == "swap").cast(pl.UInt64).sum().alias("swapped"),
             pl.len().alias("extents"),
             pl.col("order").max().alias("largest_order"),
