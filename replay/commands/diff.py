@@ -30,7 +30,7 @@ def diff(
             metavar="COUNTER=P%",
             help="Exit status 3 if the counter grows by more than P percent of A, for any algorithm that is "
             "compared; 'locks=1000' allows so many more. Also rss, rss_anon, rss_file, rss_shmem and swap. "
-            "Repeatable.",
+            "May be repeated.",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many changed counters to show.")] = 20,
@@ -48,10 +48,10 @@ def diff(
     from replay.commands.run import names_of
     from replay.report import diff as report
     from replay.report import terminal
-    from replay.teardown import algorithms as known
+    from replay.teardown import variants as known
 
     names = None if algorithms is None else names_of(",".join(algorithms))
-    known.select(names)
+    known.chosen(names)
     thresholds = [report.parse_threshold(text) for text in fail_above or []]
     one, other = (report.load(path, names) for path in (before, after))
     changes = report.counters(one, other)

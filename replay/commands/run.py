@@ -60,15 +60,14 @@ def run(
     """
     load_numpy()
     from replay.report import files
-    from replay.teardown import algorithms as known
+    from replay.teardown import variants as known
 
     if output is not None:
         files.check_target(output, traces)
     if page_tables not in (None, "gather", "rcu"):
         raise UsageError(f"--page-tables is 'gather' or 'rcu', not '{page_tables}'")
     names = None if algorithms is None else names_of(",".join(algorithms))
-    known.select(names)
-    in_gather = None if page_tables is None else page_tables == "gather"
+    known.chosen(names)
 
     from replay.trace import file
 
@@ -76,9 +75,9 @@ def run(
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
     if what_if is not None:
-        run_what_if(loaded, what_if, names, in_gather, output, shape, per)
+        run_what_if(loaded, what_if, names, page_tables, output, shape, per)
         return
-    results = _replay(loaded, names, in_gather)
+    results = _replay(loaded, names, page_tables)
     _show_results(loaded, results, names, output, shape, per)
 
 
@@ -87,15 +86,13 @@ def names_of(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _replay(traces: list[Trace], names: list[str] | None, in_gather: bool | None) -> pl.DataFrame:
+def _replay(traces: list[Trace], names: list[str] | None, page_tables: str | None) -> pl.DataFrame:
     import polars as pl
 
     from replay.teardown import algorithms, replayer
 
     wanted = None if names is None else [algorithms.BASELINE, *names]
-    return pl.concat(
-        [replayer.run_checked(trace, wanted, page_tables_in_gather=in_gather) for trace in traces]
-    )
+    return pl.concat([replayer.run_checked(trace, wanted, page_tables=page_tables) for trace in traces])
 
 
 def _show_results(

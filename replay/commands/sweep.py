@@ -70,10 +70,10 @@ def sweep(
     load_numpy()
     from replay.fleet import sources
     from replay.fleet import sweep as fleet
-    from replay.teardown.algorithms import select
+    from replay.teardown.variants import chosen
 
     names = None if algorithms is None else names_of(",".join(algorithms))
-    select(names)
+    chosen(names)
     found = sources.find(traces)
     began = time.monotonic()
     with _progress(len(found)) as report:

@@ -26,6 +26,13 @@ def validate(
     drain: Annotated[
         bool, typer.Option(help="Empty the LRU batches of all CPUs first: they hold references unseen.")
     ] = True,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            help="What this kernel does, a name or definition as of 'run -a'; default: by the kernel's own "
+            "functions and configuration."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Every exit with every difference, as JSON.")] = False,
     every: Annotated[
         bool, typer.Option("--every", help="A row for each exit, not for each workload.")
@@ -52,7 +59,13 @@ def validate(
             if report:
                 report(seen, None)
 
-        result = observe(command, only=None if only is None else names_of(only), drain=drain, progress=count)
+        result = observe(
+            command,
+            only=None if only is None else names_of(only),
+            drain=drain,
+            algorithm=algorithm,
+            progress=count,
+        )
     if json:
         typer.echo(verdicts.as_json(result))
     else:

@@ -146,7 +146,7 @@ def run_what_if(
     traces: Sequence[Trace],
     sizes: str,
     names: list[str] | None,
-    in_gather: bool | None,
+    page_tables: str | None,
     output: Path | None,
     shape: Shape | None,
     per: Per | None,
@@ -159,7 +159,7 @@ def run_what_if(
     from replay.trace.whatif import parse_orders
 
     orders = [parse_orders(sizes, trace.meta.page_size) for trace in traces]
-    results = report.by_order(traces, orders, names, page_tables_in_gather=in_gather)
+    results = report.by_order(traces, orders, names, page_tables=page_tables)
     keys = {None: [], Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: ["trace", "mm", "pid", "comm"]}[per]
     frame = report.compared(results, keys)
     if output is not None:

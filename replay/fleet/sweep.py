@@ -44,8 +44,8 @@ def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
 
     given = json.loads(options)
     trace = dataclasses.replace(read(path), name=name)
-    in_gather = None if given["page_tables"] is None else given["page_tables"] == "gather"
-    return run_checked(trace, given["algorithms"], page_tables_in_gather=in_gather), len(trace.frame)
+    results = run_checked(trace, given["algorithms"], page_tables=given["page_tables"])
+    return results, len(trace.frame)
 
 
 def sweep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,7 @@ class Side:
     trace: Trace | None
 
 
-def load(path: Path, algorithms: Sequence[str] | None = None, in_gather: bool | None = None) -> Side:
+def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str | None = None) -> Side:
     """A trace, which is replayed, or a result of `replay run` (.csv, .json, .parquet).
 
     Raises `ReplayError` for what is neither, and as reading a trace does.
@@ -43,7 +43,7 @@ def load(path: Path, algorithms: Sequence[str] | None = None, in_gather: bool | 
     if path.suffix.lower() not in (".csv", ".json") and (_is_trace(path) or not _is_parquet(path)):
         trace = read(path)
         names = None if algorithms is None else list(algorithms)
-        results = replayer.run_checked(trace, names, page_tables_in_gather=in_gather).drop(list(CHECKS))
+        results = replayer.run_checked(trace, names, page_tables=page_tables).drop(list(CHECKS))
         return Side(trace.name, compare.total(results), trace)
     frame = _result(path)
     if algorithms is not None:
@@ -70,7 +70,7 @@ def _is_trace(path: Path) -> bool:
 def _result(path: Path) -> pl.DataFrame:
     wrong = f"{path} is no result of 'replay run'"
     try:
-        readers = {".csv": pl.read_csv, ".json": pl.read_json}
+        readers: dict[str, Callable[[Path], pl.DataFrame]] = {".csv": pl.read_csv, ".json": pl.read_json}
         frame = readers.get(path.suffix.lower(), pl.read_parquet)(path)
     except FileNotFoundError:
         raise ReplayError(f"no such file: {path}") from None

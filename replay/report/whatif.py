@@ -56,7 +56,7 @@ def by_order(
     orders: Sequence[Sequence[int]],
     algorithms: Sequence[str] | None = None,
     *,
-    page_tables_in_gather: bool | None = None,
+    page_tables: str | None = None,
     by_ptes: bool = False,
     page_cache: bool = False,
 ) -> pl.DataFrame:
@@ -69,7 +69,7 @@ def by_order(
     frames = []
     for trace, chosen in zip(traces, orders, strict=True):
         for variant in variants(trace, chosen, by_ptes=by_ptes, page_cache=page_cache):
-            counted = replayer.run_checked(variant.trace, names, page_tables_in_gather=page_tables_in_gather)
+            counted = replayer.run_checked(variant.trace, names, page_tables=page_tables)
             frames.append(
                 counted.select(
                     pl.lit(variant.name).alias("what_if"),

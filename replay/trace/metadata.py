@@ -17,7 +17,8 @@ class AddressSpace:
     """What is known of one address space beside its extents; figures in pages.
 
     `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture. `cmdline`:
-    /proc/PID/cmdline with spaces between the arguments, empty where it was not kept.
+    /proc/PID/cmdline with spaces between the arguments, empty where it was not kept. `ended_by`: what tore it
+    down after a capture in mode `exit`: `exit` or `exec`.
     """
 
     pid: int
@@ -29,6 +30,7 @@ class AddressSpace:
     swap: int = 0
     hugetlb: int = 0
     cmdline: str = ""
+    ended_by: str = "exit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,8 @@ def _address_space(item: dict[str, Any]) -> AddressSpace:
         if field.type == "str":
             if not isinstance(value, str):
                 raise TypeError(f"{field.name} is not text")
+            if field.name == "ended_by" and value not in ("exit", "exec"):
+                raise ValueError(f"ended_by = {value!r} of pid {item.get('pid')}")
             # JSON may hold what UTF-8 cannot
             texts[field.name] = value.encode(errors="backslashreplace").decode()
         elif not isinstance(value, int) or not 0 <= value < (

@@ -15,8 +15,8 @@ from typing import Final
 
 FORMAT_VERSION: Final = 1
 
-KINDS: Final = ("page", "pmd", "hugetlb", "special", "swap")
-PAGE, PMD, HUGETLB, SPECIAL, SWAP = range(5)
+KINDS: Final = ("page", "pmd", "hugetlb", "special", "swap", "marker")
+PAGE, PMD, HUGETLB, SPECIAL, SWAP, MARKER = range(6)
 """Codes of the kinds, their places in `KINDS`."""
 
 MAX_FOLIO_BYTES: Final = 16 << 30

@@ -83,8 +83,12 @@ _FUNCTION: Final = re.compile(r"^\S+ [tT] (\S+)$", re.MULTILINE)
 
 def functions(probes: Iterable[Probe] = PROBES, kallsyms: Path = KALLSYMS) -> frozenset[str]:
     """Which of the functions of some probes the kernel has as such, not inlined into others."""
-    wanted = {probe.symbol for probe in probes}
-    return frozenset(wanted.intersection(_FUNCTION.findall(kallsyms.read_text())))
+    return present({probe.symbol for probe in probes}, kallsyms)
+
+
+def present(names: Iterable[str], kallsyms: Path = KALLSYMS) -> frozenset[str]:
+    """Which of these functions the kernel has."""
+    return frozenset(names).intersection(_FUNCTION.findall(kallsyms.read_text()))
 
 
 def chosen(present: Collection[str], probes: Sequence[Probe] = PROBES) -> list[Probe]:

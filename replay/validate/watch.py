@@ -128,9 +128,10 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def watcher() -> Iterator[Watcher]:
+def watcher(chosen: Algorithm | None = None) -> Iterator[Watcher]:
     """Set tracing up, and undo it when the block ends, or this process does.
 
+    chosen: what to predict by; None for what this kernel does, by its functions and its configuration.
     Raises `ReplayError` if there is no tracefs, the kernel lacks the tracepoints, or rights are missing.
     """
     if not files.in_first_pid_namespace():
@@ -156,14 +157,20 @@ def watcher() -> Iterator[Watcher]:
                     "CONFIG_EVENT_TRACING"
                 )
             others.reserve(EVIDENCE_BYTES // (os.cpu_count() or 1))
-            in_gather = predict.page_tables_in_gather(files.PROC, machine)
-            algorithm = predict.algorithm_of(files.kernel_release(files.PROC))
+            algorithm = chosen or predict.algorithm_of(shown_here())
+            in_gather = algorithm.gathers_tables(machine)
             counters = calls.shown(instance.events, machine in probes.REGISTERS)
             if not in_gather:
                 counters = tuple(name for name in counters if name != "page_tables")
             if not counters and not no_calls:
                 no_calls = "this kernel does not let exit_mmap() or tlb_finish_mmu() be probed"
             yield Watcher(tree, instance, others, algorithm, in_gather, counters, no_calls)
+
+
+def shown_here() -> frozenset[str]:
+    """What this kernel has of all that tells kernels apart: functions, lines of its configuration."""
+    names = predict.shown_names()
+    return probes.present(names) | names.intersection(files.kernel_config(files.PROC).splitlines())
 
 
 def _probed(root: Path, undo: Undo, machine: str) -> tuple[list[str], str]:
@@ -352,7 +359,7 @@ def _await_end(pidfd: int, pid: int, meanwhile: Callable[[], None]) -> None:
 
 
 def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdict:
-    prediction = predict.predict(found.trace, watching.algorithm, watching.in_gather)
+    prediction = predict.predict(found.trace, watching.algorithm)
     events = watching.instance.read()
     observation = observe.observe(events, watching.instance.events, prediction.folios.maps)
     remaining = stayed(prediction.freed, observation.freed)
@@ -384,10 +391,9 @@ def _calls(
         return ()
     made = calls.counts(calls.of_teardown(inside))
     observed = {name: made[name] for name in watching.counters}
-    how = watching.algorithm, watching.in_gather
     doubts = Doubts(
-        before=lambda: predict.predict(found.before, *how).counters,
-        dirty=lambda: predict.dirty_counters(found.trace, *how),
+        before=lambda: predict.predict(found.before, watching.algorithm).counters,
+        dirty=lambda: predict.dirty_counters(found.trace, watching.algorithm),
     )
     return compare_calls(prediction, observed, observe.preemptions(inside, inside[0].pid), freed, doubts)
 

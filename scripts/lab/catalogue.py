@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from typing import NamedTuple
 
 from lab.architecture import ARCHITECTURES
-from replay.teardown.algorithms import BUNDLE_SLOTS, Entry, batch_slots, max_batches, table_batch
+from replay.teardown.algorithms import ALGORITHMS, MMU_GATHER_BUNDLE, max_table_batch
 from replay.teardown.contiguous import BLOCK
 from replay.trace.schema import ptes_per_table
 
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
     @property
     def full(self) -> int:
         """Pages that fill a gather."""
-        return BUNDLE_SLOTS + self.batches * self.slots
+        return MMU_GATHER_BUNDLE + self.batches * self.slots
 
     @property
     def tiny(self) -> list[int]:
@@ -59,7 +59,8 @@ class Sizes(NamedTuple):
 
 def sizes(page_size: int) -> Sizes:
     """The sizes for one page size."""
-    slots, batches = batch_slots(Entry.PAGE, page_size), max_batches(Entry.PAGE, page_size)
+    pages = ALGORITHMS["baseline"]
+    slots, batches = pages.slots_of_batch(page_size), pages.max_gather_batch_count(page_size)
     return Sizes(page_size, ptes_per_table(page_size), slots, batches, BLOCK[page_size])
 
 
@@ -325,7 +326,7 @@ def _arm64_cases(s: Sizes) -> dict[str, str]:
     k = s.block // 16
     order = s.block.bit_length() - 1
     # more than two batches of RCU
-    tables = 2 * table_batch(s.page) + 82
+    tables = 2 * max_table_batch(s.page) + 82
 
     def blocks(more: int, *ops: str) -> str:
         """Folios of one block, or of 2^more, in 64 blocks; the operations count sixteenths of a block."""

@@ -13,10 +13,10 @@ from lab.case import Evidence, lay_out
 from lab.errors import LabError
 from replay.capture.live import capture_process
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
+from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.contiguous import BLOCK
 from replay.teardown.replayer import run_checked
-from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
+from replay.teardown.spaces import address_spaces
 
 # What a folio that stays, because something else holds a reference, takes with it.
 _OF_FREED = {"folios_freed", "pages_freed", "freed_in_order", "deferred_split_dequeued", "lruvec_locks"}
@@ -75,12 +75,9 @@ def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         ).trace
     assert trace is not None
     known = _blocks(expected["contiguous_ptes"] or [], trace.meta.page_size)
-    [(_, space, extents)] = address_spaces(trace, known)
-    [(_, _, inferred)] = address_spaces(trace)
-    in_gather = tables_in_gather(trace.meta.architecture)
-    tables = page_tables(extents, space, trace.meta) if in_gather else 0
-    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
-    outcome = reference.replay(extents, tables, trace.meta.page_size, algorithm, by_rcu)
+    [space] = address_spaces(trace, known)
+    [inferred] = address_spaces(trace)
+    outcome = reference.replay(space, algorithm)
     row = run_checked(trace, [algorithm.name], contiguous=known).row(0, named=True)
     unequal = [name for name, value in outcome.counters.items() if row[name] != value]
     if unequal:
@@ -92,7 +89,7 @@ def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         "release_sizes": outcome.release_sizes,
         "flush_groups": outcome.flush_groups,
         "freed": [list(folio) for folio in outcome.freed],
-        "contiguous": [int(each.pages[each.contiguous].sum()) for each in (extents, inferred)],
+        "contiguous": [int(each.pages[each.contiguous].sum()) for each in (space.extents, inferred.extents)],
         "differ_by_inference": [name for name in outcome.counters if row[name] != by_inferred[name]],
     }
 

@@ -19,7 +19,7 @@ from lab.probes import PROBES, Probe, lines
 from replay.errors import ReplayError
 
 Progress = Callable[[str], None]
-ALGORITHM_OF = {"v6.1": "v6.1", "v6.12": "mainline", "v6.12-16k": "mainline"}
+ALGORITHM_OF = {"v6.1": "v6.1", "v6.12": "v6.12", "v6.12-16k": "v6.12"}
 _IMAGE_HEADER = struct.Struct("<24xQ24x4s")
 _IMAGE_MAGIC = b"ARM\x64"
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
+from replay.teardown.algorithms import ALGORITHMS, Algorithm
 from replay.teardown.counters import CHECKS
 from replay.teardown.replayer import run_checked
-from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
+from replay.teardown.spaces import address_spaces
 from replay.trace.check import check_frame
 from tests.teardown.address_spaces import Piece, pieces, trace_of
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 SMALL = settings(
-    max_examples=100 if WITHOUT_JIT else 2000, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100 if WITHOUT_JIT else 400, deadline=None, suppress_health_check=list(HealthCheck)
 )
 LARGE = settings(
     max_examples=5 if WITHOUT_JIT else 60, deadline=None, suppress_health_check=list(HealthCheck)
@@ -28,16 +29,20 @@ LARGE = settings(
 ARCHITECTURES = st.sampled_from(["x86_64", "aarch64"])
 
 
-def assert_equal(some: list[Piece], tables: int, architecture: str = "x86_64", page_size: int = 4096) -> None:
+def assert_equal(
+    some: list[Piece],
+    tables: int,
+    architecture: str = "x86_64",
+    page_size: int = 4096,
+    algorithms: Sequence[Algorithm] = tuple(ALGORITHMS.values()),
+) -> None:
     trace = trace_of(some, tables, architecture, page_size)
     check_frame(trace.frame, trace.meta, "made-up")
-    [(_, space, extents)] = address_spaces(trace)
-    in_gather = tables_in_gather(architecture)
-    through_gather = page_tables(extents, space, trace.meta) if in_gather else 0
-    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
-    for row in run_checked(trace).iter_rows(named=True):
-        expected = reference.replay(extents, through_gather, page_size, ALGORITHMS[row["algorithm"]], by_rcu)
-        assert {name: row[name] for name in expected.counters} == expected.counters, row["algorithm"]
+    [space] = address_spaces(trace)
+    found = run_checked(trace, algorithms).iter_rows(named=True)
+    for row, algorithm in zip(found, algorithms, strict=True):
+        expected = reference.replay(space, algorithm)
+        assert {name: row[name] for name in expected.counters} == expected.counters, algorithm
         assert {name: row[name] for name in CHECKS} == {name: getattr(expected, name) for name in CHECKS}
 
 
@@ -48,6 +53,10 @@ def assert_equal(some: list[Piece], tables: int, architecture: str = "x86_64", p
 @example([Piece(order=9, count=300, first=1), Piece(what="pmd", count=1)], 14, "x86_64")
 @example([Piece(order=3, count=8, uffd_wp=3), Piece(order=3, count=8, cut=3)], 1, "x86_64")
 @example([Piece(order=9, count=300, cut=7), Piece(order=4, count=33, new_vma=True)], 1, "aarch64")
+@example([Piece(count=93, locked=True, mlocked=True), Piece(order=2, count=4)], 3, "x86_64")
+@example([Piece(count=70, off_lru=True, mlocked=True, locked=True)], 510, "x86_64")
+@example([Piece(what="pmd", locked=True), Piece(what="again", count=9, locked=True)], 2, "x86_64")
+@example([Piece(what="marker", count=20), Piece(what="swap", count=3, locked=True)], 1018, "x86_64")
 def test_machine_equals_reference(some: list[Piece], tables: int, architecture: str):
     assert_equal(some, tables, architecture)
 
@@ -102,7 +111,7 @@ def test_gather_fills_up(before, count, order, kind, stride, dirty, after):
     )
 
 
-@pytest.mark.parametrize("tables", [1, 7, 8, 9, 9697, 9698, 9699, 9953, 9954, 21000])
+@pytest.mark.parametrize("tables", [0, 1, 7, 8, 9, 508, 509, 510, 1018, 9697, 9698, 9699, 9953, 9954, 21000])
 def test_page_tables_alone(tables: int):
     # free_pgtables() can fill the gather all by itself
     assert_equal([], tables)
@@ -112,4 +121,7 @@ def test_page_tables_alone(tables: int):
 def test_page_tables_freed_by_rcu_make_the_tlb_flushes_of_arm64(tables: int, flushes: int):
     some = [Piece(count=20000), Piece(type="file", dirty=1, count=40)]
     assert_equal(some, tables, "aarch64")
-    assert set(run_checked(trace_of(some, tables, "aarch64"))["tlb_flushes"]) == {flushes}
+    found = run_checked(trace_of(some, tables, "aarch64"))
+    assert set(found["tlb_flushes"]) == {flushes}
+    assert set(found["table_batches"]) == {flushes}
+    assert set(found["page_tables"]) == {tables}

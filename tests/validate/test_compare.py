@@ -205,16 +205,22 @@ def test_stayed_asks_for_frames_only():
     assert stayed(FREED, FREED[2:]) == [100, 7]
 
 
-RELEASES = {
-    "7.0": "mainline",
-    "6.18.44-fc-v657": "mainline",
-    "6.9.0": "mainline",
-    "6.8.12-amd64": "baseline",
-    "6.1.0-30-cloud-amd64": "v6.1",
-    "5.10.0": "v6.1",
-}
+SMP = "tlb_flush_rmaps"
+SHOWN = [
+    (set(), "v6.1"),
+    ({SMP}, "baseline"),
+    ({SMP, "__tlb_remove_folio_pages"}, "v6.12"),
+    ({SMP, "__tlb_remove_folio_pages", "CONFIG_MM_ID=y"}, "mainline"),
+    ({SMP, "__tlb_remove_folio_pages", "CONFIG_MM_ID=y", "CONFIG_NO_PAGE_MAPCOUNT=y"}, "mainline-nomapcount"),
+]
 
 
-@pytest.mark.parametrize(("release", "name"), RELEASES.items())
-def test_the_algorithm_is_that_of_the_kernel(release, name):
-    assert algorithm_of(release).name == name
+@pytest.mark.parametrize(("shown", "name"), SHOWN)
+def test_the_algorithm_is_that_of_the_kernel(shown: set[str], name: str):
+    assert algorithm_of(shown).name == name
+
+
+def test_page_tables_go_where_the_configuration_says():
+    shown = {SMP, "__tlb_remove_folio_pages"}
+    assert algorithm_of(shown).gathers_tables("x86_64")
+    assert not algorithm_of({*shown, "CONFIG_PT_RECLAIM=y"}).gathers_tables("x86_64")
