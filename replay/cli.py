@@ -19,6 +19,7 @@ from replay.commands import (
     doctor,
     inspect,
     record,
+    redact,
     report,
     run,
     sweep,
@@ -49,6 +50,7 @@ app.command()(report.report)
 app.command()(trim.trim)
 app.command()(diff.diff)
 app.command()(inspect.inspect)
+app.command()(redact.redact)
 app.command()(algorithms.algorithms)
 app.command(context_settings=OTHERS_OPTIONS)(validate.validate)
 app.command()(calibrate.calibrate)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from replay.commands.options import Per, Shape
-from replay.commands.output import load_numpy, note, show, width
+from replay.commands.output import load_numpy, note, show, show_markdown, width
+from replay.commands.ranking import Pids, Sort, Top, of_pids, sheets
 from replay.commands.whatif import WhatIfOrders, run_what_if
 from replay.errors import UsageError
 
@@ -53,6 +54,9 @@ def run(
         ),
     ] = None,
     what_if: WhatIfOrders = None,
+    sort: Sort = "ptes",
+    top: Top = 20,
+    pid: Pids = None,
 ) -> None:
     """Replay the teardown algorithms over traces and compare them with the baseline.
 
@@ -77,8 +81,8 @@ def run(
     if what_if is not None:
         run_what_if(loaded, what_if, names, page_tables, output, shape, per)
         return
-    results = _replay(loaded, names, page_tables)
-    _show_results(loaded, results, names, output, shape, per)
+    results = of_pids(_replay(loaded, names, page_tables), pid)
+    _show_results(loaded, results, names, output, shape, per, sort, top)
 
 
 def names_of(text: str) -> list[str]:
@@ -102,6 +106,8 @@ def _show_results(
     output: Path | None,
     shape: Shape | None,
     per: Per | None,
+    sort: str,
+    top: int,
 ) -> None:
     import polars as pl
 
@@ -118,19 +124,20 @@ def _show_results(
         full = compared(per or Per.MM)
         files.write(full, output)
         note(f"wrote {output}: {len(full):,} rows")
-    if shape is Shape.TABLE:
-        frame = compared(per or Per.TOTAL)
-        keys = [name for name in compare.KEYS if name in frame.columns]
-        blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
-        columns = width()
-        show(
-            [
+    if shape in (Shape.TABLE, Shape.MD):
+        columns = width() if shape is Shape.TABLE else 0
+        if per is Per.MM:
+            rows = compared(Per.MM)
+            found = sheets(traces, rows, names, sort, top, columns)
+        else:
+            found = [
                 terminal.comparison(block, notes.title(block, traces), columns)
-                for block in blocks
-                if not block.is_empty()
-            ],
-            columns,
-        )
+                for block in _blocks(compared(per or Per.TOTAL))
+            ]
+        if shape is Shape.MD:
+            show_markdown(found)
+        else:
+            show(found, columns)
     elif shape is not None:
         sys.stdout.write(files.text(compared(per or Per.MM), files.Format(shape.value)))
     for trace in traces:
@@ -139,3 +146,12 @@ def _show_results(
             note(f"note: {trace.name} holds no address space")
     shown = results if names is None else results.filter(pl.col("algorithm").is_in(names))
     note(*notes.bugs(shown))
+
+
+def _blocks(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    """The rows of each trace, or all of them."""
+    from replay.report import compare
+
+    keys = [name for name in compare.KEYS if name in frame.columns]
+    blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
+    return [block for block in blocks if not block.is_empty()]
