@@ -19,6 +19,8 @@ from replay.commands import (
     doctor,
     inspect,
     record,
+    redact,
+    report,
     run,
     sweep,
     trim,
@@ -44,9 +46,11 @@ app.command(context_settings=OTHERS_OPTIONS)(record.record)
 app.command()(run.run)
 app.command()(sweep.sweep)
 app.command()(whatif.whatif)
+app.command()(report.report)
 app.command()(trim.trim)
 app.command()(diff.diff)
 app.command()(inspect.inspect)
+app.command()(redact.redact)
 app.command()(algorithms.algorithms)
 app.command(context_settings=OTHERS_OPTIONS)(validate.validate)
 app.command()(calibrate.calibrate)

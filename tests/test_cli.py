@@ -132,7 +132,7 @@ def test_run_on_a_terminal_is_a_table(path: Path):
     assert "1 address space, 110 PTEs, 0 PMD mappings" in shown
     assert "-62.7 %" in shown
     assert max(map(len, shown.splitlines())) <= 100
-    assert "some: address space 0, made-up (1)" in on_terminal("run", path, "--per", "mm")
+    assert "made-up" in on_terminal("run", path, "--per", "mm")
 
 
 def test_run_writes_by_the_ending(path: Path, tmp_path: Path):
@@ -280,8 +280,8 @@ def test_names_do_not_steer_the_terminal(tmp_path: Path):
     meta = dataclasses.replace(trace.meta, address_spaces=spaces)
     named = dataclasses.replace(trace, frame=frame, meta=meta)
     path = named.write(tmp_path / "x[bold]y.parquet")
-    told = "x[bold]y: address space 0, a[/b][red]:smile:\\x1b[31m (1)"
-    assert told in on_terminal("run", path, "--per", "mm").replace("\n", "")
+    assert "x[bold]y: 1 address space" in on_terminal("run", path)
+    assert "a[/b][red]:smile:\\x1b[31m" in on_terminal("run", path, "--per", "mm", columns=200)
     assert "a[/b][red]:smile:\\x1b[31m (1)" in on_terminal("inspect", path, columns=200)
 
 

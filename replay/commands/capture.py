@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replay.commands.naming import command_name, default_name, target, write_redacted
+from replay.commands.naming import command_name, default_name, process_number, target, write_redacted
 from replay.commands.options import Force, Output, PagemapScan, Redact
 from replay.commands.output import load_numpy, note, progress
 from replay.commands.record import after_record
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def capture(
-    pid: Annotated[int | None, typer.Argument(help="The process.", metavar="PID", show_default=False)] = None,
+    process: Annotated[
+        str | None,
+        typer.Argument(
+            help="The process, or its name where no other has it.", metavar="PID|NAME", show_default=False
+        ),
+    ] = None,
     output: Output = None,
     cgroup: Annotated[
         str | None, typer.Option(help="All processes of a cgroup and those below it, frozen together.")
@@ -39,8 +44,9 @@ def capture(
     force: Force = False,
 ) -> None:
     """Capture the page tables of running processes into a trace."""
-    if (pid is not None) + (cgroup is not None) + everything != 1:
-        raise UsageError("name a PID, --cgroup PATH or --all: one of them")
+    if (process is not None) + (cgroup is not None) + everything != 1:
+        raise UsageError("name a process, --cgroup PATH or --all: one of them")
+    pid = None if process is None else process_number(procfs, process)
     if at_exit and pid is None:
         raise UsageError("--at-exit waits for one process: name its PID")
     if at_exit and (procfs != Path("/proc") or not freeze):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from replay.commands.options import Per, Shape
-from replay.commands.output import load_numpy, note, show, width
+from replay.commands.output import load_numpy, note, show, show_markdown, width
+from replay.commands.ranking import Pids, Sort, Top, of_pids, sheets
 from replay.commands.whatif import WhatIfOrders, run_what_if
 from replay.errors import UsageError
 
@@ -103,6 +104,9 @@ def run(
             help="Put an apostrophe before names that a spreadsheet would run as a formula (=, +, -, @).",
         ),
     ] = False,
+    sort: Sort = "ptes",
+    top: Top = 20,
+    pid: Pids = None,
 ) -> None:
     """Replay the teardown algorithms over traces and compare them with the baseline.
 
@@ -133,8 +137,8 @@ def run(
     if what_if is not None:
         run_what_if(loaded, what_if, names, page_tables, output, shape, per)
         return
-    results = _replay(loaded, replayed, together, exits)
-    _show_results(loaded, results, names, base.name, output, shape, per, csv_safe)
+    results = of_pids(_replay(loaded, replayed, together, exits), pid)
+    _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, sort, top)
     if not together:
         from replay.report import notes
 
@@ -187,6 +191,8 @@ def _show_results(
     shape: Shape | None,
     per: Per | None,
     csv_safe: bool,
+    sort: str,
+    top: int,
 ) -> None:
     import polars as pl
 
@@ -206,22 +212,25 @@ def _show_results(
         full = compared(per or Per.MM)
         files.write(full, output)
         note(f"wrote {output}: {len(full):,} rows")
-    if shape is Shape.TABLE:
-        # a change without what it is against would be a riddle
-        frame = compared(per or Per.TOTAL, None if names is None else [baseline, *names])
-        keys = [name for name in compare.KEYS if name in frame.columns]
-        blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
-        columns = width()
-        running = notes.running(metas)
-        show(
-            [
+    if shape in (Shape.TABLE, Shape.MD):
+        columns = width() if shape is Shape.TABLE else 0
+        if per is Per.MM:
+            found = sheets(traces, compared(Per.MM), names, sort, top, columns)
+            shown_names: set[str] = set()
+        else:
+            # a change without what it is against would be a riddle
+            frame = compared(per or Per.TOTAL, None if names is None else [baseline, *names])
+            shown_names = set(frame["algorithm"])
+            running = notes.running(metas)
+            found = [
                 terminal.comparison(block, notes.title(block, traces), columns, baseline, running)
-                for block in blocks
-                if not block.is_empty()
-            ],
-            columns,
-        )
-        note(*notes.kernels(metas, frame["algorithm"].unique()))
+                for block in _blocks(frame)
+            ]
+        if shape is Shape.MD:
+            show_markdown(found)
+        else:
+            show(found, columns)
+        note(*notes.kernels(metas, shown_names))
         note(*notes.alike(results))
     elif shape is not None:
         sys.stdout.write(files.text(compared(per or Per.MM), files.Format(shape.value)))
@@ -250,3 +259,12 @@ def _check(traces: list[Trace], algorithms: list[Algorithm]) -> None:
         )
     if denied:
         sys.exit(DIFFERENT)
+
+
+def _blocks(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    """The rows of each trace, or all of them."""
+    from replay.report import compare
+
+    keys = [name for name in compare.KEYS if name in frame.columns]
+    blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
+    return [block for block in blocks if not block.is_empty()]
