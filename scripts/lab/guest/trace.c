@@ -85,8 +85,6 @@ void trace_setup(const char *probes, struct blob *log)
     char *text = strdup(probes), *rest = text, *line, entry[128];
     char done[4096] = " ";
 
-    /* probes that are jumps: without ftrace below them, some were seen to miss every call under QEMU */
-    write_text("/proc/sys/debug/kprobes-optimization", "0");
     write_text(TRACING "tracing_on", "0");
     write_text(TRACING "buffer_size_kb", "65536");
     write_text(TRACING "options/overwrite", "0");
