@@ -11,7 +11,20 @@ from typing import Annotated, Final
 import typer
 
 import replay
-from replay.commands import algorithms, capture, doctor, inspect, record, run, validate
+from replay.commands import (
+    algorithms,
+    calibrate,
+    capture,
+    diff,
+    doctor,
+    inspect,
+    record,
+    run,
+    sweep,
+    trim,
+    validate,
+    whatif,
+)
 from replay.commands.output import note
 from replay.errors import ReplayError
 
@@ -29,9 +42,14 @@ OTHERS_OPTIONS: Final = {"ignore_unknown_options": True, "allow_interspersed_arg
 app.command()(capture.capture)
 app.command(context_settings=OTHERS_OPTIONS)(record.record)
 app.command()(run.run)
+app.command()(sweep.sweep)
+app.command()(whatif.whatif)
+app.command()(trim.trim)
+app.command()(diff.diff)
 app.command()(inspect.inspect)
 app.command()(algorithms.algorithms)
 app.command(context_settings=OTHERS_OPTIONS)(validate.validate)
+app.command()(calibrate.calibrate)
 app.command()(doctor.doctor)
 
 COLLECT_AFTER: Final = 100_000

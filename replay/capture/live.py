@@ -20,7 +20,7 @@ from replay.process import stop
 from replay.procfs import files, kernel
 from replay.procfs.files import Status, Vma
 from replay.procfs.source import Tree, by_task, opened
-from replay.support.atomic_file import whole_file
+from replay.support.atomic_file import atomic_file
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
 
@@ -121,7 +121,7 @@ def _sink(tree: Tree, out: str | Path | None, force: bool) -> Iterator[Future[Si
 
     It is loaded, pyarrow with it, while the first words are read.
     """
-    with whole_file(out, force=force) if out is not None else contextlib.nullcontext() as file:
+    with atomic_file(out, force=force) if out is not None else contextlib.nullcontext() as file:
         sink = tree.pool.submit(_load_sink, file)
         try:
             yield sink

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 def target(path: Path, redact: bool, force: bool) -> Path | None:
     """Where capture writes to: nowhere, if the rows are to be redacted first."""
-    from replay.support.atomic_file import whole_file
+    from replay.support.atomic_file import atomic_file
 
-    whole_file(path, force=force)
+    atomic_file(path, force=force)
     return None if redact else path
 
 

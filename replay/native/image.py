@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from replay.errors import ReplayError
-from replay.support.atomic_file import whole_file
+from replay.support.atomic_file import atomic_file
 
 MAGIC: Final = "replay image 1\n"
 
@@ -64,7 +64,7 @@ def write(path: Path, key: str, image: Image) -> bool:
     """Keep an image; False if the folder cannot be written to."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, force=True) as file:
+        with atomic_file(path, force=True) as file:
             file.write(f"{MAGIC}{key}\0".encode() + encoded(image))
     except (OSError, ReplayError):
         return False

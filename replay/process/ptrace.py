@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ptrace(2), kcmp(2) and wait statuses as functions; every failure is an `OSError`.
 
 The tracer of a task is the thread that seized it: all calls for one task must come from that thread.
@@ -8,17 +9,22 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import signal
 from typing import Final
 
 TRACEME: Final = 0
+POKEUSER: Final = 6
 CONT: Final = 7
 ATTACH: Final = 16
 DETACH: Final = 17
 GETEVENTMSG: Final = 0x4201
+GETREGSET: Final = 0x4204
+SETREGSET: Final = 0x4205
 SEIZE: Final = 0x4206
 INTERRUPT: Final = 0x4207
 LISTEN: Final = 0x4208
+GET_SYSCALL_INFO: Final = 0x420E
 """Requests of include/uapi/linux/ptrace.h."""
 
 EVENT_FORK: Final = 1
@@ -26,15 +32,18 @@ EVENT_VFORK: Final = 2
 EVENT_CLONE: Final = 3
 EVENT_EXEC: Final = 4
 EVENT_EXIT: Final = 6
+EVENT_SECCOMP: Final = 7
 EVENT_STOP: Final = 128
 """Events, in bits 16 and up of a wait status."""
 
 NEW_TASK_EVENTS: Final = (EVENT_FORK, EVENT_VFORK, EVENT_CLONE)
 
-TREE_OPTIONS: Final = sum(1 << event for event in (*NEW_TASK_EVENTS, EVENT_EXEC, EVENT_EXIT))
+TREE_OPTIONS: Final = sum(1 << event for event in (*NEW_TASK_EVENTS, EVENT_EXEC, EVENT_EXIT, EVENT_SECCOMP))
 """PTRACE_O_* of a task and all that descends from it; an option's bit is its event's number."""
 PROCESS_OPTIONS: Final = sum(1 << event for event in (EVENT_CLONE, EVENT_EXEC, EVENT_EXIT))
 """PTRACE_O_* of one process: CLONE for its new threads."""
+EXITKILL: Final = 1 << 20
+"""PTRACE_O_EXITKILL: the task ends with its tracer."""
 
 WALL: Final = 0x40000000
 WNOTHREAD: Final = 0x20000000
@@ -51,9 +60,14 @@ _libc.ptrace.restype = ctypes.c_long
 _libc.syscall.restype = ctypes.c_long
 
 
-def call(request: int, tid: int, data: int = 0) -> None:
+def kernel_version() -> tuple[int, ...]:
+    """The running kernel's major and minor number."""
+    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+
+
+def call(request: int, tid: int, data: int = 0, address: int = 0) -> None:
     """One ptrace(2) request; raises `ProcessLookupError` for a task that is gone or does not stand still."""
-    if _libc.ptrace(request, tid, None, data) == -1:
+    if _libc.ptrace(request, tid, address, data) == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

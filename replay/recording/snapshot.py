@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small address spaces read at once, so that their processes can go on before anything is made of them.
 
 `read` takes what the kernel says as it is, in a millisecond or two; `build` makes extents of many such
@@ -43,7 +44,7 @@ class Snapshot:
 
     These lie in one array, one after the other. first, size: pages of each span of pagemap words. start, end:
     frames of each piece of the other two. huge: (first page, end page) of regions mapped by a PMD. changed:
-    pagemap words that a second look found changed.
+    pagemap words that a second look found changed. ended_by: `exit` or `exec`.
     """
 
     pid: int
@@ -55,6 +56,7 @@ class Snapshot:
     start: I64
     end: I64
     changed: int
+    ended_by: str = "exit"
 
     @property
     def pages(self) -> int:
@@ -72,11 +74,13 @@ class Snapshot:
         return self.pages + 2 * self.frames
 
 
-def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snapshot | None:
-    """Read the address space of a process that stands at its exit; PAGEMAP_SCAN must be supported.
+def read(
+    tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None], ended_by: str = "exit"
+) -> Snapshot | None:
+    """Read the address space of a process that stands at its exit, or waits inside execve, by `ended_by`.
 
-    The words go to the beginning of `room`; None if they do not fit. meanwhile: called from time to time.
-    Raises `ProcessGoneError` if the process has ended.
+    PAGEMAP_SCAN must be supported. The words go to the beginning of `room`; None if they do not fit.
+    meanwhile: called from time to time. Raises `ProcessGoneError` if the process has ended.
     """
     root, page_size = tree.root, tree.page_size
     status = files.read_status(root, pid, page_size)
@@ -114,7 +118,7 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
     room[count : count + frames] = pages.flags
     room[count + frames : count + 2 * frames] = pages.counts.view(np.uint64)
     changed = int(np.count_nonzero((words ^ again) | files.PM_MOVING != files.PM_MOVING))
-    return Snapshot(pid, status, smaps, huge, first, stop - first, pages.start, pages.end, changed)
+    return Snapshot(pid, status, smaps, huge, first, stop - first, pages.start, pages.end, changed, ended_by)
 
 
 def _read_spans(fd: int, pid: int, first: I64, stop: I64, words: U64) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay.errors import UsageError
-from replay.support.atomic_file import whole_file
+from replay.support.atomic_file import atomic_file
 
 
 class Format(StrEnum):
@@ -35,10 +35,10 @@ def format_of(path: Path) -> Format:
 def check_target(path: Path, traces: Sequence[Path]) -> None:
     """Raise, before the work is done, if a report cannot be written there.
 
-    `UsageError` if it would have no format, or would replace a trace; `ReplayError` as `whole_file` does.
+    `UsageError` if it would have no format, or would replace a trace; `ReplayError` as `atomic_file` does.
     """
     format_of(path)
-    whole_file(path, force=True)
+    atomic_file(path, force=True)
     if path.exists() and (any(path.samefile(trace) for trace in traces) or _is_trace(path)):
         raise UsageError(f"{path} is a trace, which cannot be made again: choose another name for the report")
 
@@ -49,6 +49,20 @@ def _is_trace(path: Path) -> bool:
             return b"format_version" in (pq.read_metadata(file).metadata or {})
     except (OSError, pa.ArrowException):
         return False
+
+
+FORMULA = r"^[=+\-@\t\r]"
+"""What a spreadsheet takes for the beginning of a formula."""
+
+
+def safe(frame: pl.DataFrame) -> pl.DataFrame:
+    """The table with an apostrophe before each text that a spreadsheet would run as a formula."""
+    return frame.with_columns(
+        pl.when(pl.col(pl.String).str.contains(FORMULA))
+        .then("'" + pl.col(pl.String))
+        .otherwise(pl.col(pl.String))
+        .name.keep()
+    )
 
 
 def text(frame: pl.DataFrame, form: Format) -> str:
@@ -64,5 +78,5 @@ def write(frame: pl.DataFrame, path: Path) -> None:
         frame.write_parquet(content)
     else:
         content.write(text(frame, form).encode())
-    with whole_file(path, force=True, mode=0o666) as file:
+    with atomic_file(path, force=True, mode=0o666) as file:
         file.write(content.getbuffer())

@@ -5,13 +5,13 @@ No number is ever cut or folded: of what does not fit the width, the last column
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from replay.report import inspect
+from replay.report import diff, inspect, whatif
 from replay.support.text import printable
 from replay.teardown.algorithms import BASELINE
 from replay.trace.frame import Trace
@@ -27,22 +27,36 @@ FREE = ("name", "causes")
 FREE_WIDTH = 12
 
 
-def comparison(compared: pl.DataFrame, title: str, width: int) -> Table:
-    """The comparison of one total: a row per algorithm, counts with the baseline's share avoided."""
+RUNNING = " *"
+"""Behind the name of what the kernel does that the trace was taken on."""
+
+
+def comparison(
+    compared: pl.DataFrame,
+    title: str,
+    width: int,
+    baseline: str = BASELINE,
+    running: Collection[str] = (),
+) -> Table:
+    """The comparison of one total: a row per algorithm, counts with their change against the baseline.
+
+    running: names of the algorithms to mark.
+    """
     rows = compared.to_dicts()
-    cells = {"algorithm": [row["algorithm"] for row in rows]}
-    cells |= {name: [_cell(row, name) for row in rows] for name in SHOWN}
-    styles = ["dim" if row["algorithm"] == BASELINE else None for row in rows]
+    marks = [RUNNING if row["algorithm"] in running else "" for row in rows]
+    cells = {"algorithm": [f"{row['algorithm']}{mark}" for row, mark in zip(rows, marks, strict=True)]}
+    cells |= {name: [_cell(row, name, baseline) for row in rows] for name in SHOWN}
+    styles = ["dim" if row["algorithm"] == baseline else None for row in rows]
     return _table(cells, title, width, right=SHOWN, styles=styles)
 
 
-def _cell(row: Mapping[str, object], name: str) -> str:
+def _cell(row: Mapping[str, object], name: str, baseline: str) -> str:
     count = f"{row[name]:,}"
     avoided, share = row[f"{name}_avoided"], row[f"{name}_avoided_pct"]
-    if row["algorithm"] == BASELINE or avoided == 0:
+    if row["algorithm"] == baseline or avoided == 0:
         return count
     if share is None:
-        return f"{count}\n(baseline: 0)"
+        return f"{count}\n(from 0)"
     return f"{count}\n{_change(int(str(row[name])), int(str(avoided)))} %"
 
 
@@ -52,6 +66,99 @@ def _change(count: int, avoided: int) -> str:
     texts = [f"{change:+.{digits}f}" for digits in range(1, 7)]
     told = (text for text in texts if float(text) != 0 and (float(text) != -100 or count == 0))
     return next(told, texts[-1])
+
+
+COUNTS_BY_ORDER = ("rmap_calls", "atomics", "locks", "release_calls")
+"""The counters of `by_order`, a table each."""
+
+
+def before_and_after(compared: pl.DataFrame, name: str, width: int) -> Table:
+    """Two forms of the memory (see `report.whatif`): a row per algorithm, each counter before and after."""
+    before, after = (
+        compared.filter(pl.col("what_if") == what).to_dicts() for what in (whatif.CAPTURED, name)
+    )
+    cells = {"algorithm": [row["algorithm"] for row in before]}
+    for counter in SHOWN:
+        cells[counter] = [
+            f"{old[counter]:,}\n{new[counter]:,}{_against(new[counter], old[counter])}"
+            for old, new in zip(before, after, strict=True)
+        ]
+    title = "Counts: the memory as captured, and below it the what-if"
+    return _table(cells, title, width, right=SHOWN, styles=[None] * len(before))
+
+
+def _against(count: int, base: int) -> str:
+    """How a count differs from another, in brackets: nothing if it does not."""
+    if count == base:
+        return ""
+    return f" ({_change(count, base - count)} %)" if base else " (from 0)"
+
+
+def by_order(
+    chosen: pl.DataFrame, everything: pl.DataFrame, title: str, page_size: int, width: int
+) -> Iterator[Table]:
+    """Algorithm by folio order: memory, then a table for each counter (frames of `whatif.compared`).
+
+    Percentages are against the baseline on the memory as captured.
+    """
+    found = whatif.memory(everything)
+    memory = {
+        "memory": list(found),
+        "folios": [
+            whatif.size(page_size << order) if order is not None else ""
+            for order in everything.unique("what_if", maintain_order=True)["order"]
+        ],
+        "resident": [whatif.size(rss * page_size) for _, rss in found.values()],
+        "added": [whatif.size(added * page_size, sign=True) if added else "" for added, _ in found.values()],
+    }
+    yield _table(memory, title, width, right=("folios", "resident", "added"))
+    base = everything.filter((pl.col("algorithm") == BASELINE) & (pl.col("what_if") == whatif.CAPTURED))
+    for counter in COUNTS_BY_ORDER:
+        grid = whatif.grid(chosen, counter)
+        cells: dict[str, list[str]] = {"algorithm": grid["algorithm"].to_list()}
+        for name in grid.columns[1:]:
+            cells[name] = [f"{count:,}\n{_plain_change(count, base[counter][0])}" for count in grid[name]]
+        yield _table(
+            cells, f"{_heading(counter)}, and against the baseline as captured", width, right=grid.columns[1:]
+        )
+
+
+def _plain_change(count: int, base: int) -> str:
+    if count == base or not base:
+        return ""
+    return f"{_change(count, base - count)} %"
+
+
+def difference(
+    before: diff.Side, after: diff.Side, changes: pl.DataFrame, top: int, width: int
+) -> Iterator[Table]:
+    """What changed between two traces or results: memory and kinds of VMA of traces, then counters."""
+    if before.trace is not None and after.trace is not None:
+        figures = [diff.memory(trace.meta) for trace in (before.trace, after.trace)]
+        memory = {
+            "memory": list(diff.MEMORY),
+            **{
+                name: [whatif.size(found[figure]) for figure in diff.MEMORY]
+                for name, found in zip(("before", "after"), figures, strict=True)
+            },
+            "change": [_plain_change(figures[1][name], figures[0][name]) for name in diff.MEMORY],
+        }
+        title = f"From {before.name} to {after.name}"
+        yield _table(memory, title, width, right=("before", "after", "change"))
+        pages = diff.vmas(before.trace, after.trace)
+        if before.trace.meta.page_size == after.trace.meta.page_size:
+            yield plain(pages, "Pages by kind of VMA (large: of folios above order 0)", width)
+    changed = diff.grouped(changes)
+    if changed.is_empty():
+        yield plain(changed.clear(), f"From {before.name} to {after.name}: no counter changed", width)
+        return
+    shown = changed.head(top).with_columns(
+        pl.struct("before", "after")
+        .map_elements(lambda pair: _plain_change(pair["after"], pair["before"]) or "new", pl.String)
+        .alias("change_pct")
+    )
+    title = f"Counters that changed: {len(shown):,} of {len(changed):,}, the largest change first"
+    yield plain(shown, title, width, right=("change_pct",))
 
 
 def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = ()) -> Table:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from replay.errors import ReplayError
 
 
-class whole_file:  # noqa: N801 - used like a function
+class atomic_file:  # noqa: N801 - used like a function
     """Context manager: a binary file that appears at `path` whole or not at all.
 
     It has no name until it is whole, so that nothing is left of it even if this process is killed; where the

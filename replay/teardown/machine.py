@@ -35,6 +35,7 @@ from replay.teardown.state import (
     F_HUGETLB,
     F_MAPCOUNT,
     F_MAPPED,
+    F_MEMCG,
     F_ORDER,
     F_PARTIALLY_MAPPED,
     F_PMDS,
@@ -53,6 +54,7 @@ from replay.teardown.state import (
     GATHER_PAGES_PEAK,
     GATHER_SLOTS,
     HELD,
+    HELD_MEMCG,
     HUGE_ZERO,
     HUGETLB,
     HUGETLB_PAGES,
@@ -67,6 +69,7 @@ from replay.teardown.state import (
     MARK,
     MARKER,
     MARKER_PTES,
+    MEMCG,
     MLOCKED,
     NR_MAPPED_ATOMICS,
     OFF_LRU,
@@ -533,6 +536,7 @@ def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
         while first < segments and g[first, S_ENTRIES] == 0:
             first += 1
     elif not c[DELAYED]:
+        c[RANGE_NEXT] = -1
         return
     while first < segments:
         last = first + 1
@@ -752,7 +756,7 @@ def release_alike(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
     c[FOLIOS_FREED] += pages
     c[PAGES_FREED] += pages
     if not r.relocks:
-        lock_calls(r, c, c[POSITION], pages)
+        lock_calls(r, c, c[POSITION], pages, e[i, MEMCG])
         c[POSITION] += pages
         return
     left = pages
@@ -761,7 +765,7 @@ def release_alike(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
         step = min(left, room)
         if room == r.release_batch:
             c[HELD] = 0
-        relock(r, c, step)
+        relock(r, c, step, e[i, MEMCG])
         c[POSITION] += step
         left -= step
 
@@ -778,30 +782,35 @@ def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages
     lru = not f[folio, F_HUGETLB]
     if not r.relocks:
         if lru:
-            lock_calls(r, c, c[POSITION] - 1, 1)
+            lock_calls(r, c, c[POSITION] - 1, 1, f[folio, F_MEMCG])
         else:
             # free_huge_folio() must not be called under the lock: the next folio takes it again
             c[LOCKED_CALL] = min(c[LOCKED_CALL], (c[POSITION] - 1) // r.release_batch - 1)
     elif f[folio, F_ORDER] > 0:
         c[HELD] = 0
         c[LRUVEC_LOCKS] += lru
-    elif not c[HELD]:
+    elif not c[HELD] or c[HELD_MEMCG] != f[folio, F_MEMCG]:
         c[HELD] = 1
+        c[HELD_MEMCG] = f[folio, F_MEMCG]
         c[LOCK_AGE] = 0
         c[LRUVEC_LOCKS] += 1
     free_folio(f, c, folio)
 
 
 @jit
-def relock(r: Rules, c: Counts, entries: int) -> None:
-    """Entries of one release call that each free an order-0 page, where the lock is dropped now and then."""
-    if c[HELD]:
+def relock(r: Rules, c: Counts, entries: int, memcg: int) -> None:
+    """Entries of one release call that each free an order-0 page, where the lock is dropped now and then.
+
+    The lock of another cgroup's lruvec is dropped first: folio_lruvec_relock_irqsave().
+    """
+    if c[HELD] and c[HELD_MEMCG] == memcg:
         age = c[LOCK_AGE] + entries
         c[LRUVEC_LOCKS] += age // r.lock_batch
         c[LOCK_AGE] = age % r.lock_batch
     else:
         c[LRUVEC_LOCKS] += (entries + r.lock_batch - 1) // r.lock_batch
         c[HELD] = 1
+        c[HELD_MEMCG] = memcg
         c[LOCK_AGE] = (entries - 1) % r.lock_batch
 
 
@@ -817,8 +826,14 @@ def pass_entries(r: Rules, c: Counts, entries: int) -> None:
 
 
 @jit
-def lock_calls(r: Rules, c: Counts, position: int, entries: int) -> None:
-    """Entries from `position` on free LRU folios: each release call that has one takes the lock once."""
+def lock_calls(r: Rules, c: Counts, position: int, entries: int, memcg: int) -> None:
+    """Entries from `position` on free LRU folios of one memory cgroup.
+
+    Each release call takes the lock at the first of them, and again where the lruvec changes.
+    """
+    if position // r.release_batch == c[LOCKED_CALL] and c[HELD_MEMCG] != memcg:
+        c[LRUVEC_LOCKS] += 1
+    c[HELD_MEMCG] = memcg
     first = max(position // r.release_batch, c[LOCKED_CALL] + 1)
     last = (position + entries - 1) // r.release_batch
     c[LRUVEC_LOCKS] += max(last - first + 1, 0)

@@ -16,7 +16,9 @@ from replay.trace.schema import FORMAT_VERSION
 class AddressSpace:
     """What is known of one address space beside its extents; figures in pages.
 
-    `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture.
+    `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture. `cmdline`:
+    /proc/PID/cmdline with spaces between the arguments, empty where it was not kept. `ended_by`: what tore it
+    down after a capture in mode `exit`: `exit` or `exec`.
     """
 
     pid: int
@@ -27,6 +29,8 @@ class AddressSpace:
     rss_shmem: int = 0
     swap: int = 0
     hugetlb: int = 0
+    cmdline: str = ""
+    ended_by: str = "exit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Metadata:
     `pmd`: whether PMD mappings are `known` (PAGEMAP_SCAN, or smaps totals that leave one reading) or
     `unknown`. `mapcounts`: `precise`, `average` (CONFIG_NO_PAGE_MAPCOUNT) or `unknown`. `dirty`:
     `known` or `inferred` by the rule (not anonymous, VMA shared and writable, folio dirty).
-    `changed_entries`: pagemap entries that a second look found changed.
+    `changed_entries`: pagemap entries that a second look found changed. `what_if`: how the folios differ from
+    those captured, empty for a trace as captured. `part`: which part of a trace this is, empty for a whole
+    one.
     """
 
     address_spaces: tuple[AddressSpace, ...]
@@ -52,9 +58,15 @@ class Metadata:
     dirty: str = "inferred"
     changed_entries: int = 0
     redacted: bool = False
+    what_if: str = ""
+    part: str = ""
     thp: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tool_version: str = ""
     format_version: int = FORMAT_VERSION
+
+
+LATER: Final = ("what_if", "part", "cmdline")
+"""Fields that came after the first traces: where one is empty it is left out of the file."""
 
 
 def encode_metadata(meta: Metadata) -> dict[str, str]:
@@ -63,9 +75,15 @@ def encode_metadata(meta: Metadata) -> dict[str, str]:
     for field in dataclasses.fields(meta):
         value = getattr(meta, field.name)
         if field.name == "address_spaces":
-            value = [dataclasses.asdict(space) for space in value]
+            value = [_without_empty(dataclasses.asdict(space)) for space in value]
+        elif field.name in LATER and not value:
+            continue
         pairs[field.name] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return pairs
+
+
+def _without_empty(space: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in space.items() if value or name not in LATER}
 
 
 def decode_metadata(pairs: Mapping[str, str], path: Path) -> Metadata:
@@ -81,6 +99,8 @@ def decode_metadata(pairs: Mapping[str, str], path: Path) -> Metadata:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Metadata):
         if field.name not in pairs:
+            if field.name in LATER:
+                continue
             raise TraceError(
                 f"{path}: metadata '{field.name}' is missing: the trace is damaged, capture it again"
             )
@@ -108,16 +128,18 @@ MAX_TABLES: Final = 1 << 31
 
 def _address_space(item: dict[str, Any]) -> AddressSpace:
     space = AddressSpace(**item)
-    if isinstance(space.comm, str):
-        # JSON may hold what UTF-8 cannot
-        space = dataclasses.replace(space, comm=space.comm.encode(errors="backslashreplace").decode())
+    texts: dict[str, Any] = {}
     for field in dataclasses.fields(space):
         value = getattr(space, field.name)
-        if field.name == "comm":
+        if field.type == "str":
             if not isinstance(value, str):
-                raise TypeError("comm is not text")
+                raise TypeError(f"{field.name} is not text")
+            if field.name == "ended_by" and value not in ("exit", "exec"):
+                raise ValueError(f"ended_by = {value!r} of pid {item.get('pid')}")
+            # JSON may hold what UTF-8 cannot
+            texts[field.name] = value.encode(errors="backslashreplace").decode()
         elif not isinstance(value, int) or not 0 <= value < (
             MAX_TABLES if field.name == "page_tables" else 1 << 52
         ):
             raise ValueError(f"{field.name} = {value!r} of pid {item.get('pid')}")
-    return space
+    return dataclasses.replace(space, **texts)

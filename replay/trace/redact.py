@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,27 +18,30 @@ I64 = npt.NDArray[np.int64]
 def redact(trace: Trace) -> Trace:
     """Replace command names, file names and names of anonymous memory; renumber page frames and swap offsets.
 
+    Command lines are left out. Memory that is anonymous by its name ([anon:NAME]) stays so.
     Neighbours stay neighbours, others do not become it, and alignment stays, to that of the largest folio and
     of a PMD mapping: every replay counts the same. Equal names stay equal. [heap] and the like remain.
     """
     frame, meta = trace.frame, trace.meta
     comms = _numbered([space.comm for space in meta.address_spaces], "process")
-    named = [
-        name
-        for name in frame["vma_name"].cast(pl.String).unique(maintain_order=True)
-        if not _is_kernels(name)
-    ]
-    files = _numbered(named, "file")
+    found = frame["vma_name"].cast(pl.String).unique(maintain_order=True).to_list()
+    named = [name for name in found if not _is_kernels(name)]
+    names = _numbered([name for name in named if not _prefix(name)], "file")
+    for prefix in ANON_NAMES:
+        anon = _numbered([name for name in named if _prefix(name) == prefix], "name")
+        names |= {name: f"{prefix}{new}]" for name, new in anon.items()}
     swap = frame["kind"].cast(pl.String) == "swap"
     align = max([ptes_per_table(meta.page_size), *(1 << order for order in frame["order"].unique())])
     pfn, folio = _renumbered(frame.with_columns(swap.alias("swap")), align)
     redacted = frame.with_columns(
         pl.col("comm").cast(pl.String).replace(comms),
-        pl.col("vma_name").cast(pl.String).replace(files),
+        pl.col("vma_name").cast(pl.String).replace(names),
         pl.Series("pfn", pfn),
         pl.Series("folio", folio),
     ).cast(SCHEMA)  # type: ignore[arg-type]
-    spaces = tuple(dataclasses.replace(space, comm=comms[space.comm]) for space in meta.address_spaces)
+    spaces = tuple(
+        dataclasses.replace(space, comm=comms[space.comm], cmdline="") for space in meta.address_spaces
+    )
     return dataclasses.replace(
         trace, frame=redacted, meta=dataclasses.replace(meta, address_spaces=spaces, redacted=True)
     )
@@ -45,7 +49,15 @@ def redact(trace: Trace) -> Trace:
 
 def _is_kernels(name: str) -> bool:
     """Names that the kernel gives, which tell nothing of the process; not those of PR_SET_VMA_ANON_NAME."""
-    return name == "" or (name.startswith("[") and not name.startswith("[anon"))
+    return name in ("", "/dev/zero") or (name.startswith("[") and not _prefix(name))
+
+
+ANON_NAMES: Final = ("[anon:", "[anon_shmem:")
+"""How the names of PR_SET_VMA_ANON_NAME begin, in private and in shared memory."""
+
+
+def _prefix(name: str) -> str:
+    return next((prefix for prefix in ANON_NAMES if name.startswith(prefix)), "")
 
 
 def _numbered(names: list[str], what: str) -> dict[str, str]:

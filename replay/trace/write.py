@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay.support.atomic_file import whole_file
+from replay.support.atomic_file import atomic_file
 from replay.trace.metadata import Metadata, encode_metadata
 from replay.trace.schema import COLUMNS
 
@@ -87,7 +87,7 @@ ARROW_SCHEMA: Final = pa.schema(
 @contextlib.contextmanager
 def open_writer(path: str | Path, *, force: bool = False) -> Iterator[TraceWriter]:
     """Write a trace to `path` in pieces: the file appears, whole, when the block ends without an error."""
-    with whole_file(path, force=force) as file:
+    with atomic_file(path, force=force) as file:
         writer = TraceWriter(file)
         try:
             yield writer

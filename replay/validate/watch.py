@@ -158,7 +158,7 @@ def watcher(chosen: Algorithm | None = None) -> Iterator[Watcher]:
                     "CONFIG_EVENT_TRACING"
                 )
             others.reserve(EVIDENCE_BYTES // (os.cpu_count() or 1))
-            algorithm = chosen or predict.algorithm_of(_shown())
+            algorithm = chosen or predict.algorithm_of(shown_here())
             in_gather = algorithm.gathers_tables(machine)
             counters = calls.shown(instance.events, machine in probes.REGISTERS)
             if not in_gather:
@@ -168,7 +168,7 @@ def watcher(chosen: Algorithm | None = None) -> Iterator[Watcher]:
             yield Watcher(tree, instance, others, algorithm, in_gather, counters, no_calls)
 
 
-def _shown() -> frozenset[str]:
+def shown_here() -> frozenset[str]:
     """What this kernel has of all that tells kernels apart: functions, lines of its configuration."""
     names = predict.shown_names()
     return probes.present(names) | names.intersection(files.kernel_config(files.PROC).splitlines())

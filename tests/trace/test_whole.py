@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from replay.errors import ReplayError
-from replay.support.atomic_file import whole_file
+from replay.support.atomic_file import atomic_file
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -32,7 +32,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def test_appears_at_the_end(kind: str, tmp_path: Path):
     target = tmp_path / "a"
-    with whole_file(target) as file:
+    with atomic_file(target) as file:
         file.write(b"all")
         file.flush()
         assert not target.exists()
@@ -46,8 +46,8 @@ def test_replaces_only_if_told_to(kind: str, tmp_path: Path):
     target = tmp_path / "a"
     target.write_text("before")
     with pytest.raises(ReplayError, match="exists"):
-        whole_file(target)
-    with whole_file(target, force=True) as file:
+        atomic_file(target)
+    with atomic_file(target, force=True) as file:
         file.write(b"after")
         assert target.read_text() == "before"
     assert target.read_text() == "after"
@@ -56,7 +56,7 @@ def test_replaces_only_if_told_to(kind: str, tmp_path: Path):
 
 def test_does_not_replace_what_appeared_meanwhile(kind: str, tmp_path: Path):
     target = tmp_path / "a"
-    with pytest.raises(ReplayError, match="made by someone else"), whole_file(target) as file:
+    with pytest.raises(ReplayError, match="made by someone else"), atomic_file(target) as file:
         file.write(b"mine")
         target.write_text("theirs")
     assert target.read_text() == "theirs"
@@ -64,7 +64,7 @@ def test_does_not_replace_what_appeared_meanwhile(kind: str, tmp_path: Path):
 
 
 def test_nothing_is_left_after_an_error(kind: str, tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a") as file:
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "a") as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -72,8 +72,8 @@ def test_nothing_is_left_after_an_error(kind: str, tmp_path: Path):
 
 def test_nothing_is_left_when_killed(tmp_path: Path):
     code = (
-        "import os, signal, sys; from replay.support.atomic_file import whole_file\n"
-        "with whole_file(sys.argv[1]) as file:\n"
+        "import os, signal, sys; from replay.support.atomic_file import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,19 @@ def without_kprobes() -> str:
         )
 
 
-needs_kernel = pytest.mark.skipif(bool(unusable()), reason=unusable() or "usable")
+needs_kernel = [pytest.mark.live, pytest.mark.skipif(bool(unusable()), reason=unusable() or "usable")]
 
-needs_kprobes = pytest.mark.skipif(bool(without_kprobes()), reason=without_kprobes() or "usable")
+needs_kprobes = [
+    pytest.mark.live,
+    pytest.mark.skipif(bool(without_kprobes()), reason=without_kprobes() or "usable"),
+]
+
+
+def needs_validate(test: Callable[..., None]) -> Callable[..., None]:
+    """The marks of `needs_kernel` for one test."""
+    for mark in needs_kernel:
+        test = mark(test)
+    return test
 
 
 def state() -> dict[str, object]:

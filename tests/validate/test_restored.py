@@ -14,7 +14,7 @@ import pytest
 from replay.errors import ReplayError
 from replay.support.restore import undone
 from replay.validate import run, tracefs
-from tests.validate.machine import instances, needs_kernel, state, switches
+from tests.validate.machine import instances, needs_validate, state, switches
 
 RUN = "from replay.validate.run import validate; validate(only={only!r})"
 
@@ -54,7 +54,7 @@ def test_what_cannot_be_undone_is_told(tmp_path: Path):
         undo.remove_directory(tmp_path / "full")
 
 
-@needs_kernel
+@needs_validate
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 @pytest.mark.parametrize("only", [["thp-pmd", "order-3"], ["swap"]], ids=lambda only: only[0])
 @pytest.mark.parametrize("moment", ["starting", "tracing", "settings changed", "later"])
@@ -82,7 +82,7 @@ def test_an_interrupted_run_leaves_nothing_behind(number, only, moment):
     until(lambda: state() == before)
 
 
-@needs_kernel
+@needs_validate
 def test_a_run_and_a_failed_run_leave_nothing_behind():
     before = state()
     run.validate(only=["thp-pte", "swap"])
@@ -94,7 +94,7 @@ def test_a_run_and_a_failed_run_leave_nothing_behind():
     assert state() == before
 
 
-@needs_kernel
+@needs_validate
 def test_instances_of_processes_that_are_no_more_are_removed():
     ended = subprocess.Popen(["true"])
     ended.wait()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`replay sweep`: thousands of traces, one part of the result for each."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replay.commands.output import load_numpy, note
+from replay.errors import UsageError
+
+DEFECTIVE = 4
+"""Exit status of a sweep that is finished, with traces that could not be replayed."""
+
+
+def sweep(
+    traces: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, globs, or URIs such as s3://bucket/prefix.",
+            metavar="TRACE...",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the parts.", show_default=False)
+    ],
+    algorithms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-a", "--algorithms", help="Algorithms, separated by commas or repeated [default: all]."
+        ),
+    ] = None,
+    page_tables: Annotated[
+        str | None,
+        typer.Option(help="Where page tables go: 'gather' or 'rcu' [default: as the algorithm does]."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "-j", "--jobs", min=1, help="Worker processes [default: one per CPU].", show_default=False
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Replay on the Dask cluster of this scheduler; 'local' starts one here.",
+        ),
+    ] = None,
+) -> None:
+    """Replay many traces in parallel, into one Parquet part per trace.
+
+    A sweep that is started again skips finished parts whose trace and options are unchanged.
+    A trace that cannot be replayed becomes a row of DIR/failures.csv, and the exit status is 4.
+
+    Examples: replay sweep /var/traces -o parts --jobs 8; then: replay run parts
+    """
+    if page_tables not in (None, "gather", "rcu"):
+        raise UsageError(f"--page-tables is 'gather' or 'rcu', not '{page_tables}'")
+    load_numpy()
+    from replay.fleet import sources
+    from replay.fleet import sweep as fleet
+    from replay.teardown.variants import chosen, encoded
+
+    wanted = None if algorithms is None else [encoded(algorithm) for algorithm in chosen(algorithms)]
+    found = sources.find(traces)
+    began = time.monotonic()
+    with _progress(len(found)) as report:
+        swept = fleet.sweep(
+            found,
+            output,
+            fleet.options_text(wanted, page_tables),
+            jobs=jobs or os.cpu_count() or 1,
+            dask="" if dask == "local" else dask,
+            progress=report,
+        )
+    seconds = max(time.monotonic() - began, 1e-9)
+    skipped = f", {swept.skipped:,} were finished before" if swept.skipped else ""
+    note(
+        f"wrote {swept.traces:,} parts to {output}{skipped}: {swept.extents:,} extents, "
+        f"{swept.extents / seconds / 1e6:.1f} million per second"
+    )
+    for uri, error in list(swept.failures.items())[:5]:
+        note(f"not replayed: {error if uri in error else f'{uri}: {error}'}")
+    if swept.failures:
+        note(f"not replayed: {len(swept.failures):,} traces, listed in {output / fleet.FAILURES}")
+        sys.exit(DEFECTIVE)
+    note(f"next: replay run {shlex.quote(str(output))}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal; yields a function of (traces done, extents so far), or None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    began = time.monotonic()
+    columns = (TextColumn("traces"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total, rate="")
+
+        def report(done: int, extents: int) -> None:
+            rate = f"{extents / (time.monotonic() - began) / 1e6:.1f} M extents/s"
+            bar.update(task, completed=done, rate=rate)
+
+        yield report

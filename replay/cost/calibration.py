@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a calibration found, kept per machine and kernel, and counts turned into time by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from replay.cost.fit import Costs
+from replay.errors import ReplayError
+from replay.support.atomic_file import atomic_file
+
+FEATURES: Final = (
+    "ptes",
+    "rmap_calls",
+    "folios_freed",
+    "pages_freed",
+    "pmd_mappings",
+    "vmas",
+    "page_tables",
+)
+"""What time is made of: counters, and `vmas`, the VMAs with pages.
+
+The data decide which can be told apart.
+"""
+
+UNSEEN: Final = (
+    "the memory controller, other NUMA nodes, the zeroing of freed pages (init_on_free), swap devices, "
+    "the freeing of shmem files with their last user, other work of the machine"
+)
+"""What a calibration does not see."""
+
+VERSION: Final = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Costs in seconds per operation, the algorithm that they were measured for, and how well they predict.
+
+    error_median, error_high: median and 90th percentile of |estimate - measured| / measured over held-out
+    exits.
+    """
+
+    machine: str
+    kernel: str
+    algorithm: str
+    costs: dict[str, float]
+    low: dict[str, float]
+    high: dict[str, float]
+    error_median: float
+    error_high: float
+    exits: int
+    held_out: int
+    measured_at: str
+    version: int = VERSION
+
+
+def of_costs(costs: Costs, **values: Any) -> Calibration:
+    """A `Calibration` of what `fit.fit` found."""
+    middle, low, high = (
+        dict(zip(costs.names, map(float, column), strict=True))
+        for column in (costs.costs, costs.low, costs.high)
+    )
+    return Calibration(costs=middle, low=low, high=high, **values)
+
+
+def machine() -> str:
+    """A word for this machine: a digest of its id, so that the id itself is not spread, or its host name."""
+    try:
+        identity = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        identity = ""
+    return hashlib.sha256((identity or os.uname().nodename).encode()).hexdigest()[:12]
+
+
+def path_here() -> Path:
+    """Where the calibration of this machine and kernel is kept."""
+    import platformdirs
+
+    name = f"calibration-{machine()}-{os.uname().release}.json"
+    return Path(platformdirs.user_data_dir("replay", appauthor=False)) / name
+
+
+def write(calibration: Calibration, path: Path) -> None:
+    """Keep a calibration."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReplayError(f"cannot make the folder {path.parent}: {error.strerror}") from None
+    with atomic_file(path, force=True) as file:
+        file.write(json.dumps(dataclasses.asdict(calibration), indent=1).encode())
+
+
+def read(path: Path | None = None) -> Calibration:
+    """The calibration of a file, or of this machine and kernel.
+
+    Raises `ReplayError` if there is none, if it is damaged, or, where no file is named, if it is of another
+    kernel.
+    """
+    found = path or path_here()
+    try:
+        calibration = Calibration(**json.loads(found.read_bytes()))
+        if calibration.version != VERSION or not calibration.costs:
+            raise ValueError("another version")
+    except FileNotFoundError:
+        others = sorted(found.parent.glob(f"calibration-{machine()}-*.json")) if found.parent.is_dir() else []
+        hint = f" ({others[0].name} is of another kernel)" if others and path is None else ""
+        raise ReplayError(
+            f"no calibration {'of this machine and kernel' if path is None else found}{hint}: "
+            "make one with 'replay calibrate', which takes a minute or two"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ReplayError(
+            f"{found} is no calibration ({error}): make it again with 'replay calibrate'"
+        ) from None
+    return calibration
+
+
+def of_rows(rows: pl.LazyFrame) -> pl.DataFrame:
+    """What an address space has beside its counters: columns `mm`, `vmas` (with pages) and `dirty_ptes`.
+
+    rows: of a trace.
+    """
+    return (
+        rows.group_by("mm")
+        .agg(
+            vmas=pl.col("vma").n_unique().cast(pl.Int64),
+            dirty_ptes=pl.col("pages").filter("dirty").cast(pl.Int64).sum(),
+        )
+        .sort("mm")
+        .collect()
+    )
+
+
+def matrix(results: pl.DataFrame, of_each: pl.DataFrame) -> npt.NDArray[np.float64]:
+    """The columns of `FEATURES` for each row of a result: float64, shape (rows, features).
+
+    results: of `replay.run` over one trace; of_each: of `of_rows`.
+    """
+    joined = results.select("mm", *(name for name in FEATURES if name in results.columns)).join(
+        of_each, on="mm", how="left", maintain_order="left"
+    )
+    return np.asarray(joined.select(FEATURES).fill_null(0).to_numpy(), np.float64)
+
+
+def seconds(results: pl.DataFrame, of_each: pl.DataFrame, found: Calibration) -> npt.NDArray[np.float64]:
+    """Estimated seconds of each row of a result: float64, shape (rows,). Arguments as of `matrix`."""
+    costs = np.array([found.costs.get(name, 0.0) for name in FEATURES])
+    return np.asarray(matrix(results, of_each) @ costs)

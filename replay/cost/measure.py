@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long exits take: processes made for it, captured, killed, and timed until the kernel says they are
+gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from replay.errors import ReplayError
+from replay.trace.frame import Trace
+
+PROGRAM: Final = Path(__file__).with_name("program.py")
+
+SETTLE_SECONDS: Final = 0.05
+"""Pause between `ready` and the kill: what the start left to background work is done by then."""
+
+TIMEOUT_MS: Final = 60_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A process to be measured.
+
+    memory: (kind, MiB); thp: what files below transparent_hugepage say meanwhile.
+    """
+
+    name: str
+    memory: tuple[tuple[str, int], ...]
+    thp: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A measured exit. seconds: of each repetition, less those of a process without the memory."""
+
+    case: Case
+    trace: Trace
+    seconds: tuple[float, ...]
+
+    @property
+    def least(self) -> float:
+        """The least of the repetitions, in seconds: what else the machine does only adds."""
+        return min(self.seconds)
+
+
+def seconds_to_end(pid: int) -> float:
+    """Kill a process; the time until its pidfd says that it is gone, in seconds.
+
+    A pidfd becomes readable when the process is a zombie, and by then exit_mmap() has run: do_exit() calls
+    exit_mm() before exit_notify(). The last user of an address space tears it down, so nobody else may share
+    it.
+    """
+    descriptor = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        began = time.perf_counter()
+        os.kill(pid, signal.SIGKILL)
+        if not poll.poll(TIMEOUT_MS):
+            raise ReplayError(f"process {pid} was killed and is not gone after {TIMEOUT_MS // 1000} seconds")
+        return time.perf_counter() - began
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def started(case: Case, path: Path) -> Iterator[int]:
+    """Start the process of a case and wait until its memory is as it should be; yields its PID.
+
+    path: a file that kind `file` maps. Raises `ReplayError` if the process ends early.
+    """
+    words = [word for kind, mib in case.memory for word in (kind, str(mib))]
+    command = [sys.executable, "-I", str(PROGRAM), *words, "--file", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stderr
+            line = process.stdout.readline()
+            if not line:
+                reason = (process.stderr.read().strip().splitlines() or ["it was killed"])[-1]
+                raise ReplayError(f"the process '{case.name}' could not make its memory: {reason}")
+            time.sleep(SETTLE_SECONDS)
+            yield int(line.split()[1])
+        finally:
+            process.kill()
+
+
+def empty_seconds(path: Path, runs: int) -> float:
+    """What the exit of a process takes that has only the interpreter: the median, in seconds."""
+    times = []
+    for _ in range(runs):
+        with started(Case("empty", ()), path) as pid:
+            times.append(seconds_to_end(pid))
+    return statistics.median(times)
+
+
+def measure(
+    cases: Sequence[Case], path: Path, runs: int, empty: float, done: Callable[[], None] = lambda: None
+) -> list[Exit]:
+    """Run each case `runs` times: captured the first time, timed each time.
+
+    empty: of `empty_seconds`. done: called after each process.
+    """
+    from replay.capture.live import capture_process
+
+    exits = []
+    for case in cases:
+        trace: Trace | None = None
+        times = []
+        for _ in range(runs):
+            with started(case, path) as pid:
+                if trace is None:
+                    trace = capture_process(pid).trace
+                times.append(max(seconds_to_end(pid) - empty, 1e-9))
+            done()
+        assert trace is not None
+        exits.append(Exit(case, trace, tuple(times)))
+    return exits

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of one measurement: it maps memory as its arguments say, prints `ready PID`, and waits.
+
+Runs alone, as a script: program.py KIND MIB [KIND MIB]... [--file PATH]. All of its work is done before
+`ready`, and it is killed, so that what ends is its memory and nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+MIB: Final = 1 << 20
+PMD: Final = mmap.PAGESIZE * (mmap.PAGESIZE // 8)
+"""Bytes that one page-table page maps."""
+
+SPARSE_STEP: Final = 16
+"""Kind `sparse` touches one page of so many."""
+
+VMA_PAGES: Final = 4
+"""Kind `vmas` makes VMAs of so many pages."""
+
+
+def touch(memory: mmap.mmap, step: int = 1) -> None:
+    """Write one byte to every `step`-th page."""
+    stride = step * mmap.PAGESIZE
+    memory[::stride] = bytes(-(-len(memory) // stride))
+
+
+def anonymous(size: int, advice: int, step: int = 1) -> mmap.mmap:
+    """Private anonymous memory, touched."""
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(advice)
+    touch(memory, step)
+    return memory
+
+
+def protect(memory: mmap.mmap, offset: int, size: int, protection: int) -> None:
+    """mprotect(2) of a part."""
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + offset), ctypes.c_size_t(size), protection)
+
+
+def small(size: int, path: str) -> mmap.mmap:
+    """Pages of order 0."""
+    return anonymous(size, mmap.MADV_NOHUGEPAGE)
+
+
+def large(size: int, path: str) -> mmap.mmap:
+    """Folios of the largest size that the settings offer: mapped by PMDs, or by PTEs if they are smaller."""
+    return anonymous(size, mmap.MADV_HUGEPAGE)
+
+
+def split(size: int, path: str) -> mmap.mmap:
+    """PMD-sized folios mapped by PTEs: a change of protection, there and back, splits the PMD mapping."""
+    memory = anonymous(size, mmap.MADV_HUGEPAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for offset in range(-start % PMD, size, PMD):
+        for protection in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+            protect(memory, offset, mmap.PAGESIZE, protection)
+    return memory
+
+
+def sparse(size: int, path: str) -> mmap.mmap:
+    """Single pages far apart: few pages for each page-table page."""
+    return anonymous(size * SPARSE_STEP, mmap.MADV_NOHUGEPAGE, SPARSE_STEP)
+
+
+def vmas(size: int, path: str) -> mmap.mmap:
+    """Many VMAs: every other group of pages is read-only, one page touched in each group."""
+    memory = anonymous(size, mmap.MADV_NOHUGEPAGE, VMA_PAGES)
+    group = VMA_PAGES * mmap.PAGESIZE
+    for offset in range(0, min(size, MAX_VMAS * group), 2 * group):
+        protect(memory, offset, group, mmap.PROT_READ)
+    return memory
+
+
+MAX_VMAS: Final = 50_000
+"""Fewer than vm.max_map_count allows by default."""
+
+
+def file(size: int, path: str) -> mmap.mmap:
+    """Pages of the page cache, read through a private mapping."""
+    descriptor = os.open(path, os.O_RDONLY)
+    memory = mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    os.close(descriptor)
+    memory[:: mmap.PAGESIZE]
+    return memory
+
+
+def shared(size: int, path: str) -> mmap.mmap:
+    """Pages of the page cache, written through a shared mapping: dirty PTEs.
+
+    The file outlives the process.
+    """
+    descriptor = os.open(path, os.O_RDWR)
+    memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED)
+    os.close(descriptor)
+    touch(memory)
+    return memory
+
+
+KINDS: Final[dict[str, Callable[[int, str], mmap.mmap]]] = {
+    "small": small,
+    "large": large,
+    "split": split,
+    "sparse": sparse,
+    "vmas": vmas,
+    "file": file,
+    "shared": shared,
+    "forked": small,
+}
+"""Kind -> what maps it. `forked`: memory that a parent keeps; the child is the process to be measured."""
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    path = words.pop() if "--file" in words else ""
+    words = [word for word in words if word != "--file"]
+    kinds = list(zip(words[::2], map(int, words[1::2]), strict=True))
+    kept = [KINDS[kind](mib * MIB, path) for kind, mib in kinds if kind == "forked"]
+    if kept and os.fork():
+        signal.pause()
+    kept += [KINDS[kind](mib * MIB, path) for kind, mib in kinds if kind != "forked"]
+    print(f"ready {os.getpid()}", flush=True)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()

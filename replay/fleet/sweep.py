@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sweep: each trace becomes one part of a result, and what fails becomes a row of failures.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import replay
+from replay.errors import ReplayError
+from replay.fleet import parts, workers
+from replay.fleet.sources import Source
+from replay.support.atomic_file import atomic_file
+
+FAILURES: Final = "failures.csv"
+
+
+class Swept(NamedTuple):
+    """A finished sweep. traces, extents: of the parts made now; skipped: parts that were there."""
+
+    traces: int
+    skipped: int
+    extents: int
+    failures: dict[str, str]
+
+
+def options_text(algorithms: Sequence[Mapping[str, Any]] | None, page_tables: str | None) -> str:
+    """The options of the replay as text: what a part depends on beside its trace.
+
+    algorithms: as `variants.encoded` gives them; all if None.
+    """
+    return json.dumps(
+        {"algorithms": algorithms, "page_tables": page_tables, "replay": replay.__version__}, sort_keys=True
+    )
+
+
+def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
+    """One trace -> (the frame of `run_checked`, its extents)."""
+    import dataclasses
+
+    from replay.teardown.replayer import run_checked
+    from replay.teardown.variants import decoded
+    from replay.trace.file import read
+
+    given = json.loads(options)
+    trace = dataclasses.replace(read(path), name=name)
+    algorithms = given["algorithms"] and [decoded(fields) for fields in given["algorithms"]]
+    return run_checked(trace, algorithms, page_tables=given["page_tables"]), len(trace.frame)
+
+
+def sweep(
+    sources: Sequence[Source],
+    folder: Path,
+    options: str,
+    *,
+    jobs: int,
+    dask: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Swept:
+    """Replay the traces whose parts are not in `folder` yet.
+
+    options: of `options_text`. jobs: local worker processes. dask: address of a scheduler, "" for a local
+    cluster, None for plain processes. progress: called with (traces done, extents so far).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReplayError(f"cannot make the folder {folder}: {error.strerror}") from None
+    task = workers.Task(replayed, options)
+    left = [source for source in sources if not parts.is_finished(folder, source, options)]
+    outcomes = workers.local(left, task, jobs) if dask is None else workers.dask(left, task, jobs, dask)
+    extents = done = 0
+    failures: dict[str, str] = {}
+    for outcome in outcomes:
+        if outcome.error:
+            failures[outcome.source.uri] = outcome.error
+            parts.path_of(folder, outcome.source).unlink(missing_ok=True)
+        else:
+            parts.write(folder, outcome.source, outcome.part)
+            done += 1
+        extents += outcome.extents
+        if progress:
+            progress(done + len(failures), extents)
+    _write_failures(folder / FAILURES, failures)
+    return Swept(done, len(sources) - len(left), extents, dict(sorted(failures.items())))
+
+
+def _write_failures(path: Path, failures: dict[str, str]) -> None:
+    """Write failures.csv, or remove an older one where nothing failed."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trace", "error"])
+    writer.writerows(sorted(failures.items()))
+    with atomic_file(path, force=True, mode=0o666) as file:
+        file.write(text.getvalue().encode(errors="backslashreplace"))

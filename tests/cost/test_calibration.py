@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A calibration is kept, read and refused; time is costs times counts; exits are measured for real."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import replay
+from replay.cost import calibration as kept
+from replay.cost.measure import Case, empty_seconds, measure
+from replay.errors import ReplayError
+from tests.capture.processes import needs_root
+from tests.teardown.address_spaces import Piece, trace_of
+
+MADE_UP = kept.Calibration(
+    machine="m",
+    kernel="6.18.0",
+    algorithm="baseline",
+    costs={"ptes": 10e-9, "folios_freed": 200e-9, "vmas": 1e-6},
+    low={},
+    high={},
+    error_median=0.05,
+    error_high=0.1,
+    exits=20,
+    held_out=12,
+    measured_at="",
+)
+
+
+def test_time_is_the_costs_times_the_counts() -> None:
+    trace = trace_of([Piece(count=100), Piece(order=3, count=80)], 9)
+    results = replay.run(trace, ["baseline", "v2"])
+    of_each = kept.of_rows(trace.frame.lazy())
+    expected = [
+        row["ptes"] * 10e-9 + row["folios_freed"] * 200e-9 + trace.frame["vma"].n_unique() * 1e-6
+        for row in results.iter_rows(named=True)
+    ]
+    np.testing.assert_allclose(kept.seconds(results, of_each, MADE_UP), expected)
+
+
+def test_kept_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "c.json"
+    kept.write(MADE_UP, path)
+    assert kept.read(path) == MADE_UP
+
+
+def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with pytest.raises(ReplayError, match=r"no calibration of this machine and kernel: .*replay calibrate"):
+        kept.read()
+    kept.write(MADE_UP, kept.path_here().with_name(f"calibration-{kept.machine()}-6.1.0.json"))
+    with pytest.raises(ReplayError, match="is of another kernel"):
+        kept.read()
+    damaged = tmp_path / "damaged.json"
+    for text in ("", "[]", "{}", json.dumps(dataclasses.asdict(MADE_UP) | {"version": 0})):
+        damaged.write_text(text)
+        with pytest.raises(ReplayError, match="is no calibration"):
+            kept.read(damaged)
+
+
+@needs_root()
+def test_a_larger_process_takes_longer(tmp_path: Path) -> None:
+    path = tmp_path / "pages"
+    path.write_bytes(bytes(16 << 20))
+    empty = empty_seconds(path, 3)
+    assert 0 < empty < 1
+    cases = [
+        Case("a", (("small", 16),)),
+        Case("b", (("small", 128),)),
+        Case("c", (("file", 16), ("forked", 16))),
+    ]
+    exits = measure(cases, path, 2, empty)
+    assert exits[0].least < exits[1].least
+    pages = [replay.run(found.trace, "baseline")["ptes"][0] for found in exits]
+    assert pages[1] - pages[0] >= 112 << 8 and pages[2] > 32 << 8

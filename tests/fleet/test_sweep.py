@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sweeps: parts that are equal whoever makes them, restarts, broken traces, killed workers, object stores."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+import replay
+from replay.errors import ReplayError, UsageError
+from replay.fleet import parts, sources, workers
+from replay.fleet.sweep import FAILURES, options_text, sweep
+from replay.teardown.algorithms import ALGORITHMS
+from replay.teardown.variants import encoded
+from tests.teardown.address_spaces import Piece, trace_of
+
+OPTIONS = options_text([encoded(ALGORITHMS[name]) for name in ("baseline", "v2")], None)
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Path:
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for number in range(4):
+        trace_of([Piece(order=number, count=20 + number)], 3).write(folder / f"t{number}.parquet")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_parts_are_the_same_with_one_worker_or_two(traces: Path, tmp_path: Path) -> None:
+    found = sources.find([str(traces)])
+    for jobs in (1, 2):
+        swept = sweep(found, tmp_path / f"parts{jobs}", OPTIONS, jobs=jobs)
+        assert (swept.traces, swept.failures) == (4, {})
+    assert content(tmp_path / "parts1") == content(tmp_path / "parts2")
+    alone = replay.run(replay.read_trace(traces / "t2.parquet"), ["baseline", "v2"])
+    together = parts.read_all(tmp_path / "parts1")
+    assert together.filter(together["trace"] == "t2").select(alone.columns).equals(alone)
+
+
+def test_a_restart_skips_what_is_finished_and_unchanged(traces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    sweep(sources.find([str(traces)]), out, OPTIONS, jobs=1)
+    part = parts.path_of(out, sources.find([str(traces / "t1.parquet")])[0])
+    part.write_bytes(part.read_bytes()[:100])
+    trace_of([Piece(count=7)], 3).write(traces / "t3.parquet", force=True)
+    swept = sweep(sources.find([str(traces)]), out, OPTIONS, jobs=1)
+    assert (swept.traces, swept.skipped) == (2, 2)
+    other = sweep(sources.find([str(traces)]), out, options_text([encoded(ALGORITHMS["v2"])], None), jobs=1)
+    assert other.skipped == 0
+
+
+def test_a_broken_trace_is_a_row_of_failures(traces: Path, tmp_path: Path) -> None:
+    broken = traces / "t0.parquet"
+    broken.write_bytes(broken.read_bytes()[:500])
+    out = tmp_path / "parts"
+    swept = sweep(sources.find([str(traces)]), out, OPTIONS, jobs=2)
+    assert (swept.traces, list(swept.failures)) == (3, [str(broken)])
+    [row] = csv.DictReader((out / FAILURES).open())
+    assert row["trace"] == str(broken) and "cut or damaged" in row["error"]
+    trace_of([Piece(count=9)], 3).write(broken, force=True)
+    assert sweep(sources.find([str(traces)]), out, OPTIONS, jobs=1).traces == 1
+    assert not (out / FAILURES).exists()
+
+
+def test_the_command(traces: Path, tmp_path: Path) -> None:
+    (traces / "bad.parquet").write_bytes(b"PAR1")
+    command = [sys.executable, "-m", "replay", "sweep", str(traces), "-o", str(tmp_path / "p"), "-j", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4 and "not replayed: 1 traces" in done.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command[4] = str(empty)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "no trace in" in done.stderr
+
+
+def killing(path: Path, name: str, options: str) -> tuple[object, int]:
+    """A replay that kills its worker: always for the trace t1, once for the others."""
+    mark = path.with_suffix(".killed")
+    if name == "t1" or not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replay.run(replay.read_trace(path), "v2"), 1
+
+
+def test_a_lost_worker_costs_no_other_trace(traces: Path) -> None:
+    outcomes = list(workers.local(sources.find([str(traces)]), workers.Task(killing, "{}"), 2))
+    assert sorted(outcome.source.name for outcome in outcomes) == ["t0", "t1", "t2", "t3"]
+    assert [outcome.source.name for outcome in outcomes if outcome.error] == ["t1"]
+    assert "killed 3 times" in next(outcome.error for outcome in outcomes if outcome.error)
+
+
+def slow(path: Path, name: str, options: str) -> tuple[object, int]:
+    """A replay that says who runs it, and takes a while."""
+    (path.parent / f"worker-{os.getpid()}").touch()
+    time.sleep(0.5)
+    return replay.run(replay.read_trace(path), ["baseline", "v2"]), 1
+
+
+def test_dask_gives_the_serial_result_though_a_worker_dies(traces: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    found = sources.find([str(traces)])
+    task = workers.Task(slow, OPTIONS)
+    serial = {outcome.source.uri: outcome.part for outcome in workers.local(found, task, 1)}
+    for mark in traces.glob("worker-*"):
+        mark.unlink()
+    clustered: dict[str, bytes] = {}
+    for outcome in workers.dask(found, task, 2, ""):
+        if not clustered:
+            alive = [int(mark.name[7:]) for mark in traces.glob("worker-*")]
+            os.kill(alive[0], signal.SIGKILL)
+        clustered[outcome.source.uri] = outcome.part
+    assert clustered == serial
+
+
+def test_an_object_store(traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        query = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+        system, _ = pafs.FileSystem.from_uri(f"s3://traces/{query}")
+        system.create_dir("traces")
+        for path in traces.iterdir():
+            with system.open_output_stream(f"traces/day/{path.name}") as out:
+                out.write(path.read_bytes())
+        found = sources.find([f"s3://traces/day/*.parquet{query}"])
+        assert [source.name for source in found] == ["t0", "t1", "t2", "t3"]
+        assert found == sources.find([f"s3://traces/day{query}"])
+        swept = sweep(found, tmp_path / "remote", OPTIONS, jobs=1)
+        assert (swept.traces, swept.failures) == (4, {})
+        sweep(sources.find([str(traces)]), tmp_path / "near", OPTIONS, jobs=1)
+        assert parts.read_all(tmp_path / "remote").equals(parts.read_all(tmp_path / "near"))
+    finally:
+        server.stop()
+    with pytest.raises(ReplayError, match="cannot read s3://traces/day"):
+        sources.find([f"s3://traces/day{query}"])
+
+
+def test_what_cannot_be_found_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        sources.find([str(tmp_path / "none.parquet")])
+    with pytest.raises(UsageError, match="no trace in"):
+        sources.find([str(tmp_path / "*.parquet")])
+    with pytest.raises(ReplayError, match="cannot read strange://bucket"):
+        sources.find(["strange://bucket/x"])
