@@ -100,7 +100,9 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
         elif len(lines) > 1:
             note(*(f"{space.comm} ({space.pid}): {line}" for line in lines))
     if len(spaces) > 1:
-        note(f"captured {len(spaces):,} processes; those not named above: as /proc/PID/status says")
+        note(
+            f"captured {len(spaces):,} address spaces; where nothing is said above, as /proc/PID/status says"
+        )
     note(*(f"not captured: {line}" for line in done.refused))
     if done.vanished:
         note(f"not captured: {done.vanished:,} that ended before they could be read")
