@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from replay.errors import ReplayError
-from replay.native.image import cache
+from replay.jit import cache
 from replay.procfs import files, kernel, pagemap_scan
 
 CAPABILITIES: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
@@ -242,14 +242,13 @@ def machine() -> str:
 
 
 def _compiled_code() -> Check:
-    """Root may write anywhere, but not to a file system that is mounted read-only."""
-    folder = cache()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if os.access(existing, os.W_OK):
-        return Check("compiled code", State.WORKS, f"kept in {folder}")
+    place = cache.find()
+    if not place.trouble:
+        return Check("compiled code", State.WORKS, f"kept in {place.folder}")
+    cause, _, remedy = place.trouble.rpartition(": ")
     return Check(
         "compiled code",
         State.LIMITED,
-        f"cannot be kept in {folder}: made anew by each command, which takes seconds",
-        "set XDG_CACHE_HOME to a folder of your own",
+        f"{cause}: compiled anew by each command, which takes seconds",
+        remedy,
     )

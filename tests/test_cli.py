@@ -19,7 +19,7 @@ import pytest
 import replay
 from replay.report.compare import compare, total
 from replay.teardown.algorithms import ALGORITHMS
-from replay.teardown.counters import COMPARED, COUNTERS
+from replay.teardown.counters import COUNTERS
 from tests.capture.trees import TRUTH, lay_out
 from tests.teardown.address_spaces import Piece, trace_of
 
@@ -116,7 +116,7 @@ def test_run_to_a_pipe_is_csv(path: Path):
     done = call("run", path)
     assert done.returncode == 0
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    avoided = [f"{name}_{what}" for name in COMPARED for what in ("avoided", "avoided_pct")]
+    avoided = [f"{name}_{what}" for name in COUNTERS for what in ("avoided", "avoided_pct")]
     assert list(rows[0]) == ["trace", "mm", "pid", "comm", "algorithm", *COUNTERS, *avoided]
     assert [row["algorithm"] for row in rows] == list(ALGORITHMS)
     found = {row["algorithm"]: row for row in rows}
@@ -129,7 +129,7 @@ def test_run_to_a_pipe_is_csv(path: Path):
 
 def test_run_on_a_terminal_is_a_table(path: Path):
     shown = on_terminal("run", path)
-    assert "1 address space, 110 PTEs" in shown
+    assert "1 address space, 110 PTEs, 0 PMD mappings" in shown
     assert "-62.7 %" in shown
     assert max(map(len, shown.splitlines())) <= 100
     assert "made-up" in on_terminal("run", path, "--per", "mm")
@@ -155,9 +155,9 @@ def test_several_traces(path: Path, tmp_path: Path):
 
 
 def test_page_tables_can_take_the_rcu_path(path: Path):
-    for where, pages in (("gather", 9), ("rcu", 0)):
+    for where, batches in (("gather", 0), ("rcu", 1)):
         frame = pl.read_csv(io.StringIO(call("run", path, "-a", "baseline", "--page-tables", where).stdout))
-        assert frame["page_tables"].to_list() == [pages]
+        assert frame.select("page_tables", "table_batches").rows() == [(9, batches)]
 
 
 def test_a_reader_that_stops_reading(path: Path):
@@ -276,7 +276,9 @@ def test_names_do_not_steer_the_terminal(tmp_path: Path):
     trace = trace_of([Piece(count=3)], 9)
     name = "a[/b][red]:smile:\x1b[31m"
     spaces = tuple(dataclasses.replace(space, comm=name) for space in trace.meta.address_spaces)
-    named = dataclasses.replace(trace, meta=dataclasses.replace(trace.meta, address_spaces=spaces))
+    frame = trace.frame.with_columns(pl.lit(name).cast(pl.Categorical).alias("comm"))
+    meta = dataclasses.replace(trace.meta, address_spaces=spaces)
+    named = dataclasses.replace(trace, frame=frame, meta=meta)
     path = named.write(tmp_path / "x[bold]y.parquet")
     assert "x[bold]y: 1 address space" in on_terminal("run", path)
     assert "a[/b][red]:smile:\\x1b[31m" in on_terminal("run", path, "--per", "mm", columns=200)

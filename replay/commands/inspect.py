@@ -31,7 +31,7 @@ def inspect(
     from replay.report import notes, terminal
     from replay.trace.file import read
 
-    loaded = read(trace)
+    loaded = read(trace, partial=True)
     rows = report.classified(loaded)
     if json:
         typer.echo(report.as_json(loaded, rows))
@@ -43,4 +43,4 @@ def inspect(
         return
     columns = width()
     show(list(terminal.inspection(loaded, rows, vmas, columns)), columns)
-    note(*notes.limits(loaded.meta))
+    note(*notes.noticed(loaded))

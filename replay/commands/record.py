@@ -39,8 +39,9 @@ def record(
 
     The command behaves as without replay, and its exit status is that of this command. What it can notice, if
     it looks: TracerPid, Seccomp and Seccomp_filters in /proc/PID/status, SECCOMP_MODE_STRICT fails, and all
-    takes longer. It may trace processes itself; those it traces are not captured. Processes that outlive the
-    recording keep the seccomp filter: there PTRACE_TRACEME, ATTACH and SEIZE fail with ENOSYS.
+    takes longer. It may trace processes itself, which are not captured then. In those, and in processes that
+    outlive the recording, the filter stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED,
+    fail with ENOSYS.
     """
     load_numpy()
     from replay.recording import recorder

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,8 +28,11 @@ class Swept(NamedTuple):
     failures: dict[str, str]
 
 
-def options_text(algorithms: Sequence[str] | None, page_tables: str | None) -> str:
-    """The options of the replay as text: what a part depends on beside its trace."""
+def options_text(algorithms: Sequence[Mapping[str, Any]] | None, page_tables: str | None) -> str:
+    """The options of the replay as text: what a part depends on beside its trace.
+
+    algorithms: as `variants.encoded` gives them; all if None.
+    """
     return json.dumps(
         {"algorithms": algorithms, "page_tables": page_tables, "replay": replay.__version__}, sort_keys=True
     )
@@ -40,12 +43,13 @@ def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
     import dataclasses
 
     from replay.teardown.replayer import run_checked
+    from replay.teardown.variants import decoded
     from replay.trace.file import read
 
     given = json.loads(options)
     trace = dataclasses.replace(read(path), name=name)
-    results = run_checked(trace, given["algorithms"], page_tables=given["page_tables"])
-    return results, len(trace.frame)
+    algorithms = given["algorithms"] and [decoded(fields) for fields in given["algorithms"]]
+    return run_checked(trace, algorithms, page_tables=given["page_tables"]), len(trace.frame)
 
 
 def sweep(

@@ -252,10 +252,13 @@ def _resume(followed: Followed, pid: int, tid: int, signal: int = 0) -> None:
 def _attaches(followed: Followed, pid: int, tid: int) -> None:
     """A task stands at a call that makes a tracer: give way, then let the call go ahead."""
     asked = nested_tracers.asked(tid)
-    if asked is None:
+    if isinstance(asked, nested_tracers.Clone):
+        nested_tracers.keep_traced(tid, asked)
+        _resume(followed, pid, tid)
+    elif asked is None:
         nested_tracers.refuse(tid)
-        ptrace.call(ptrace.CONT, tid)
-    elif asked.request == ptrace.TRACEME:
+        _resume(followed, pid, tid)
+    elif asked.target is None:
         _give_up(followed, pid, tid)
     else:
         wanted = nested_tracers.as_we_number(tid, asked.target, list(followed.process_of))
@@ -352,7 +355,7 @@ def _execing(followed: Followed, waiting: Waiting) -> None:
 def _read_before_exec(followed: Followed, process: Process, waiting: Waiting) -> Reading | Missed:
     assert followed.execs
     pid, tid = process.pid, waiting.tid
-    if (process.borrows and _has_memory_of_parent(tid)) or _lives_on(followed, pid, tid):
+    if _is_shared(followed, process, tid):
         return Reading.SHARED
     if _others_run(followed, process, tid):
         return Reading.LATER
@@ -439,7 +442,7 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
             found.reading = _read_for_exec(followed, pid, execing, found.began)
     if started and not process.done and _is_last(process, tid):
         process.done = True
-        if _lives_on(followed, pid, tid):
+        if _is_shared(followed, process, tid):
             followed.missed[Missed.SHARED] += 1
         elif cause := followed.at_exit(pid, tid, lambda: handle_others(followed)):
             followed.missed[cause] += 1
@@ -491,9 +494,14 @@ def _says_dead(status: str) -> bool:
     return (files.field(status, "State") or "X")[0] in "ZX"
 
 
-def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
-    """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM)."""
-    others = (other for other in followed.processes.values() if other.pid != pid and not other.done)
+def _is_shared(followed: Followed, process: Process, tid: int) -> bool:
+    """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM).
+
+    One that we do not follow is only found if it is the parent.
+    """
+    if process.borrows and ptrace.same_memory(tid, int(files.field(_status(tid), "PPid") or 0)):
+        return True
+    others = (other for other in followed.processes.values() if other.pid != process.pid and not other.done)
     return any(ptrace.same_memory(tid, task) for other in others for task in other.tasks)
 
 

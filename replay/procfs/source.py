@@ -9,7 +9,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from replay.native import function
 from replay.procfs import files, kernel
 
 READERS: Final = 4
@@ -32,13 +31,17 @@ INLINE: Final = Inline()
 
 
 class Tree(NamedTuple):
-    """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`."""
+    """An open procfs tree, with threads: `pool` to read, `writer`, one thread, to emit. See `opened`.
+
+    memcg_fd: kpagecgroup, -1 where there is none.
+    """
 
     root: Path
     live: bool
     page_size: int
     flags_fd: int
     counts_fd: int
+    memcg_fd: int
     saved_frames: int | None
     mapcounts: str
     pool: Executor
@@ -52,13 +55,15 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
     Raises `ReplayError` if there is no such tree, no such process, or no right to read them.
     """
     live = files.is_live(root)
-    function.prepare()
     with contextlib.ExitStack() as stack:
         page_size = files.base_page_size(root, pid)
         flags_fd = files.open_kpage(root, "kpageflags")
         stack.callback(os.close, flags_fd)
         counts_fd = files.open_kpage(root, "kpagecount")
         stack.callback(os.close, counts_fd)
+        memcg_fd = _open_memcg(root)
+        if memcg_fd >= 0:
+            stack.callback(os.close, memcg_fd)
         saved = min(files.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
         pool = stack.enter_context(ThreadPoolExecutor(READERS, "replay-read"))
         writer = stack.enter_context(ThreadPoolExecutor(1, "replay-write"))
@@ -68,11 +73,20 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
             page_size=page_size,
             flags_fd=flags_fd,
             counts_fd=counts_fd,
+            memcg_fd=memcg_fd,
             saved_frames=None if live else saved,
             mapcounts=kernel.mapcounts(root),
             pool=pool,
             writer=writer,
         )
+
+
+def _open_memcg(root: Path) -> int:
+    """kpagecgroup as a file descriptor; -1 without CONFIG_MEMCG, or without the right to read it."""
+    try:
+        return os.open(root / "kpagecgroup", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 @contextlib.contextmanager

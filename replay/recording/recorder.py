@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from replay.capture import loops
 from replay.capture.address_space import Options
 from replay.errors import ProcessGoneError, ReplayError
 from replay.process import command, exec_gate, follow, ptrace, stop
@@ -365,6 +366,7 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(atomic_file(out, force=force))
         tree = stack.enter_context(opened(files.PROC, os.getpid()))
+        loops.prepare()
         # threads would not outlive the encoder's fork
         tree = tree._replace(pool=INLINE, writer=INLINE)
         work = functools.partial(_write_trace, target, tree, options)

@@ -184,10 +184,11 @@ def header(trace: Trace, rows: pl.DataFrame) -> list[str]:
     spaces = meta.address_spaces
     who = ", ".join(f"{space.comm} ({space.pid})" for space in spaces[:5])
     more = f" and {len(spaces) - 5} more" if len(spaces) > 5 else ""
+    absent = f"{len(trace.left_out):,} of them without rows: " if trace.left_out else ""
     thp = meta.thp.get("enabled", "")
     return [
         answer(trace, rows),
-        f"{trace.name}: {notes.spaces(len(spaces))}: {who}{more}",
+        f"{trace.name}: {notes.spaces(len(spaces))}: {absent}{who}{more}",
         f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of "
         f"{meta.page_size} bytes",
         f"Linux {meta.kernel_release or 'unknown'} {meta.architecture}, {meta.captured_at}, "
@@ -210,6 +211,7 @@ def as_json(trace: Trace, rows: pl.DataFrame) -> str:
             "by_type": in_large_folios(rows, ["type"]).to_dicts(),
         },
         "processes": processes(trace, rows).to_dicts(),
+        "missing": list(trace.notes),
         "kinds": kinds(rows).to_dicts(),
         "orders": orders(rows).to_dicts(),
         "sharing": sharing(rows).to_dicts(),

@@ -6,7 +6,7 @@ No number is ever cut or folded: of what does not fit the width, the last column
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
@@ -31,23 +31,37 @@ FREE = ("name", "causes", "command line")
 FREE_WIDTH = 12
 
 
-def comparison(compared: pl.DataFrame, title: str, width: int) -> Sheet:
-    """The comparison of one total: a row per algorithm, counts with the baseline's share avoided."""
+RUNNING = " *"
+"""Behind the name of what the kernel does that the trace was taken on."""
+
+
+def comparison(
+    compared: pl.DataFrame,
+    title: str,
+    width: int,
+    baseline: str = BASELINE,
+    running: Collection[str] = (),
+) -> Sheet:
+    """The comparison of one total: a row per algorithm, counts with their change against the baseline.
+
+    running: names of the algorithms to mark.
+    """
     rows = compared.to_dicts()
-    cells = {"algorithm": [row["algorithm"] for row in rows]}
-    cells |= {name: [_cell(row, name) for row in rows] for name in SHOWN}
-    styles = ["dim" if row["algorithm"] == BASELINE else None for row in rows]
-    note = f"Changes are against the baseline. {_meanings(SHOWN)}"
+    marks = [RUNNING if row["algorithm"] in running else "" for row in rows]
+    cells = {"algorithm": [f"{row['algorithm']}{mark}" for row, mark in zip(rows, marks, strict=True)]}
+    cells |= {name: [_cell(row, name, baseline) for row in rows] for name in SHOWN}
+    styles = ["dim" if row["algorithm"] == baseline else None for row in rows]
+    note = f"Changes are against {baseline}. {_meanings(SHOWN)}"
     return _table(cells, title, width, right=SHOWN, styles=styles, note=note)
 
 
-def _cell(row: Mapping[str, object], name: str) -> str:
+def _cell(row: Mapping[str, object], name: str, baseline: str) -> str:
     count = f"{row[name]:,}"
     avoided, share = row[f"{name}_avoided"], row[f"{name}_avoided_pct"]
-    if row["algorithm"] == BASELINE or avoided == 0:
+    if row["algorithm"] == baseline or avoided == 0:
         return count
     if share is None:
-        return f"{count}\n(baseline: 0)"
+        return f"{count}\n(from 0)"
     return f"{count}\n{_change(int(str(row[name])), int(str(avoided)))} %"
 
 
@@ -64,12 +78,18 @@ RANKED = ("rmap_calls", "atomics", "locks", "release_calls")
 
 
 def ranked(
-    compared: pl.DataFrame, cmdlines: Mapping[tuple[str, int], str], algorithm: str, top: int, width: int
+    compared: pl.DataFrame,
+    cmdlines: Mapping[tuple[str, int], str],
+    names: tuple[str, str],
+    top: int,
+    width: int,
 ) -> Sheet:
     """Address spaces in the order of the frame, one a row, then all of them together.
 
-    compared: rows of one algorithm of `compare.compare`, each an address space; cmdlines: by trace and mm.
+    compared: rows of one algorithm of `compare.compare`, each an address space; cmdlines: by trace and mm;
+    names: of the algorithm and of its baseline.
     """
+    algorithm, baseline = names
     rows = compared.head(top).to_dicts()
     counted = [*RANKED, *(f"{name}_avoided" for name in RANKED), "ptes"]
     rows.append(compared.select(pl.col(counted).sum()).to_dicts()[0])
@@ -88,7 +108,7 @@ def ranked(
         ]
     if any(lines):
         cells["command line"] = [*map(printable, lines), ""]
-    note = f"Counts of {algorithm}, in brackets the change against the baseline. {_meanings(RANKED)}"
+    note = f"Counts of {algorithm}, in brackets the change against {baseline}. {_meanings(RANKED)}"
     if len(compared) > top:
         note += f" {len(compared) - top:,} address spaces more: --top shows them, -o writes all."
     styles = [None] * last + ["bold"]

@@ -150,7 +150,8 @@ class Algorithm:
     The choices: `entry`, `rmap`, `mapcounts`, `release`, `page_tables`. The rest are sizes and habits of its
     kernel: `variants.PARAMETERS` says what each stands for. `since`: the first release that
     does this, None for what none does. `shown_by`: what tells a running kernel that does it from older ones:
-    functions of /proc/kallsyms and lines of its configuration.
+    functions of /proc/kallsyms and lines of its configuration. `in_summaries`: false for what counts
+    nearly as another one, where there is no room for all.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Algorithm:
     note: str = ""
     since: tuple[int, int] | None = None
     shown_by: tuple[str, ...] = ()
+    in_summaries: bool = True
 
     @property
     def defers_rmap(self) -> bool:
@@ -319,6 +321,7 @@ ALGORITHMS: Final = {
             title="baseline without delayed rmap removal",
             source="Linux v6.1 (before commit 5df397dec7c4, v6.2)",
             delayed_rmap=False,
+            in_summaries=False,
             since=(0, 0),
             shown_by=(),
         ),
@@ -337,6 +340,7 @@ ALGORITHMS: Final = {
             name="v1",
             title="Optimize mmap_exit for large folios, v1: ranges of struct page pointers",
             source="<20230810103332.3062143-1-ryan.roberts@arm.com>",
+            in_summaries=False,
             note="Counts as v2: they differ only without vmemmap, and for zone-device folios, where v1 leaks "
             "references; procfs shows neither.",
         ),
@@ -360,6 +364,7 @@ ALGORITHMS: Final = {
             title="mainline built with CONFIG_NO_PAGE_MAPCOUNT: pages of large folios have no mapcount",
             source="Linux v7.3 (CONFIG_NO_PAGE_MAPCOUNT came with v6.15)",
             mapcounts=Mapcounts.NO_PAGE,
+            in_summaries=False,
             shown_by=(*_MAINLINE.shown_by, "CONFIG_NO_PAGE_MAPCOUNT=y"),
             note="Off in Debian's kernels. Counts of a trace that was taken with the option are averages.",
         ),
@@ -382,17 +387,21 @@ def of_release(release: str) -> Algorithm | None:
 
     Distributions carry changes to older releases: this is for a trace, whose kernel cannot be asked.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    if numbers is None:
+    found = release_numbers(release)
+    if found is None:
         return None
-    found = int(numbers[1]), int(numbers[2])
-    options = ("CONFIG_NO_PAGE_MAPCOUNT=y",)
     real = [
         (algorithm.since, algorithm)
         for algorithm in ALGORITHMS.values()
-        if algorithm.since is not None and not set(options) & set(algorithm.shown_by)
+        if algorithm.since is not None and algorithm.counts_pages
     ]
     return max((pair for pair in real if pair[0] <= found), key=lambda pair: pair[0])[1]
+
+
+def release_numbers(release: str) -> tuple[int, int] | None:
+    """The first two numbers of a `uname -r`, None if it has none."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return None if numbers is None else (int(numbers[1]), int(numbers[2]))
 
 
 NEWEST_TRACED: Final = (7, 3)
@@ -418,7 +427,8 @@ NOT_MODELLED: Final = (
     "split_queue_lock where a kernel since v6.12 finds the folio queued already: 'locks' misses it.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
     "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",
-    "Several lruvecs (memory cgroups, NUMA nodes): one is assumed for lruvec_locks.",
+    "Several lruvecs: lruvec_locks follows memory cgroups where the trace has them (column memcg); one NUMA "
+    "node is assumed.",
     "Zone-device folios: procfs shows neither their size nor their counts; a trace with one that a PMD maps "
     "is refused.",
 )

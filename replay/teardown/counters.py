@@ -33,7 +33,7 @@ COUNTERS: Final = {
     "release_calls": "calls of release_pages(), folios_put_refs() or folios_put()",
     "release_entries": "gather entries released",
     "refcount_atomics": "atomic operations on folio reference counts",
-    "lruvec_locks": "lruvec lock acquisitions (one lruvec assumed)",
+    "lruvec_locks": "lruvec lock acquisitions, by memory cgroup where the trace has it; one NUMA node",
     "folios_freed": "folios freed",
     "pages_freed": "pages of these folios",
     "atomics": "mapcount + nr_mapped + large_mapcount + refcount atomics",
@@ -50,18 +50,6 @@ CHECKS: Final = {
     "references_dropped_twice": "references dropped below zero",
 }
 """What must be 0 beside `rmap_missed`: check -> meaning."""
-
-COMPARED: Final = (
-    "rmap_calls",
-    "atomics",
-    "locks",
-    "release_calls",
-    "release_entries",
-    "refcount_atomics",
-    "swapcache_checks",
-    "deferred_split_queued",
-)
-"""The counters for which a comparison says how many the baseline makes more."""
 
 
 def complete(counted: dict[str, int]) -> dict[str, int]:

@@ -29,8 +29,8 @@ class Extents(NamedTuple):
     `table_end` is the page number behind the part of the VMA under the extent's PMD entry: with
     `vma`, it tells the page-table pages apart. `contiguous`: its entries have the contiguous bit, on arm64.
     `off_lru`: its folios are on no LRU list, so some CPU's LRU-add or mlock batch holds a reference to them;
-    never of hugetlb. `mlocked`: its folios are mlocked. `locked`: its VMA is VM_LOCKED. The other names are
-    those of the trace.
+    never of hugetlb. `mlocked`: its folios are mlocked. `locked`: its VMA is VM_LOCKED. `memcg`: the
+    memory cgroup of its folios, 0 where the trace does not say. The other names are those of the trace.
     """
 
     vma: I64
@@ -55,6 +55,7 @@ class Extents(NamedTuple):
     off_lru: Bool
     mlocked: Bool
     locked: Bool
+    memcg: I64
 
 
 def decode(frame: pl.DataFrame, page_size: int) -> Extents:
@@ -100,6 +101,7 @@ def decode(frame: pl.DataFrame, page_size: int) -> Extents:
         off_lru=~flag(KPF_LRU) & ~hugetlb & np.isin(kind, (PAGE, PMD)),
         mlocked=flag(KPF_MLOCKED),
         locked=_locked(frame["vma_flags"]),
+        memcg=integers("memcg") if "memcg" in frame.columns else np.zeros(len(vpn), np.int64),
     )
 
 

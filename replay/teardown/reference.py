@@ -34,7 +34,8 @@ MAPPED = (PAGE, PMD, HUGETLB)
 class Folio:
     """A folio's state while it is torn down; `mapped` counts its pages with a mapcount above zero.
 
-    `off_lru`: neither on an LRU list nor of hugetlb. `mlocked`: marked as mlocked.
+    `memcg`: the memory cgroup whose lruvec it is on. `off_lru`: neither on an LRU list nor of
+    hugetlb. `mlocked`: marked as mlocked.
     """
 
     pfn: int
@@ -45,6 +46,7 @@ class Folio:
     table: bool = False
     off_lru: bool = False
     mlocked: bool = False
+    memcg: int = 0
     refs: int = 1
     mapped: int = 0
     mapcount: int = 0
@@ -176,6 +178,7 @@ class _Memory:
             swapcache=bool(e.swapcache[i]),
             off_lru=bool(e.off_lru[i]),
             mlocked=bool(e.mlocked[i]),
+            memcg=int(e.memcg[i]),
             refs=int(e.folio_mapcount[i]),
             mapped=int(e.folio_mapped[i]),
             mapcount=int(e.folio_mapcount[i]),
@@ -637,6 +640,7 @@ class _Teardown:
         freed = []
         locked = False
         lock_age = 0
+        held = 0
         for entry in entries:
             if self.algorithm.relocks and locked:
                 lock_age += 1
@@ -651,9 +655,11 @@ class _Teardown:
             elif self.algorithm.relocks and folio.large:
                 locked = False
                 self.count["lruvec_locks"] += folio.lru
-            elif folio.lru and not locked:
+            elif folio.lru and not (locked and held == folio.memcg):
+                # folio_lruvec_relock_irqsave(): the lock of another lruvec is dropped first
                 self.count["lruvec_locks"] += 1
                 locked = True
+                held = folio.memcg
                 lock_age = 0
         self._log_freed(freed)
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
+from replay.errors import UsageError
 from replay.teardown import machine, state
 from replay.teardown.algorithms import (
     PAGEVEC_SIZE,
@@ -19,6 +21,7 @@ from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.extents import I64, Bool, Extents, huge_zero
 from replay.teardown.spaces import AddressSpaceInput, address_spaces
 from replay.teardown.variants import chosen
+from replay.trace import totals
 from replay.trace.frame import Trace
 from replay.trace.schema import HUGETLB, MARKER, PMD, SPECIAL, SWAP, ptes_per_table
 
@@ -37,14 +40,19 @@ def run(
     algorithms: Sequence[str | Algorithm] | str | Algorithm | None = None,
     *,
     page_tables: str | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """Replay a trace: columns `trace mm pid comm algorithm`, then the counters, as int64.
 
     algorithms: names, definitions as `replay run -a` takes them, or `Algorithm`s; all if None. page_tables:
     "gather" or "rcu", where page-table pages go under every algorithm; if None, where each has them go.
-    Raises `UsageError` for an unknown algorithm or parameter.
+    partial: count what is there of a trace of which rows are missing. An address space without rows that
+    should have some is left out, with a `UserWarning`.
+
+    Raises `UsageError` for an unknown algorithm or parameter, `TraceError` where rows are missing
+    (`Trace.as_part` marks what is a part on purpose).
     """
-    return run_checked(trace, algorithms, page_tables=page_tables).drop(list(CHECKS))
+    return run_checked(trace, algorithms, page_tables=page_tables, partial=partial).drop(list(CHECKS))
 
 
 def run_checked(
@@ -53,21 +61,42 @@ def run_checked(
     *,
     page_tables: str | None = None,
     contiguous: I64 | None = None,
+    together: bool = False,
+    order: Sequence[int] | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """As `run`, with the columns of `CHECKS` behind the counters.
 
-    contiguous: as of `address_spaces`.
+    contiguous: as of `address_spaces`. together, order: as of `in_turn`, for a live trace; readings at
+    an exit are in turn already.
     """
     if not isinstance(trace, Trace):
-        raise TypeError(f"{trace!r} is no trace: replay.read(path) makes one of a file")
+        raise TypeError(f"{trace!r} is no trace: replay.read_trace(path) makes one of a file")
     wanted = chosen(algorithms, page_tables)
-    rows = []
+    trace = whole(trace, partial=partial)
+    rows: list[tuple[object, ...]] = []
+    if together and trace.meta.mode == "live":
+        spaces = in_turn(list(address_spaces(trace)), order)
+        for algorithm in wanted:
+            for space, counts in zip(spaces, replay_together(spaces, algorithm), strict=True):
+                rows.append((trace.name, space.mm, space.pid, space.comm, algorithm.name, *counts.values()))
+        return result(rows)
     for space in address_spaces(trace, contiguous):
         table, folios = lay_out(space.extents, ptes_per_table(space.page_size))
         for algorithm in wanted:
             counts = _tear_down(space, table, folios.copy(), algorithm)
             rows.append((trace.name, space.mm, space.pid, space.comm, algorithm.name, *counts.values()))
     return result(rows)
+
+
+def whole(trace: Trace, *, partial: bool) -> Trace:
+    """The trace with its rows held against its metadata, if that was not done when they were read."""
+    if trace.checked is trace.frame:
+        return trace
+    held = totals.checked(trace, trace.name or "the trace", partial=partial)
+    for note in held.notes:
+        warnings.warn(f"{trace.name or 'the trace'}: {note}", stacklevel=4)
+    return held
 
 
 def result(rows: Sequence[tuple[object, ...]]) -> pl.DataFrame:
@@ -80,6 +109,35 @@ def replay(space: AddressSpaceInput, algorithm: Algorithm) -> dict[str, int]:
     """One address space through the machine: counters, then `CHECKS`."""
     table, folios = lay_out(space.extents, ptes_per_table(space.page_size))
     return _tear_down(space, table, folios, algorithm)
+
+
+def in_turn(spaces: Sequence[AddressSpaceInput], order: Sequence[int] | None) -> list[AddressSpaceInput]:
+    """Address spaces in the order in which they exit: by PID, those of `order` before the others.
+
+    Raises `UsageError` if `order` names a process that is not there, or one twice.
+    """
+    by_pid = sorted(spaces, key=lambda space: space.pid)
+    first = list(order or [])
+    unknown = set(first) - {space.pid for space in by_pid}
+    if unknown:
+        raise UsageError(f"the order names process {min(unknown)}, which the trace does not have")
+    if len(set(first)) < len(first):
+        raise UsageError("the order names a process twice")
+    place = {pid: number for number, pid in enumerate(first)}
+    return sorted(by_pid, key=lambda space: place.get(space.pid, len(place)))
+
+
+def replay_together(spaces: Sequence[AddressSpaceInput], algorithm: Algorithm) -> list[dict[str, int]]:
+    """Address spaces through the machine one after the other, each from the state that the last one left.
+
+    Folios and the mlock batch go from exit to exit, as if one CPU made them all: counters, then `CHECKS`.
+    """
+    if not spaces:
+        return []
+    tables, folios = _lay_out_together(spaces)
+    chosen = rules(algorithm, spaces[0].page_size, spaces[0].architecture)
+    mlocked = prepare(folios, chosen)
+    return [count(space, table, folios, chosen, mlocked) for space, table in zip(spaces, tables, strict=True)]
 
 
 def _tear_down(space: AddressSpaceInput, table: I64, folios: I64, algorithm: Algorithm) -> dict[str, int]:
@@ -149,6 +207,24 @@ def rules(algorithm: Algorithm, page_size: int, architecture: str) -> state.Rule
     )
 
 
+def _lay_out_together(spaces: Sequence[AddressSpaceInput]) -> tuple[list[I64], I64]:
+    """As `lay_out`, for several address spaces: the extents table of each, and one folios table for all.
+
+    Pages that several of them map, or one of them several times, have one state.
+    """
+    e = Extents._make(np.concatenate(columns) for columns in zip(*(s.extents for s in spaces), strict=True))
+    sizes = [len(space.extents.vpn) for space in spaces]
+    # VMAs of different address spaces are different ones
+    vma = e.vma + np.repeat(np.arange(len(spaces)), sizes) * (e.vma.max(initial=0) + 1)
+    own = np.maximum(e.own, np.minimum(e.mapcount, 2))
+    table, folios = lay_out(e._replace(vma=vma, own=own), ptes_per_table(spaces[0].page_size))
+    # rows are joined inside an address space only, so its first page begins a row
+    begins = np.cumsum(table[:, state.PAGES]) - table[:, state.PAGES]
+    pages = [int(space.extents.pages.sum()) for space in spaces]
+    cuts = np.searchsorted(begins, np.cumsum(pages)[:-1])
+    return [np.ascontiguousarray(part) for part in np.split(table, cuts)], folios
+
+
 def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
     """Extents -> the machine's extents table and folios table (see `state.py`).
 
@@ -192,6 +268,7 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
     partial &= ~e.swapcache[first]
     states[:, state.F_PARTIALLY_MAPPED] = partial
     states[:, state.F_QUEUED] = partial
+    states[:, state.F_MEMCG] = e.memcg[first]
     states[:, state.F_WAITS] = e.off_lru[first] * np.where(
         e.mlocked[first], state.MLOCK_BATCH, state.LRU_ADD_BATCH
     )
@@ -219,6 +296,7 @@ def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
         + state.OFF_LRU * e.off_lru
         + state.LOCKED * e.locked
     )
+    table[:, state.MEMCG] = e.memcg
     table[:, state.FOLIO] = folio
     table[:, state.PAGE_ROW] = page_row
     return _joined(table), folios
@@ -236,7 +314,7 @@ def _joined(table: I64) -> I64:
     joins = np.zeros(len(table), np.bool_)
     joins[1:] = plain[1:] & plain[:-1] & (freed[1:] == freed[:-1])
     joins[1:] &= table[1:, state.VPN] == table[:-1, state.VPN] + table[:-1, state.PAGES]
-    for column in (state.KIND, state.TABLE, state.FLAGS):
+    for column in (state.KIND, state.TABLE, state.FLAGS, state.MEMCG):
         joins[1:] &= table[1:, column] == table[:-1, column]
     starts = np.flatnonzero(~joins)
     if len(starts) == len(table):

@@ -24,8 +24,9 @@ from replay.teardown.counters import COUNTED
     FLAGS,  # bits below
     FOLIO,  # row of its folio in the folios table (order-0 pages: of its first page), or NO_FOLIO
     PAGE_ROW,  # row of its first page there, for pages of large folios mapped more than once, or NO_FOLIO
+    MEMCG,  # memory cgroup of its folios
     EXTENT_COLUMNS,
-) = range(13)
+) = range(14)
 
 PAGE, PMD, HUGETLB, SPECIAL, SWAP, MARKER, HUGE_ZERO = range(7)
 """Kinds: those of a trace, and the huge zero page, which is special but has one entry."""
@@ -53,8 +54,9 @@ NO_FOLIO: Final = -1
     F_QUEUED,  # on the deferred split queue
     F_PMDS,  # of a PAGE_ROW: how many of the mappings of the page are by this address space's PMD entries
     F_WAITS,  # the batch that it waits in at capture: below, or 0
+    F_MEMCG,
     FOLIO_COLUMNS,
-) = range(12)
+) = range(13)
 
 LRU_ADD_BATCH, MLOCK_BATCH = 1, 2
 """Values of F_WAITS."""
@@ -123,13 +125,14 @@ COUNTS: Final = (*COUNTED, "freed_while_mapped", "references_dropped", "referenc
     FREED_TABLES,  # whether page tables were freed since the last TLB flush
     # of the lruvec lock in a release call
     HELD,
+    HELD_MEMCG,  # whose lruvec it is
     LOCK_AGE,  # entries since it was taken
     POSITION,  # entries of the chunk released so far
     LOCKED_CALL,  # last release call of the chunk that took it
     # and the mlock batch: how many folios, then the folios
     MLOCKED,
     REGISTERS,
-) = range(49)
+) = range(50)
 
 
 WHOLE_CHUNK: Final = 1 << 40

@@ -53,7 +53,7 @@ PARAMETERS: Final[dict[str, Parameter]] = {
         Rmap,
         "",
         "zap_present_ptes()",
-        "in what units the rmap is removed; 'range' takes delayed_rmap away, leaving it gives it back",
+        "in what units the rmap is removed; 'range' takes delayed_rmap away, leaving it brings it back",
     ),
     "mapcounts": Parameter(
         Mapcounts,
@@ -151,9 +151,14 @@ def chosen(
     return [dataclasses.replace(found[name], page_tables=where) for name in order]
 
 
-def one(text: str) -> Algorithm:
-    """The one algorithm of a name, a definition or a file; `UsageError` if it is more than one."""
-    found = parse(text)
+def one(text: str, known: Mapping[str, Algorithm] | None = None) -> Algorithm:
+    """The one algorithm of a name, a definition or a file; `UsageError` if it is more than one.
+
+    known: algorithms of the user's own that the text may name.
+    """
+    if known is not None and text in known:
+        return known[text]
+    found = parse(text, {**ALGORITHMS, **(known or {})})
     if len(found) != 1:
         raise UsageError(f"'{text}' names {len(found)} algorithms: name one")
     return found[0]
@@ -256,13 +261,29 @@ def variant(base: Algorithm, settings: Mapping[str, Any]) -> Algorithm:
     return made
 
 
+def encoded(algorithm: Algorithm) -> dict[str, Any]:
+    """An algorithm as JSON can hold it; `decoded` is the way back."""
+    return dataclasses.asdict(algorithm)
+
+
+def decoded(fields: Mapping[str, Any]) -> Algorithm:
+    """The algorithm that `encoded` has made a mapping of."""
+    choices = {
+        name: next(choice for choice in parameter.values if choice == fields[name])
+        for name, parameter in PARAMETERS.items()
+        if isinstance(parameter.values, type) and issubclass(parameter.values, Choice)
+    }
+    since, shown_by = fields["since"], tuple(fields["shown_by"])
+    return Algorithm(**{**fields, **choices, "since": since and tuple(since), "shown_by": shown_by})
+
+
 def _implied(base: Algorithm, values: Mapping[str, Any]) -> dict[str, Any]:
     """What a choice brings with it, unless it is set too."""
     filled: dict[str, Any] = {}
     if "release" in values:
         filled |= {"release_batch": values["release"].batch, "relocks": values["release"].relocks}
     if "rmap" in values and (values["rmap"] is Rmap.RANGE) != (base.rmap is Rmap.RANGE):
-        filled["delayed_rmap"] = values["rmap"] is not Rmap.RANGE
+        filled["delayed_rmap"] = Entry.RANGE is not values.get("entry", base.entry)
     if "batch_pages" in values:
         filled["batch_slots"] = 0
     return filled | dict(values)

@@ -70,7 +70,8 @@ def _renumbered(frame: pl.DataFrame, align: int) -> tuple[I64, I64]:
     pages = frame["pages"].cast(pl.Int64).to_numpy()
     size = np.int64(1) << frame["order"].cast(pl.Int64).to_numpy()
     swap = frame["swap"].to_numpy()
-    for which in (swap, ~swap):
+    marker = frame["kind"].cast(pl.String).to_numpy() == "marker"
+    for which in (swap, ~swap & ~marker):
         starts = np.minimum(pfn[which], folio[which])
         ends = np.maximum(pfn[which] + pages[which], folio[which] + size[which])
         blocks = _blocks(starts, ends, align)

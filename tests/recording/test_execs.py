@@ -167,7 +167,6 @@ def test_one_of_many_threads_execs(execs: str, tmp_path: Path) -> None:
 
 def test_arguments_are_copied_first(execs: str, static: str, tmp_path: Path) -> None:
     """The kernel maps what it copies from; a static program is opened before that."""
-    found = []
     for program in (TRUE, static):
         data = tmp_path / f"data-{Path(program).name}"
         data.write_bytes(b"x" * (34 << 12) + bytes(30 << 12))
@@ -176,8 +175,11 @@ def test_arguments_are_copied_first(execs: str, static: str, tmp_path: Path) -> 
         )
         last = max(mm for mm, space in enumerate(trace.meta.address_spaces) if space.ended_by == "exec")
         rows = trace.frame.filter((pl.col("mm") == last) & (pl.col("vma_name") == str(data)))
-        found.append(int(rows.filter(pl.col("kind") == "page")["pages"].sum()))
-    assert found[0] == found[1] > 0
+        begin = pl.col("vpn").cast(pl.Int64) - pl.col("vma_start").cast(pl.Int64)
+        # around a page that is read the kernel maps others
+        of_argument = pl.min_horizontal(begin + pl.col("pages"), 34) - pl.max_horizontal(begin, 32)
+        found = rows.filter(pl.col("kind") == "page").select(of_argument.clip(0).sum()).item()
+        assert found == 2, program
 
 
 # execs that fail
@@ -468,7 +470,36 @@ def test_programs() -> None:
         assert programs.next_of(text.fileno()) is None
 
 
-# seccomp filters of the command
+# tracers and seccomp filters of the command
+
+
+def test_leak_checker(tmp_path: Path) -> None:
+    """It attaches from a task made with CLONE_UNTRACED."""
+    source = tmp_path / "leak.c"
+    source.write_text(
+        "#include <stdlib.h>\nint main() { void *volatile p = malloc(100); p = 0; return 0; }\n"
+    )
+    program = tmp_path / "leak"
+    if subprocess.run(["cc", "-fsanitize=address", "-o", program, source], check=False).returncode:
+        pytest.skip("no AddressSanitizer")
+    alone = subprocess.run([program], capture_output=True, text=True, check=False)
+    if "100 byte(s) leaked" not in alone.stderr:
+        pytest.skip("LeakSanitizer does not work here")
+    argv = [*REPLAY, "record", "-o", str(tmp_path / "t.parquet"), "--", "sh", "-c", f"{program}; exit $?"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == alone.returncode
+    assert "100 byte(s) leaked" in done.stderr
+    # the task that attached has the memory of the process that it looked at
+    assert "1 the command itself traces it\n" in done.stderr
+    assert "1 its memory lives on in another process\n" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb")
+def test_debugger(execs: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["gdb", "-nx", "-batch", "-ex", "run", "-ex", "info inferiors", "--args", execs, "quiet"]
+    result, _ = recorded(argv, tmp_path / "t.parquet")
+    assert result.status == 0
+    assert "exited normally" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["listener", "untraced"])
