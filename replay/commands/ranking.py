@@ -41,13 +41,18 @@ def of_pids(results: pl.DataFrame, pids: Sequence[int] | None) -> pl.DataFrame:
 
 
 def sheets(
-    traces: Sequence[Trace], compared: pl.DataFrame, names: list[str] | None, sort: str, top: int, width: int
+    traces: Sequence[Trace],
+    compared: pl.DataFrame,
+    names: list[str] | None,
+    baseline: str,
+    sort: str,
+    top: int,
+    width: int,
 ) -> list[Sheet]:
     """A ranking for each algorithm named, or for the newest: rows of `compare` for each address space."""
     import polars as pl
 
     from replay.report import answers, terminal
-    from replay.teardown.algorithms import BASELINE
     from replay.teardown.counters import COUNTERS
 
     if sort not in (*COUNTERS, "pid"):
@@ -57,10 +62,10 @@ def sheets(
         for trace in traces
         for mm, space in enumerate(trace.meta.address_spaces)
     }
-    wanted = [name for name in names or [answers.NEWEST] if name != BASELINE] or [BASELINE]
+    wanted = [name for name in names or [answers.NEWEST] if name != baseline] or [baseline]
     ranked = []
     for name in wanted:
         rows = compared.filter(pl.col("algorithm") == name)
         rows = rows.sort(sort, descending=sort != "pid", maintain_order=True)
-        ranked.append(terminal.ranked(rows, cmdlines, name, top, width))
+        ranked.append(terminal.ranked(rows, cmdlines, (name, baseline), top, width))
     return ranked

@@ -77,6 +77,9 @@ def run(
         ),
     ] = None,
     what_if: WhatIfOrders = None,
+    sort: Sort = "ptes",
+    top: Top = 20,
+    pid: Pids = None,
     together: Annotated[
         bool,
         typer.Option(
@@ -104,9 +107,6 @@ def run(
             help="Put an apostrophe before names that a spreadsheet would run as a formula (=, +, -, @).",
         ),
     ] = False,
-    sort: Sort = "ptes",
-    top: Top = 20,
-    pid: Pids = None,
 ) -> None:
     """Replay the teardown algorithms over traces and compare them with the baseline.
 
@@ -214,13 +214,11 @@ def _show_results(
         note(f"wrote {output}: {len(full):,} rows")
     if shape in (Shape.TABLE, Shape.MD):
         columns = width() if shape is Shape.TABLE else 0
+        # a change without what it is against would be a riddle
+        frame = compared(per or Per.TOTAL, None if names is None else [baseline, *names])
         if per is Per.MM:
-            found = sheets(traces, compared(Per.MM), names, sort, top, columns)
-            shown_names: set[str] = set()
+            found = sheets(traces, frame, names, baseline, sort, top, columns)
         else:
-            # a change without what it is against would be a riddle
-            frame = compared(per or Per.TOTAL, None if names is None else [baseline, *names])
-            shown_names = set(frame["algorithm"])
             running = notes.running(metas)
             found = [
                 terminal.comparison(block, notes.title(block, traces), columns, baseline, running)
@@ -230,7 +228,7 @@ def _show_results(
             show_markdown(found)
         else:
             show(found, columns)
-        note(*notes.kernels(metas, shown_names))
+        note(*notes.kernels(metas, frame["algorithm"].unique()))
         note(*notes.alike(results))
     elif shape is not None:
         sys.stdout.write(files.text(compared(per or Per.MM), files.Format(shape.value)))
@@ -240,6 +238,15 @@ def _show_results(
             note(f"note: {trace.name} holds no address space")
     shown = results if names is None else results.filter(pl.col("algorithm").is_in(names))
     note(*notes.bugs(shown))
+
+
+def _blocks(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    """The rows of each trace, or all of them."""
+    from replay.report import compare
+
+    keys = [name for name in compare.KEYS if name in frame.columns]
+    blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
+    return [block for block in blocks if not block.is_empty()]
 
 
 def _check(traces: list[Trace], algorithms: list[Algorithm]) -> None:
@@ -259,12 +266,3 @@ def _check(traces: list[Trace], algorithms: list[Algorithm]) -> None:
         )
     if denied:
         sys.exit(DIFFERENT)
-
-
-def _blocks(frame: pl.DataFrame) -> list[pl.DataFrame]:
-    """The rows of each trace, or all of them."""
-    from replay.report import compare
-
-    keys = [name for name in compare.KEYS if name in frame.columns]
-    blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
-    return [block for block in blocks if not block.is_empty()]

@@ -61,7 +61,8 @@ def whatif(
         bool,
         typer.Option(
             "--file",
-            help="The page cache too comes in folios, of the largest of the orders, aligned in their files.",
+            help="The page cache too comes in folios, of the largest of the orders, aligned in their files, "
+            "which are taken to be mapped from their beginning. Which pages are mapped stays.",
         ),
     ] = False,
     by_ptes: Annotated[

@@ -29,7 +29,7 @@ def sentences(traces: Sequence[Trace], frame: pl.DataFrame) -> list[str]:
     what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
     what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
     said = [
-        f"Tearing down {what} ({whatif.size(rss)} resident, {share[0]:.1f}\u00a0% in large folios) takes the "
+        f"Tearing down {what} ({whatif.size(rss)} resident, {share[0]:.1f} % in large folios) takes the "
         f"baseline {base['rmap_calls']:,} rmap removals, {base['atomics']:,} atomic operations and "
         f"{base['locks']:,} lock acquisitions."
     ]
@@ -60,7 +60,7 @@ def _change(count: int, base: int) -> str:
         return f"{count:,}"
     change = (count - base) / base * 100
     digits = 1 if abs(change) >= 0.05 else 2
-    return f"{abs(change):.{digits}f}\u00a0% {'more' if change > 0 else 'fewer'}"
+    return f"{abs(change):.{digits}f} % {'more' if change > 0 else 'fewer'}"
 
 
 def _best(frame: pl.DataFrame) -> str | None:
@@ -75,7 +75,5 @@ def _best(frame: pl.DataFrame) -> str | None:
         if row["order"] in (4, rows["order"].max()):
             memory = row["pages_added"] / max(captured["resident_pages"], 1) * 100
             change = _change(row["rmap_calls"], captured["rmap_calls"])
-            said.append(
-                f"of order {row['order']}, {change} rmap removals for {memory:.1f}\u00a0% more memory"
-            )
+            said.append(f"of order {row['order']}, {change} rmap removals for {memory:.1f} % more memory")
     return f"With anonymous folios {'; '.join(said)} (what-if, {name} against itself as captured)."

@@ -28,7 +28,7 @@ OTHER_COLOUR: Final = "#b45c9e"
 TYPES: Final = {"anon": "#1f77c9", "file": "#dd8a00", "shmem": "#b45c9e", "hugetlb": "#0a9a6c"}
 """Types of memory (see `inspect.classified`) and their colours."""
 
-WIDTH: Final = 300
+WIDTH: Final = 330
 """Of one chart, in pixels: one beside another, or one below another on a phone."""
 
 
@@ -39,10 +39,10 @@ def bars(frame: pl.DataFrame, title: str) -> Any:
     order = frame["algorithm"].to_list()
     y = alt.Y("algorithm:N", sort=order, title=None, axis=alt.Axis(ticks=False, grid=False, labelPadding=6))
     most = max(int(frame["count"].max() or 0), 1)  # type: ignore[arg-type]
-    x = alt.X("count:Q", axis=None, scale=alt.Scale(domain=[0, most * 1.55]))
+    x = alt.X("count:Q", axis=None, scale=alt.Scale(domain=[0, most * 2.1]))
     drawn = base.mark_bar(height=14).encode(x=x, y=y, color=_algorithms(order))
     labels = base.mark_text(align="left", dx=4, fontSize=11).encode(x=x, y=y, text="label:N")
-    return (drawn + labels).properties(width=WIDTH - 75, height=22 * len(order))
+    return (drawn + labels).properties(width=WIDTH, height=22 * len(order) + 30)
 
 
 def curves(frame: pl.DataFrame, title: str, ticks: list[int]) -> Any:
@@ -62,7 +62,7 @@ def curves(frame: pl.DataFrame, title: str, ticks: list[int]) -> Any:
     points = alt.Chart(_rows(frame)).encode(
         x=x, y=y, color=_algorithms(names), shape=alt.Shape("algorithm:N", sort=names, legend=None)
     )
-    return (lines + points.mark_point(size=36, filled=True)).properties(width=WIDTH - 60, height=160)
+    return (lines + points.mark_point(size=36, filled=True)).properties(width=WIDTH, height=220)
 
 
 def memory(frame: pl.DataFrame, title: str) -> Any:
@@ -74,7 +74,7 @@ def memory(frame: pl.DataFrame, title: str) -> Any:
     y = alt.Y("mib:Q", title=None, axis=alt.Axis(tickCount=4), scale=alt.Scale(domain=[0, most * 1.15]))
     drawn = base.mark_bar(color=OTHER_COLOUR).encode(x=x, y=y)
     labels = base.mark_text(dy=-7, fontSize=10).encode(x=x, y=y, text="label:N")
-    return (drawn + labels).properties(width=WIDTH - 60, height=160)
+    return (drawn + labels).properties(width=WIDTH, height=220)
 
 
 def orders(frame: pl.DataFrame, title: str) -> Any:
@@ -90,7 +90,7 @@ def orders(frame: pl.DataFrame, title: str) -> Any:
             y=alt.Y("mib:Q", title=None, axis=alt.Axis(tickCount=4, format="~s")),
             color=alt.Color("type:N", scale=colours, legend=_legend(alt)),
         )
-        .properties(width=2 * WIDTH - 60, height=180)
+        .properties(width=2 * WIDTH, height=250)
     )
 
 
@@ -116,9 +116,12 @@ def picture(chart: Any, ending: str) -> bytes:
 
 
 def _configured(chart: Any, *, page: bool) -> str:
+    if page:
+        # width and height are those of the whole picture: those beside each other are alike
+        chart = chart.properties(autosize=_altair().AutoSizeParams(type="fit", contains="padding"))
     font = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
     done = (
-        chart.configure(background="transparent" if page else "white", font=font)
+        chart.configure(background="transparent" if page else "white", font=font, padding=5 if page else 15)
         .configure_view(stroke=None)
         .configure_axis(
             grid=True, gridOpacity=0.5, domain=False, tickSize=3, labelFontSize=11, titleFontSize=11

@@ -207,12 +207,12 @@ def as_json(trace: Trace, rows: pl.DataFrame) -> str:
         "trace": trace.name,
         "units": "pages of metadata.page_size bytes; vma_start is a page number",
         "metadata": dataclasses.asdict(trace.meta),
-        "missing": list(trace.notes),
         "in_large_folios": {
             "all": in_large_folios(rows).to_dicts(),
             "by_type": in_large_folios(rows, ["type"]).to_dicts(),
         },
         "processes": processes(trace, rows).to_dicts(),
+        "missing": list(trace.notes),
         "kinds": kinds(rows).to_dicts(),
         "orders": orders(rows).to_dicts(),
         "sharing": sharing(rows).to_dicts(),

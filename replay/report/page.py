@@ -70,7 +70,8 @@ def overview(results: pl.DataFrame) -> Any:
     """The comparison as one chart, for a file of its own."""
     total = whatif.compared(results, [])
     pictures = [_bars(total, name, title) for name, title in SHOWN.items()]
-    pictures += [_curve(total, name) for name in CURVES[:1] if _has_orders(total)]
+    if _has_orders(total):
+        pictures.append(_curve(total, "rmap_calls", "rmap removals by folio order (what-if)"))
     return charts.side_by_side(pictures)
 
 
@@ -99,7 +100,7 @@ def _head(traces: Sequence[Trace], total: pl.DataFrame) -> str:
             '<p class="soft">What the teardown of this memory costs the kernel, by algorithm. Exact counts, '
             "replayed over page tables of real processes.</p>",
             *(f'<p class="warning">{_text(line)}</p>' for line in dict.fromkeys(warnings)),
-            f'<p class="answer">{_text(said)}</p>',
+            f'<p class="answer">{_text(said).replace(" %", "&nbsp;%")}</p>',
             '<div class="cards">',
             *(f"<div><b>{_text(value)}</b><span>{_text(name)}</span></div>" for name, value in cards.items()),
             "</div>",
@@ -368,10 +369,10 @@ def _label(count: int, base: int) -> str:
     return f"{count:,} ({_percent((count - base) / base * 100)})"
 
 
-def _curve(total: pl.DataFrame, counter: str) -> Any:
+def _curve(total: pl.DataFrame, counter: str, title: str = "") -> Any:
     rows = total.filter(pl.col("order").is_not_null() & pl.col("algorithm").is_in(DRAWN))
     ticks = rows["order"].unique().sort().to_list()
-    return charts.curves(rows.select("algorithm", "order", count=counter), SHOWN[counter], ticks)
+    return charts.curves(rows.select("algorithm", "order", count=counter), title or SHOWN[counter], ticks)
 
 
 def _has_orders(total: pl.DataFrame) -> bool:
@@ -439,7 +440,9 @@ def _count(count: int | None, base: int) -> str:
 
 def _percent(change: float) -> str:
     """A change in percent; a small one does not round away."""
-    return f"{change:+.{1 if abs(change) >= 0.05 else 2 if abs(change) >= 0.005 else 4}f} %"
+    size = abs(change)
+    digits = 0 if size >= 1000 else 1 if size >= 0.05 else 2 if size >= 0.005 else 4
+    return f"{change:+,.{digits}f} %"
 
 
 def _table(

@@ -78,12 +78,18 @@ RANKED = ("rmap_calls", "atomics", "locks", "release_calls")
 
 
 def ranked(
-    compared: pl.DataFrame, cmdlines: Mapping[tuple[str, int], str], algorithm: str, top: int, width: int
+    compared: pl.DataFrame,
+    cmdlines: Mapping[tuple[str, int], str],
+    names: tuple[str, str],
+    top: int,
+    width: int,
 ) -> Sheet:
     """Address spaces in the order of the frame, one a row, then all of them together.
 
-    compared: rows of one algorithm of `compare.compare`, each an address space; cmdlines: by trace and mm.
+    compared: rows of one algorithm of `compare.compare`, each an address space; cmdlines: by trace and mm;
+    names: of the algorithm and of its baseline.
     """
+    algorithm, baseline = names
     rows = compared.head(top).to_dicts()
     counted = [*RANKED, *(f"{name}_avoided" for name in RANKED), "ptes"]
     rows.append(compared.select(pl.col(counted).sum()).to_dicts()[0])
@@ -102,7 +108,7 @@ def ranked(
         ]
     if any(lines):
         cells["command line"] = [*map(printable, lines), ""]
-    note = f"Counts of {algorithm}, in brackets the change against the baseline. {_meanings(RANKED)}"
+    note = f"Counts of {algorithm}, in brackets the change against {baseline}. {_meanings(RANKED)}"
     if len(compared) > top:
         note += f" {len(compared) - top:,} address spaces more: --top shows them, -o writes all."
     styles = [None] * last + ["bold"]

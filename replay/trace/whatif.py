@@ -594,9 +594,8 @@ def _page_cache(frame: pl.DataFrame, order: int, frames: _Frames) -> pl.DataFram
         pl.Series("pages", (end - begin).astype(np.uint32)),
         pl.Series("page", begin & ((1 << order) - 1)),
     )
-    number = cut.select(
-        pl.struct("text", "nth", "shift", "block").rank("dense").cast(pl.Int64) - 1
-    ).to_series()
+    which = pl.struct("text", "nth", "shift", "block")
+    number = cut.select(which.rank("dense").cast(pl.Int64) - 1).to_series()
     heads = frames.folios(int(number.max()) + 1, order)[number.to_numpy()]  # type: ignore[arg-type]
     count = pl.col("pages").cast(pl.UInt64)
     flags = (

@@ -283,9 +283,8 @@ def test_page_cache_is_aligned_in_the_file() -> None:
 def test_page_cache_folios_lie_as_real_ones_do(name: str) -> None:
     """Where a file has folios of an order already, pages of the same order lie in the same folios."""
     trace = read(CAPTURES / f"{name}.parquet")
-    real = trace.frame.filter(
-        pl.col("file") & (pl.col("order") == 2) & (pl.col("kpageflags") & ANON == bit(KPF_LRU))
-    )
+    page_cache = pl.col("file") & (pl.col("kpageflags") & ANON == bit(KPF_LRU))
+    real = trace.frame.filter(page_cache & (pl.col("order") == 2))
     assert not real.is_empty()
     made = what_if(trace, [2], page_cache=True).trace.frame
     place = pl.col("pfn") - pl.col("folio")
