@@ -39,6 +39,9 @@ def read(path: str | Path, *, partial: bool = False) -> Trace:
             with path.open("rb") as file:
                 whole = pq.ParquetFile(file, read_dictionary=TEXT_COLUMNS, page_checksum_verification=True)
                 table = whole.read(columns=[name for name in COLUMNS if name in whole.schema_arrow.names])
+                for name in TEXT_COLUMNS:
+                    # no checksum covers how many texts there are, and polars trusts the numbers of texts
+                    table.column(name).validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
     nulls = [name for name in table.column_names if table.column(name).null_count]
@@ -114,6 +117,10 @@ def _check_columns(schema: pa.Schema, path: Path) -> None:
             if name in OPTIONAL:
                 continue
             raise TraceError(f"{path}: column '{name}' is missing: the trace is damaged, capture it again")
+        if schema.names.count(name) > 1:
+            raise TraceError(
+                f"{path}: column '{name}' is there twice: the trace is damaged, capture it again"
+            )
         found = schema.field(name).type
         value = found.value_type if pa.types.is_dictionary(found) else found
         if kind == "text":
