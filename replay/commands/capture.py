@@ -52,7 +52,7 @@ def capture(
     if at_exit and (procfs != Path("/proc") or not freeze):
         raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
     load_numpy()
-    path = output or default_name(*_subject(procfs, pid, cgroup))
+    path = output or default_name(*_subject(procfs, pid, cgroup), redact)
     written_to = target(path, redact, force)
     if at_exit and pid is not None:
         from replay.recording import recorder
