@@ -449,6 +449,7 @@ def test_runs_are_what_the_disk_can_do():
     ("arguments", "status", "message"),
     [
         (["--image", "/nowhere", "--algorithm", "v2"], 2, "no kernel image"),
+        (["--image", __file__], 1, "no configuration"),
         (["--algorithm", "v2"], 2, "is for a kernel given by --image"),
         (["--image", __file__, "--algorithm", "v9"], 2, "unknown algorithm"),
         (["--case", "no such case"], 1, "no case is called"),

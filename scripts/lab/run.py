@@ -43,9 +43,10 @@ class Kernel:
 
     @property
     def config(self) -> str:
-        """Its configuration, which lies beside the image in Debian's packages; "" where there is none."""
-        beside = sorted(self.image.parent.glob("config*"))
-        return beside[0].read_text() if beside else ""
+        """Its configuration: beside the image, as in Debian's packages, or where it was built; else ""."""
+        image = self.image.resolve()
+        found = [*sorted(image.parent.glob("config*")), *(tree / ".config" for tree in image.parents[3:4])]
+        return next((path.read_text() for path in found if path.is_file()), "")
 
     @property
     def page_size(self) -> int:
@@ -108,7 +109,10 @@ def named_kernel(image: Path, architecture: Architecture, algorithm: str, extra:
     """A kernel image of the user's; its modules are taken from ../lib/modules, as in an unpacked package."""
     modules = image.resolve().parent.parent / "lib" / "modules"
     found = modules if image.parent.name == "boot" and modules.is_dir() else None
-    return Kernel(image.name, architecture, image, found, algorithm, extra + PROBES)
+    kernel = Kernel(image.name, architecture, image, found, algorithm, extra + PROBES)
+    if not algorithm and not kernel.config:
+        raise LabError(f"no configuration config* beside {image}: say with --algorithm what it does at exit")
+    return kernel
 
 
 def page_size(image: Path) -> int:
