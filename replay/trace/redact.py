@@ -51,6 +51,9 @@ def redact(trace: Trace) -> Trace:
     swap = frame["kind"].cast(pl.String) == "swap"
     align = max([ptes_per_table(meta.page_size), *(1 << order for order in frame["order"].unique())])
     pfn, folio = _renumbered(frame.with_columns(swap.alias("swap")), align)
+    # a marker is nowhere
+    marker = (frame["kind"].cast(pl.String) == "marker").to_numpy()
+    pfn[marker], folio[marker] = 0, 0
     down = _shifts(frame, meta.page_size)
     redacted = frame.with_columns(
         pl.col("comm").cast(pl.String).replace(comms),
