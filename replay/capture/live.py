@@ -172,6 +172,27 @@ def capture_all(
         return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
 
 
+def capture_processes(
+    pids: Sequence[int],
+    out: str | Path | None = None,
+    *,
+    procfs_root: str | Path = files.PROC,
+    hold: bool = True,
+    use_scan: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Capture:
+    """Capture some processes, each held still while it is read, into one trace.
+
+    The rest as in `capture_all`.
+    """
+    root = Path(procfs_root)
+    with stop.interruptible(), opened(root, pids[0]) as tree:
+        loops.prepare()
+        options = Options(use_scan=use_scan, held=hold or not tree.live)
+        return _capture_each(tree, pids, out, force, options, progress, together="", name="processes")
+
+
 def capture_cgroup(
     cgroup: str | Path,
     out: str | Path | None = None,
@@ -310,8 +331,8 @@ def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
             f"{tree.root} numbers processes of another PID namespace, which ptrace cannot reach: "
             "capture with --no-freeze, or run replay in that namespace"
         )
-    with stop.held(tree.root, pid):
-        yield "ptrace"
+    with stop.held(tree.root, pid) as how:
+        yield how
 
 
 def described(
