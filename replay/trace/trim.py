@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from replay.errors import TraceError, UsageError
+from replay.trace import totals
 from replay.trace.frame import SCHEMA, Trace
-from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPBACKED, bit
-from replay.trace.metadata import AddressSpace
+from replay.trace.metadata import FIGURES, UNCOUNTED, AddressSpace
 from replay.trace.schema import ptes_per_table
 
 HUGE_KINDS = ("pmd", "hugetlb")
@@ -105,7 +105,8 @@ def _said(
 def _within(rows: pl.DataFrame, addresses: Sequence[tuple[int, int]], page_size: int) -> pl.DataFrame:
     """Rows in any of some address ranges, cut at their ends."""
     spans = _joined([(start // page_size, -(-end // page_size)) for start, end in addresses])
-    huge = pl.col("kind").cast(pl.String).is_in(HUGE_KINDS)
+    kind = pl.col("kind").cast(pl.String)
+    huge = kind.is_in(HUGE_KINDS)
     entries = np.where(
         rows["kind"].cast(pl.String) == "hugetlb",
         np.int64(1) << rows["order"].cast(pl.Int64).to_numpy(),
@@ -127,7 +128,8 @@ def _within(rows: pl.DataFrame, addresses: Sequence[tuple[int, int]], page_size:
             .then(pl.col("vpn") + pl.col("pages").cast(pl.Int64))
             .otherwise(pl.min_horizontal("end", pl.lit(end)))
         )
-        moved = pl.col("first") - pl.col("vpn")
+        # a marker is no page: it has the same word wherever it is
+        moved = pl.when(kind == "marker").then(0).otherwise(pl.col("first") - pl.col("vpn"))
         parts.append(
             met.with_columns(first=first, last=last).with_columns(
                 pages=pl.col("last") - pl.col("first"),
@@ -169,21 +171,13 @@ def _own_recounted(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _part_of(space: AddressSpace, rows: pl.DataFrame, page_size: int) -> AddressSpace:
     """What is known of a part of an address space: figures of its rows."""
-    kind, flags = rows["kind"].cast(pl.String), pl.col("kpageflags")
-    mapped = kind.is_in(["page", "pmd"])
-    count = pl.col("pages").cast(pl.Int64)
-    anon, huge, shmem = (flags & bit(number) != 0 for number in (KPF_ANON, KPF_HUGE, KPF_SWAPBACKED))
-
-    def pages(which: pl.Expr) -> int:
-        return int(rows.filter(which).select(count.sum()).item())
-
-    tables = rows.filter(kind != "hugetlb").select((pl.col("vpn") // ptes_per_table(page_size)).n_unique())
+    found = dict(zip(totals.TYPES, totals.sums(rows.with_columns(mm=pl.lit(0)), 1)[0].tolist(), strict=True))
+    small = rows.filter(pl.col("kind").cast(pl.String) != "hugetlb")
+    tables = small.select((pl.col("vpn") // ptes_per_table(page_size)).n_unique()).item()
+    uncounted = {name: found[name] for name in UNCOUNTED if found[name]}
     return dataclasses.replace(
         space,
-        page_tables=min(int(tables.item()), space.page_tables),
-        rss_anon=pages(pl.lit(mapped) & anon & ~huge),
-        rss_shmem=pages(pl.lit(mapped) & ~anon & shmem & ~huge),
-        rss_file=pages(pl.lit(mapped) & ~anon & ~shmem & ~huge),
-        swap=pages(pl.lit(kind == "swap")),
-        hugetlb=pages(pl.lit(kind == "hugetlb")),
+        page_tables=min(int(tables), space.page_tables),
+        unaccounted=None if space.unaccounted is None else uncounted,
+        **{name: found[name] for name in FIGURES},
     )

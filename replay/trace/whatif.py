@@ -39,6 +39,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replay.errors import TraceError, UsageError
+from replay.trace import totals
 from replay.trace.frame import SCHEMA, Trace
 from replay.trace.kpageflags import (
     KPF_ANON,
@@ -444,13 +445,20 @@ def _kept(rows: pl.DataFrame, cut: _Cut, gone: Bool) -> pl.DataFrame:
     pieces = np.flatnonzero(loses[cut.row] & ~gone)
     row, first, last = cut.row[pieces], cut.first[pieces], cut.last[pieces]
     parts = rows[row.tolist() if len(row) == 0 else row]
-    moved = pl.Series("moved", first) - parts["vpn"]
-    large = parts["order"] > 0
-    parts = parts.with_columns(
-        pl.Series("vpn", first),
-        pl.Series("pages", (last - first + 1).astype(np.uint32)),
-        (pl.col("pfn") + moved).alias("pfn"),
-        pl.when(large).then(pl.col("folio")).otherwise(pl.col("folio") + moved).alias("folio"),
+    # a marker is no page: it has the same word wherever it is
+    moved = pl.when(pl.col("kind").cast(pl.String) == "marker").then(0).otherwise(pl.col("moved"))
+    parts = (
+        parts.with_columns(pl.Series("moved", first) - parts["vpn"])
+        .with_columns(
+            pl.Series("vpn", first),
+            pl.Series("pages", (last - first + 1).astype(np.uint32)),
+            (pl.col("pfn") + moved).alias("pfn"),
+            pl.when(pl.col("order") > 0)
+            .then(pl.col("folio"))
+            .otherwise(pl.col("folio") + moved)
+            .alias("folio"),
+        )
+        .drop("moved")
     )
     return pl.concat([whole, parts])
 
@@ -498,30 +506,22 @@ def _remainders(rows: pl.DataFrame) -> pl.DataFrame:
 def _resident(trace: Trace, frame: pl.DataFrame) -> tuple[tuple[Any, ...], int]:
     """The address spaces with the RSS and swap of the rewritten frame, and the pages added in all."""
 
-    def pages(frame: pl.DataFrame) -> pl.DataFrame:
-        kind = pl.col("kind").cast(pl.String)
-        anon = kind.is_in(["page", "pmd"]) & (pl.col("kpageflags") & bit(KPF_ANON) != 0)
-        count = pl.col("pages").cast(pl.Int64)
-        return frame.group_by("mm").agg(
-            count.filter(anon).sum().alias("anon"), count.filter(kind == "swap").sum().alias("swap")
-        )
-
-    def by_mm(frame: pl.DataFrame) -> dict[int, tuple[int, int]]:
-        return {mm: (anon, swap) for mm, anon, swap in pages(frame).iter_rows()}
-
-    before, after = by_mm(trace.frame), by_mm(frame)
-    spaces, added = [], 0
+    before, after = (totals.sums(rows, len(trace.meta.address_spaces)) for rows in (trace.frame, frame))
+    change = dict(zip(totals.TYPES, (after - before).T.tolist(), strict=True))
+    spaces = []
     for mm, space in enumerate(trace.meta.address_spaces):
-        (anon, swap), (new_anon, new_swap) = before.get(mm, (0, 0)), after.get(mm, (0, 0))
-        added += new_anon - anon
+        more = space.unaccounted
+        if more is not None and change["special"][mm]:
+            more = dict(more) | {"special": more.get("special", 0) + change["special"][mm]}
         spaces.append(
             dataclasses.replace(
                 space,
-                rss_anon=max(space.rss_anon + new_anon - anon, 0),
-                swap=max(space.swap + new_swap - swap, 0),
+                rss_anon=max(space.rss_anon + change["rss_anon"][mm], 0),
+                swap=max(space.swap + change["swap"][mm], 0),
+                unaccounted=more,
             )
         )
-    return tuple(spaces), added
+    return tuple(spaces), sum(change["rss_anon"])
 
 
 # ------------------------------------------------------------------ page cache
@@ -604,6 +604,7 @@ def _page_cache(frame: pl.DataFrame, order: int, frames: _Frames) -> pl.DataFram
     cut = cut.with_columns(pl.Series("folio", heads), pl.lit(order).alias("order")).with_columns(
         (pl.col("folio") + pl.col("page")).alias("pfn"),
         flags.alias("kpageflags"),
+        pl.col("memcg").first().over("mm", "folio"),
         count.sum().over("mm", "folio").alias("folio_mapped"),
         (count * pl.col("mapcount")).sum().over("mm", "folio").alias("folio_mapcount"),
     )

@@ -158,7 +158,8 @@ class Layout:
             self._huge(piece, "hugetlb", self.folio(piece, self.pmd_order, hugetlb=True))
         else:
             for n in range(piece.count):
-                self._put(piece, piece.what, 77 + n * piece.stride, 77 + n * piece.stride)
+                place = 0 if piece.what == "marker" else 77 + n * piece.stride
+                self._put(piece, piece.what, place, place)
 
     def _pages(self, piece: Piece) -> None:
         size = 1 << piece.order

@@ -24,7 +24,15 @@ from replay.report.compare import total
 from replay.trace.check import check_frame
 from replay.trace.file import read
 from replay.trace.frame import SCHEMA, Trace
-from replay.trace.kpageflags import KPF_ANON, KPF_KSM, KPF_LRU, KPF_SWAPBACKED, KPF_ZERO_PAGE, bit
+from replay.trace.kpageflags import (
+    KPF_ANON,
+    KPF_KSM,
+    KPF_LRU,
+    KPF_SWAPBACKED,
+    KPF_SWAPCACHE,
+    KPF_ZERO_PAGE,
+    bit,
+)
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.redact import redact
 from replay.trace.whatif import Policy, parse_orders, pmd_order, what_if
@@ -103,7 +111,8 @@ def literal_fault(trace: Trace, orders: list[int]) -> dict[int, tuple[int, bool]
     def alone(row: dict) -> bool:
         if row["kind"] not in ("page", "pmd") or not row["kpageflags"] & ANON & bit(KPF_ANON):
             return False
-        single = row["mapcount"] == row["own"] == 1 and not row["kpageflags"] & bit(13)
+        single = row["mapcount"] == row["own"] == 1 and not row["kpageflags"] & bit(KPF_SWAPCACHE)
+        single &= "lo" not in row["vma_flags"].split(" ")
         return single and (row["order"] == 0 or shown[row["folio"]] == row["folio_mapcount"])
 
     stays = {row["folio"] for row in page.values() if row["order"] and not alone(row)}
