@@ -92,12 +92,12 @@ def bugs(results: pl.DataFrame) -> list[str]:
     ]
 
 
-def title(block: pl.DataFrame, traces: Sequence[Trace]) -> str:
-    """What a block of the comparison stands for: an address space, a trace or all traces."""
+def title(block: pl.DataFrame, traces: Sequence[str]) -> str:
+    """What a block of the comparison stands for: an address space, a trace or all traces, given by name."""
     row = block.row(0, named=True)
     if "mm" in row:
         return f"{row['trace']}: address space {row['mm']}, {row['comm']} ({row['pid']})"
-    names = [row["trace"]] if "trace" in row else [trace.name for trace in traces]
+    names = [row["trace"]] if "trace" in row else list(traces)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     pmds = f"{row['pmd_mappings']:,} PMD mapping{'' if row['pmd_mappings'] == 1 else 's'}"
     return f"{', '.join(names[:3])}{more}: {spaces(row['address_spaces'])}, {row['ptes']:,} PTEs, {pmds}"
