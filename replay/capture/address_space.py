@@ -22,15 +22,15 @@ from replay.capture import extents as ex
 from replay.capture import folios, pmd_mappings, runs
 from replay.capture.cut import rows_of
 from replay.capture.extents import Extents, Ranges
-from replay.capture.rss import Figure, Totals, add_extents, reconcile
+from replay.capture.rss import Figure, Totals, add_extents, reconcile, unaccounted
 from replay.capture.run_store import Kept
 from replay.capture.runs import Runs
 from replay.errors import ProcessGoneError, ReplayError
-from replay.native.words import read_pieces
 from replay.procfs import files, pagemap_scan
 from replay.procfs.files import Status, Vma
+from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
-from replay.trace.schema import SWAP, ptes_per_table
+from replay.trace.schema import MARKER, SWAP, ptes_per_table
 
 I64 = npt.NDArray[np.int64]
 
@@ -72,13 +72,22 @@ class Options(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What was captured beside the extents. changed: pages or entries that changed while they were read."""
+    """What was captured beside the extents.
+
+    changed: pages or entries that changed while they were read. unaccounted: see `metadata.AddressSpace`.
+    held_ms: milliseconds for which the process was held, if it was. shared_with: other processes that use it.
+    """
 
     status: Status
     pmd_known: bool
     changed: int
     entries: int
     figures: tuple[Figure, ...]
+    markers: int
+    unaccounted: dict[str, int]
+    command_line: str = ""
+    held_ms: float = 0.0
+    shared_with: tuple[int, ...] = ()
 
 
 class Survey(NamedTuple):
@@ -112,7 +121,7 @@ def capture_space(
         with contextlib.closing(Kept()) as blocks:
             survey = _survey(tree, fd, pid, options, blocks)
             dirty = None if options.known_dirty is None else _ranges(options.known_dirty)
-            totals = Totals(other_entries=blocks.other_entries)
+            totals = Totals()
             precise = tree.mapcounts == "precise"
             changed = done = 0
             for portion, pages, places in _read_ahead(tree, _portions(blocks)):
@@ -146,7 +155,16 @@ def capture_space(
         wait(futures)
         os.close(fd)
     figures = reconcile(totals, status, survey.vmas, changed)
-    return Space(status, survey.huge_known, changed, blocks.pages, figures)
+    return Space(
+        status,
+        survey.huge_known,
+        changed,
+        blocks.pages,
+        figures,
+        totals.marker,
+        unaccounted(totals, status),
+        files.command_line(tree.root, pid),
+    )
 
 
 def _portions(blocks: Kept) -> Iterator[list[Runs]]:
@@ -269,7 +287,7 @@ def _keep(tree: Tree, fd: int, pid: int, begin: I64, end: I64, starts: I64, bloc
 def _read_folios(tree: Tree, portion: list[Runs]) -> tuple[folios.Pages, list[I64]]:
     """Words of all folios that the runs touch; for each block, the place of each run in them (-1: swap)."""
     frames, sizes, order = runs.by_frame(portion)
-    pages = folios.read(tree.flags_fd, tree.counts_fd, frames, sizes, tree.pool)
+    pages = folios.read(tree.flags_fd, tree.counts_fd, tree.memcg_fd, frames, sizes, tree.pool)
     ends = np.cumsum([len(block.vpn) for block in portion])
     index = folios.places_of(pages, frames, order, int(ends[-1]))
     return pages, np.split(index, ends[:-1])
@@ -330,7 +348,7 @@ def _check_saved(tree: Tree, rows: Extents, vmas: list[Vma]) -> None:
         return
     beyond = rows.pfn + rows.pages > tree.saved_frames
     maps_frames = np.array([vma.has("pf") or vma.has("io") or vma.has("mm") for vma in vmas], bool)
-    wrong = beyond & (rows.kind != SWAP) & (rows.file | ~maps_frames[rows.vma])
+    wrong = beyond & (rows.kind != SWAP) & (rows.kind != MARKER) & (rows.file | ~maps_frames[rows.vma])
     if wrong.any():
         frame = int(rows.pfn[np.flatnonzero(wrong)[0]])
         raise ReplayError(

@@ -19,8 +19,8 @@ from replay.capture.extents import (
     VmaFacts,
 )
 from replay.capture.folios import MAPCOUNT, MAPPED, NOPAGE, ORDER, PLACE, Folios, Pages
-from replay.capture.runs import Runs, distinct
-from replay.native.function import I32, I64, I32s, I64s, U8s, native, part
+from replay.capture.runs import MARKER_TYPE, Runs, distinct
+from replay.jit.compiled import I32, I64, I32s, I64s, U8s, compiled, inline
 from replay.procfs.files import (
     PM_EXCLUSIVE,
     PM_FILE,
@@ -29,9 +29,9 @@ from replay.procfs.files import (
     PM_UFFD_WP,
     SWAP_TYPE_BITS,
 )
-from replay.trace.schema import HUGETLB, PAGE, PMD, SPECIAL, SWAP, ptes_per_table
+from replay.trace.schema import HUGETLB, MARKER, PAGE, PMD, SPECIAL, SWAP, ptes_per_table
 
-VPN, PFN, FLAGS, FOLIO, FOLIO_MAPCOUNT = range(5)
+VPN, PFN, FLAGS, FOLIO, FOLIO_MAPCOUNT, MEMCG = range(6)
 VMA, PAGES, COUNT, OWN, FOLIO_MAPPED = range(5)
 KIND, FILE, EXCLUSIVE, SOFT_DIRTY, UFFD_WP, IS_DIRTY, FOLIO_ORDER = range(7)
 """Columns of extents as they are filled in: those of 64, 32 and 8 bits."""
@@ -61,7 +61,7 @@ def rows_of(
     PMD. dirty: page ranges dirty in the PTE if that is known.
     """
     most = int(runs.pages.sum())
-    wide = np.empty((5, most), np.int64)
+    wide = np.empty((6, most), np.int64)
     middle = np.empty((5, most), np.int32)
     narrow = np.empty((7, most), np.uint8)
     tally = np.zeros(2, np.int64)
@@ -75,6 +75,7 @@ def rows_of(
         index,
         pages.flags.view(np.int64),
         pages.counts,
+        pages.memcg,
         own,
         folios.number,
         folios.facts,
@@ -107,11 +108,12 @@ def rows_of(
         order=narrow[FOLIO_ORDER, :count],
         folio_mapped=middle[FOLIO_MAPPED, :count].view(np.uint32),
         folio_mapcount=wide[FOLIO_MAPCOUNT, :count].view(np.uint64),
+        memcg=wide[MEMCG, :count].view(np.uint64),
     )
     return extents, int(tally[TORN])
 
 
-@native
+@compiled
 def _fill_rows(
     vpn: I64,
     word: I64,
@@ -120,6 +122,7 @@ def _fill_rows(
     index: I64,
     flags: I64,
     counts: I64,
+    memcg: I64,
     own: I32,
     number: I32,
     folios: I64s,
@@ -150,16 +153,18 @@ def _fill_rows(
                 cut += 1
             if offset < pages[run] and (cut == len(cuts) or cuts[cut] != page):
                 in_table = page & (entries - 1) != 0 or facts[HUGETLB_PAGES, area] != 0
-                if in_table and (index[run] < 0 or _alike(place, flags, counts, own, number, folios)):
+                if in_table and (index[run] < 0 or _alike(place, flags, counts, memcg, own, number, folios)):
                     continue
             page, place = vpn[run] + begin, index[run] + begin
             middle[VMA, rows], wide[VPN, rows], middle[PAGES, rows] = area, page, offset - begin
             _fill_bits(rows, entry, narrow)
             if index[run] < 0:
-                _fill_swap(rows, ((entry & PM_PFRAME) >> SWAP_TYPE_BITS) + begin, wide, middle, narrow)
+                _fill_absent(rows, entry & PM_PFRAME, begin, wide, middle, narrow)
             else:
                 at_huge, at_dirty = _range_at(huge, at_huge, page), _range_at(dirty, at_dirty, page)
-                _fill_folio(rows, (entry & PM_PFRAME) + begin, place, flags, number, folios, wide, narrow)
+                _fill_folio(
+                    rows, (entry & PM_PFRAME) + begin, place, flags, memcg, number, folios, wide, narrow
+                )
                 found, order = wide[FLAGS, rows], int(narrow[FOLIO_ORDER, rows])
                 is_normal = _is_normal(found, entry, facts[RAW_FRAMES, area])
                 by_pmd = _is_inside(huge, at_huge, page) and (1 << order >= entries or found & NOPAGE != 0)
@@ -178,7 +183,7 @@ def _fill_rows(
     return rows
 
 
-@part
+@inline
 def _touch(run: int, index: I64, flags: I64, counts: I64, number: I32) -> int:
     """Bring what the next runs need into the processor's cache, all at once: frames are anywhere."""
     total = 0
@@ -188,20 +193,26 @@ def _touch(run: int, index: I64, flags: I64, counts: I64, number: I32) -> int:
     return total
 
 
-@part
-def _alike(place: int, flags: I64, counts: I64, own: I32, number: I32, folios: I64s) -> bool:
+@inline
+def _alike(place: int, flags: I64, counts: I64, memcg: I64, own: I32, number: I32, folios: I64s) -> bool:
     """Whether a frame can be in one extent with the frame before it."""
     one, two = number[place - 1], number[place]
     if two >= 0 and folios[ORDER, two] > 0:
         # of a folio the flags of the head count; folios that are alike still are two
         if one != two:
             return False
-    elif (one >= 0 and folios[ORDER, one] > 0) or flags[place - 1] != flags[place]:
+    elif (one >= 0 and folios[ORDER, one] > 0) or not _describe_alike(place, flags, memcg):
         return False
     return counts[place - 1] == counts[place] and (len(own) == 0 or own[place - 1] == own[place])
 
 
-@part
+@inline
+def _describe_alike(place: int, flags: I64, memcg: I64) -> bool:
+    """Whether flags and memory cgroup of a frame of order 0 are those of the frame before it."""
+    return flags[place - 1] == flags[place] and (len(memcg) == 0 or memcg[place - 1] == memcg[place])
+
+
+@inline
 def _range_at(ranges: I64s, at: int, point: int) -> int:
     """The first range, from `at` on, that does not end before the point."""
     while at < ranges.shape[1] and ranges[1, at] <= point:
@@ -209,12 +220,12 @@ def _range_at(ranges: I64s, at: int, point: int) -> int:
     return at
 
 
-@part
+@inline
 def _is_inside(ranges: I64s, at: int, point: int) -> bool:
     return at < ranges.shape[1] and ranges[0, at] <= point
 
 
-@part
+@inline
 def _is_normal(flags: int, entry: int, raw_frames: int) -> bool:
     """Whether vm_normal_page() finds a page: not for the zero page, nor for frames without one."""
     if flags & ZERO_PAGE != 0:
@@ -222,7 +233,7 @@ def _is_normal(flags: int, entry: int, raw_frames: int) -> bool:
     return entry & PM_FILE != 0 or (flags & ANON != 0 and raw_frames == 0)
 
 
-@part
+@inline
 def _kind(is_normal: bool, is_hugetlb: bool, by_pmd: bool) -> int:
     if not is_normal:
         return SPECIAL
@@ -231,7 +242,7 @@ def _kind(is_normal: bool, is_hugetlb: bool, by_pmd: bool) -> int:
     return PMD if by_pmd else PAGE
 
 
-@part
+@inline
 def _fill_bits(row: int, entry: int, narrow: U8s) -> None:
     narrow[FILE, row] = entry & PM_FILE != 0
     narrow[EXCLUSIVE, row] = entry & PM_EXCLUSIVE != 0
@@ -239,28 +250,40 @@ def _fill_bits(row: int, entry: int, narrow: U8s) -> None:
     narrow[UFFD_WP, row] = entry & PM_UFFD_WP != 0
 
 
-@part
-def _fill_swap(row: int, offset: int, wide: I64s, middle: I32s, narrow: U8s) -> None:
-    """Nothing is known of a swap entry but its place in swap."""
+@inline
+def _fill_absent(row: int, place: int, begin: int, wide: I64s, middle: I32s, narrow: U8s) -> None:
+    """Nothing is known of a swap entry but its place in swap, and nothing of a marker."""
+    is_marker = place & MARKER_TYPE == MARKER_TYPE
+    offset = 0 if is_marker else (place >> SWAP_TYPE_BITS) + begin
     wide[PFN, row], wide[FLAGS, row], wide[FOLIO, row], wide[FOLIO_MAPCOUNT, row] = offset, 0, 0, 0
+    wide[MEMCG, row] = 0
     middle[COUNT, row], middle[OWN, row], middle[FOLIO_MAPPED, row] = 0, 0, 0
-    narrow[KIND, row], narrow[IS_DIRTY, row], narrow[FOLIO_ORDER, row] = SWAP, 0, 0
+    narrow[KIND, row], narrow[IS_DIRTY, row], narrow[FOLIO_ORDER, row] = MARKER if is_marker else SWAP, 0, 0
 
 
-@part
+@inline
 def _fill_folio(
-    row: int, pfn: int, place: int, flags: I64, number: I32, folios: I64s, wide: I64s, narrow: U8s
+    row: int,
+    pfn: int,
+    place: int,
+    flags: I64,
+    memcg: I64,
+    number: I32,
+    folios: I64s,
+    wide: I64s,
+    narrow: U8s,
 ) -> None:
-    """Frame, and head, order and flags of its folio."""
+    """Frame, and head, order, flags and memory cgroup of its folio."""
     head, order = place, 0
     if number[place] >= 0 and folios[ORDER, number[place]] > 0:
         head, order = folios[PLACE, number[place]], folios[ORDER, number[place]]
     # several flags stand only on the head (v6.1)
     wide[PFN, row], wide[FLAGS, row], wide[FOLIO, row] = pfn, flags[head], pfn - (place - head)
+    wide[MEMCG, row] = memcg[head] if len(memcg) > 0 else 0
     narrow[FOLIO_ORDER, row] = order
 
 
-@part
+@inline
 def _fill_counts(
     row: int,
     is_normal: bool,

@@ -12,9 +12,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.native.function import I32, I64, I64s, native, part
-from replay.native.words import MOST_WORDS, pread, read_pieces
+from replay.jit.compiled import I32, I64, I64s, compiled, inline
+from replay.jit.pread import pread
 from replay.procfs.files import U64, check_read
+from replay.procfs.pagemap_words import MOST_WORDS, read_pieces
 from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_IDLE, KPF_NOPAGE, bit
 
 Bools = npt.NDArray[np.bool_]
@@ -42,7 +43,8 @@ class Pages(NamedTuple):
     """Words of the frames read: sorted pieces [start, end), laid out one after the other.
 
     start, end, offset: int64, shape (pieces,): offset is the index of frame `start`.
-    flags: uint64, counts: int64, shape (frames,).
+    flags: uint64, counts: int64, shape (frames,). memcg: int64, inode numbers of memory cgroups, which only
+    the heads of folios have; shape (frames,), or (0,) where nobody says.
     """
 
     start: I64
@@ -50,6 +52,7 @@ class Pages(NamedTuple):
     offset: I64
     flags: U64
     counts: I64
+    memcg: I64
 
 
 class Folios(NamedTuple):
@@ -71,21 +74,33 @@ frames speak for themselves.
 """
 
 
-def read(flags_fd: int, counts_fd: int, frames: I64, counts: I32, pool: Executor | None) -> Pages:
+class _Files(NamedTuple):
+    """Descriptors of kpageflags, kpagecount and kpagecgroup (-1: none)."""
+
+    flags: int
+    counts: int
+    memcg: int
+
+
+def read(
+    flags_fd: int, counts_fd: int, memcg_fd: int, frames: I64, counts: I32, pool: Executor | None
+) -> Pages:
     """Flags and counts of all frames of all folios that hold a frame of the ranges [frame, frame + count).
 
-    frames: int64, sorted. pool: may help. Frames past the end of memory read as NOPAGE, not mapped.
+    memcg_fd: of kpagecgroup; -1: none. frames: int64, sorted. pool: may help. Frames past the end of memory
+    read as NOPAGE, not mapped.
     """
+    files = _Files(flags_fd, counts_fd, memcg_fd)
     if not len(frames):
         frames, counts = np.zeros(1, np.int64), np.ones(1, np.int32)  # rows of swap entries point to it
     start, end = pieces_of(frames, counts, BRIDGE_FRAMES)
     words = int((end - start).sum())
     if pool is None or words < SHARED_WORDS:
-        return _read_share(flags_fd, counts_fd, start, end)
+        return _read_share(files, start, end)
     half, other_half = _halves(start, end, words)
-    other = pool.submit(_read_share, flags_fd, counts_fd, *other_half)
+    other = pool.submit(_read_share, files, *other_half)
     try:
-        one = _read_share(flags_fd, counts_fd, *half, spare=words)
+        one = _read_share(files, *half, spare=words)
     finally:
         other.exception()
     return _joined(one, other.result())
@@ -98,7 +113,7 @@ def pieces_of(frames: I64, sizes: I32, bridge: int) -> tuple[I64, I64]:
     return start[:pieces], end[:pieces]
 
 
-@native
+@compiled
 def _join(frames: I64, sizes: I32, bridge: int, start: I64, end: I64) -> int:
     """Fill in the pieces; returns how many there are."""
     pieces = 0
@@ -123,29 +138,36 @@ def _halves(start: I64, end: I64, words: int) -> tuple[tuple[I64, I64], tuple[I6
     )
 
 
-def _read_share(flags_fd: int, counts_fd: int, wanted_start: I64, wanted_end: I64, spare: int = 0) -> Pages:
-    """Flags and counts of the folios of some pieces, in arrays that are longer by `spare` words."""
+def _read_share(files: _Files, wanted_start: I64, wanted_end: I64, spare: int = 0) -> Pages:
+    """Words of the folios of some pieces, in arrays that are longer by `spare` words."""
     start, end = np.empty_like(wanted_start), np.empty_like(wanted_end)
     room = int((wanted_end - wanted_start).sum())
     while True:
         room += room // 4 + SPARE_WORDS
         flags = np.empty(room + spare, np.int64)  # nothing is used of memory that is not written to
-        pieces = _read_flags(flags_fd, wanted_start, wanted_end, start, end, flags)
+        pieces = _read_flags(files.flags, wanted_start, wanted_end, start, end, flags)
         if pieces != NO_ROOM:
             break
         room *= 2
-    check_read(pieces >= 0, flags_fd)
+    check_read(pieces >= 0, files.flags)
     start, end = start[:pieces], end[:pieces]
     size = end - start
     words = int(size.sum())
-    counts = np.empty(words + spare, np.int64)
-    counts[:words] = 0
-    check_read(read_pieces(counts_fd, start, size, counts) >= 0, counts_fd)
+    counts = _read_words(files.counts, start, size, words, spare)
+    memcg = _read_words(files.memcg, start, size, words, spare) if files.memcg >= 0 else np.zeros(0, np.int64)
     flags[:words] &= ~IDLE
-    return Pages(start, end, np.cumsum(size) - size, flags[: words + spare].view(np.uint64), counts)
+    return Pages(start, end, np.cumsum(size) - size, flags[: words + spare].view(np.uint64), counts, memcg)
 
 
-@native
+def _read_words(fd: int, start: I64, size: I64, words: int, spare: int) -> I64:
+    """The words of pieces; 0 for what the file does not have, and nothing in the `spare` words behind."""
+    found = np.empty(words + spare, np.int64)
+    found[:words] = 0
+    check_read(read_pieces(fd, start, size, found) >= 0, fd)
+    return found
+
+
+@compiled
 def _read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I64, flags: I64) -> int:
     """Read wanted pieces, and on to both ends of the folios that they touch, as pieces [start, end).
 
@@ -193,7 +215,7 @@ def _read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I6
     return pieces
 
 
-@part
+@inline
 def _fill(fd: int, flags: I64, at: int, count: int, first: int) -> bool:
     """Read words first.. to flags[at:]; what the file does not have is NOPAGE. False if that fails."""
     while count > 0:
@@ -208,14 +230,14 @@ def _fill(fd: int, flags: I64, at: int, count: int, first: int) -> bool:
     return True
 
 
-@part
+@inline
 def _move(flags: I64, source: int, target: int, count: int) -> None:
     """Move words up."""
     for place in range(count - 1, -1, -1):
         flags[target + place] = flags[source + place]
 
 
-@part
+@inline
 def _frames_missing(flags: I64, at: int, first: int, reach: int, last: int) -> int:
     """How many frames to read behind a piece [first, reach), wanted up to `last`; 0: no folio goes on."""
     place = at + reach - first - 1
@@ -249,7 +271,10 @@ def _joined(one: Pages, two: Pages) -> Pages:
     start, end = np.append(one.start, start), np.append(one_end, end)
     flags = _behind(one.flags, used, two.flags[len(two.flags) - words :])
     counts = _behind(one.counts, used, two.counts[len(two.counts) - words :])
-    return Pages(start, end, np.cumsum(end - start) - (end - start), flags, counts)
+    memcg = one.memcg
+    if len(memcg):
+        memcg = _behind(memcg, used, two.memcg[len(two.memcg) - words :])
+    return Pages(start, end, np.cumsum(end - start) - (end - start), flags, counts, memcg)
 
 
 def _behind(one: npt.NDArray[Any], used: int, two: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -272,7 +297,7 @@ def places_of(pages: Pages, frames: I64, order: I64, count: int) -> I64:
     return index
 
 
-@native
+@compiled
 def _locate(start: I64, end: I64, offset: I64, frames: I64, order: I64, index: I64) -> int:
     """Fill in the indices; returns how many of the frames were read before the first that was not."""
     piece = 0
@@ -294,7 +319,7 @@ def folios_of(pages: Pages) -> Folios:
     return Folios(number, facts)
 
 
-@native
+@compiled
 def _find_folios(start: I64, end: I64, offset: I64, flags: I64, counts: I64, number: I32, facts: I64s) -> int:
     """Number the folios, and fill in their facts; returns how many there are."""
     folios = 0
@@ -320,7 +345,7 @@ def _find_folios(start: I64, end: I64, offset: I64, flags: I64, counts: I64, num
     return folios
 
 
-@part
+@inline
 def _order_of(flags: int, frame: int, size: int) -> int:
     """The order of a folio of `size` frames whose first has these flags; 0 if it cannot be one."""
     if flags & HEAD == 0 or size & (size - 1) != 0 or frame & (size - 1) != 0:

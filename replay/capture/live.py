@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import replay
-from replay.capture import address_space
+from replay.capture import address_space, loops
 from replay.capture.address_space import Options, Progress, Space
 from replay.capture.extents import Extents, Owner
 from replay.capture.rss import Figure
 from replay.errors import ProcessGoneError, ReplayError
-from replay.native import function
-from replay.process import stop
+from replay.process import shared, stop
 from replay.procfs import files, kernel
 from replay.procfs.files import Status, Vma
 from replay.procfs.source import Tree, by_task, opened
@@ -76,6 +77,7 @@ def capture_process(
     """
     root = Path(procfs_root)
     with stop.interruptible(), opened(root, pid) as tree:
+        loops.prepare()
         size = ptes_per_table(tree.page_size)
         options = Options(
             use_scan=use_scan,
@@ -103,16 +105,24 @@ def _attempt(
     last: bool,
 ) -> Capture:
     with _sink(tree, out, force) as sink:
+        began = time.monotonic()
         with _held(tree, pid, options.held) as how:
             tree.writer.submit(_warm_up, sink)
             with by_task(tree, pid, _task(tree, pid) or pid) as seen:
                 captured = capture_into(
                     seen, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
                 )
+        held_ms = _since(began) if how == "ptrace" else 0.0
+        captured = captured._replace(held_ms=held_ms, shared_with=_sharing(tree).get(pid, ()))
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
         meta = metadata(tree, [(pid, captured)], options, held=how)
         return _finish(sink.result(), meta, [captured], out, f"{captured.status.name}-{pid}")
+
+
+def _since(began: float) -> float:
+    """Milliseconds since a time of the monotonic clock."""
+    return (time.monotonic() - began) * 1000
 
 
 @contextlib.contextmanager
@@ -157,6 +167,7 @@ def capture_all(
     root = Path(procfs_root)
     pids = files.pids(root)
     with stop.interruptible(), opened(root, pids[0] if pids else 0) as tree:
+        loops.prepare()
         options = Options(use_scan=use_scan, held=hold or not tree.live)
         return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
 
@@ -185,7 +196,7 @@ def capture_cgroup(
     with stop.interruptible(), contextlib.ExitStack() as stack:
         own = files.own_pid(files.PROC)
         freezes = hold and stop.has_freezer(path) and own not in stop.members(path)
-        function.prepare()  # it may take seconds
+        loops.prepare()  # it may take seconds
         if freezes:
             stack.enter_context(stop.frozen(path))
         pids = stop.members(path)
@@ -213,19 +224,25 @@ def _capture_each(
     refused: list[str] = []
     vanished = 0
     own = files.own_pid(tree.root)
+    others = _sharing(tree)
+    captured_pids: set[int] = set()
     with _sink(tree, out, force) as loading:
         sink = loading.result()
         for done, pid in enumerate(pids, 1):
             tid = _task(tree, pid)
-            if pid == own or tid is None:
+            if pid == own or tid is None or not captured_pids.isdisjoint(others.get(pid, ())):
                 continue
             before = sink.extents
+            began = time.monotonic()
             try:
                 with (
-                    _held(tree, pid, options.held and not together),
+                    _held(tree, pid, options.held and not together) as held,
                     by_task(tree, pid, tid) as seen,
                 ):
-                    spaces.append((pid, capture_into(seen, pid, len(spaces), sink.take, options)))
+                    captured = capture_into(seen, pid, len(spaces), sink.take, options)
+                captured = captured._replace(held_ms=_since(began) if held == "ptrace" else 0.0)
+                spaces.append((pid, captured._replace(shared_with=others.get(pid, ()))))
+                captured_pids.add(pid)
             except ReplayError as error:
                 if sink.written > before:
                     raise  # half of an address space is in the file already
@@ -270,6 +287,13 @@ def capture_into(
     return address_space.capture_space(tree, pid, emit, options, progress)
 
 
+def _sharing(tree: Tree) -> dict[int, tuple[int, ...]]:
+    """Processes that use one address space (see `shared.sharing`); none where the numbers are not ours."""
+    if not tree.live or files.own_pid(tree.root) != files.own_pid(files.PROC):
+        return {}
+    return shared.sharing(files.pids(tree.root))
+
+
 def _task(tree: Tree, pid: int) -> int | None:
     """The task through which a process is read; of a saved tree, which holds no tasks, the first."""
     return files.task_with_memory(tree.root, pid) if tree.live else pid
@@ -290,7 +314,9 @@ def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
         yield "ptrace"
 
 
-def described(pid: int, status: Status) -> AddressSpace:
+def described(
+    pid: int, status: Status, command_line: str, unaccounted: Mapping[str, int], held_ms: float
+) -> AddressSpace:
     """The trace's record of an address space."""
     return AddressSpace(
         pid=pid,
@@ -301,7 +327,16 @@ def described(pid: int, status: Status) -> AddressSpace:
         rss_shmem=status.rss_shmem,
         swap=status.swap,
         hugetlb=status.hugetlb,
+        cmdline=command_line,
+        unaccounted=unaccounted,
+        held_ms=round(held_ms, 3),
     )
+
+
+def described_space(pid: int, space: Space) -> AddressSpace:
+    """The same of a captured one."""
+    found = described(pid, space.status, space.command_line, space.unaccounted, space.held_ms)
+    return dataclasses.replace(found, shared_with=space.shared_with)
 
 
 def metadata(
@@ -309,7 +344,7 @@ def metadata(
 ) -> Metadata:
     """Metadata of a trace of these (pid, address space)."""
     return Metadata(
-        address_spaces=tuple(described(pid, captured.status) for pid, captured in spaces),
+        address_spaces=tuple(described_space(pid, captured) for pid, captured in spaces),
         kernel_release=files.kernel_release(tree.root),
         architecture=kernel.architecture(tree.root, tree.live),
         page_size=tree.page_size,

@@ -9,21 +9,21 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from replay.capture.extents import ANON, Extents
-from replay.native.function import I32, I64, U8, native
+from replay.jit.compiled import I32, I64, U8, I64s, compiled, inline
 from replay.procfs.files import Status, Vma
 from replay.trace.kpageflags import KPF_SWAPBACKED, bit
-from replay.trace.schema import HUGETLB, SPECIAL, SWAP
+from replay.trace.schema import HUGETLB, MARKER, SPECIAL, SWAP
 
 SWAPBACKED: Final = bit(KPF_SWAPBACKED)
 
-SUMS: Final = ("anon", "file", "shmem", "swap", "hugetlb", "special")
-IN_ANON, IN_FILE, IN_SHMEM, IN_SWAP, IN_HUGETLB, IN_SPECIAL = range(6)
+SUMS: Final = ("anon", "file", "shmem", "swap", "hugetlb", "special", "marker")
+IN_ANON, IN_FILE, IN_SHMEM, IN_SWAP, IN_HUGETLB, IN_SPECIAL, IN_MARKER = range(7)
 """Fields of `Totals`, and their places in it."""
 
 
 @dataclass
 class Totals:
-    """Pages captured, summed up; `other_entries` of `swap` do not stand for swapped pages."""
+    """Pages captured, summed up; by_vma: those that smaps counts, by the number of their VMA."""
 
     anon: int = 0
     file: int = 0
@@ -31,7 +31,7 @@ class Totals:
     swap: int = 0
     hugetlb: int = 0
     special: int = 0
-    other_entries: int = 0
+    marker: int = 0
     by_vma: dict[int, int] = field(default_factory=dict)
 
 
@@ -57,24 +57,65 @@ def add_extents(totals: Totals, rows: Extents) -> None:
         totals.by_vma[vma] = totals.by_vma.get(vma, 0) + int(by_vma[vma])
 
 
-@native
+@inline
+def _which(kind: int, flags: int) -> int:
+    """The place in `SUMS`. RssShmem is what mm_counter_file() says: not anonymous, swap-backed."""
+    if kind == SWAP:
+        return IN_SWAP
+    if kind == SPECIAL:
+        return IN_SPECIAL
+    if kind == MARKER:
+        return IN_MARKER
+    if kind == HUGETLB:
+        return IN_HUGETLB
+    if flags & ANON != 0:
+        return IN_ANON
+    return IN_SHMEM if flags & SWAPBACKED != 0 else IN_FILE
+
+
+@compiled
 def _add(vma: I32, kind: U8, flags: I64, pages: I32, sums: I64, by_vma: I64) -> int:
-    """Add up pages, as in `SUMS`. RssShmem is what mm_counter_file() says: not anonymous, swap-backed."""
+    """Add up pages, as in `SUMS`, and those that smaps counts by VMA."""
     for row in range(len(vma)):
-        if kind[row] == SWAP:
-            which = IN_SWAP
-        elif kind[row] == SPECIAL:
-            which = IN_SPECIAL
-        elif kind[row] == HUGETLB:
-            which = IN_HUGETLB
-        elif flags[row] & ANON != 0:
-            which = IN_ANON
-        else:
-            which = IN_SHMEM if flags[row] & SWAPBACKED != 0 else IN_FILE
+        which = _which(kind[row], flags[row])
         sums[which] += pages[row]
-        if which != IN_SPECIAL:
+        if which != IN_SPECIAL and which != IN_MARKER:
             by_vma[vma[row]] += pages[row]
     return len(vma)
+
+
+@compiled
+def _add_each(vma: I32, owner: I64, kind: U8, flags: I64, pages: I32, sums: I64s) -> int:
+    """Add up pages, as in `SUMS`, of each owner of VMAs."""
+    for row in range(len(vma)):
+        sums[owner[vma[row]], _which(kind[row], flags[row])] += pages[row]
+    return len(vma)
+
+
+def by_owner(rows: Extents, owner: I64, owners: int) -> list[Totals]:
+    """Pages of rows whose VMAs belong to different address spaces. owner: int64, shape (vmas,)."""
+    sums = np.zeros((owners, len(SUMS)), np.int64)
+    _add_each(rows.vma, owner, rows.kind, rows.kpageflags.view(np.int64), rows.pages.view(np.int32), sums)
+    found = [Totals() for _ in range(owners)]
+    for totals, of_one in zip(found, sums.tolist(), strict=True):
+        for name, pages in zip(SUMS, of_one, strict=True):
+            setattr(totals, name, pages)
+    return found
+
+
+def unaccounted(totals: Totals, status: Status) -> dict[str, int]:
+    """By how many pages rows exceed the figures of `FIGURES`, where that is not 0; and those of no figure."""
+    reported = status._asdict() | {"special": 0, "marker": 0}
+    ours = {
+        "rss_anon": totals.anon,
+        "rss_file": totals.file,
+        "rss_shmem": totals.shmem,
+        "swap": totals.swap,
+        "hugetlb": totals.hugetlb,
+        "special": totals.special,
+        "marker": totals.marker,
+    }
+    return {name: pages - reported[name] for name, pages in ours.items() if pages != reported[name]}
 
 
 def reconcile(totals: Totals, status: Status, vmas: Sequence[Vma], changed: int) -> tuple[Figure, ...]:
@@ -117,8 +158,6 @@ def _rss_cause(captured: int, reported: int, smaps_agrees: bool, changed: int) -
 def _swap_cause(totals: Totals, reported: int, changed: int) -> str:
     if totals.swap == reported:
         return ""
-    if totals.swap - totals.other_entries == reported:
-        return f"{totals.other_entries} entries are migration entries or markers, not swapped pages"
     return _changed(changed) or "the kernel's figure is approximate, counted per CPU or thread"
 
 

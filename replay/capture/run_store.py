@@ -17,13 +17,6 @@ from replay.capture.runs import Runs
 BUDGET_RUNS: Final = 4 << 20
 """Runs held in memory, 24 bytes each; 16 GiB of scattered pages."""
 
-FIRST_OTHER_SWAP_TYPE: Final = 23
-"""Swap types from here on are never swap devices.
-
-Of 32 types (include/linux/swap.h, MAX_SWAPFILES) at most 9 are set aside for migration, hwpoison, device
-and marker entries.
-"""
-
 _RECORD: Final = np.dtype([("vpn", "<i8"), ("word", "<u8"), ("pages", "<i4"), ("vma", "<i4")])
 
 
@@ -40,12 +33,10 @@ class _Spilled:
 class Kept:
     """Blocks of runs, each within one aligned block of pages, in address order once sorted.
 
-    pages: all pages. other_entries: pages whose entry has the form of swap but stands for something else.
-    present: whether any page is present; frames: whether any frame reads as other than 0.
+    pages: all pages. present: whether any page is present; frames: whether any frame reads as other than 0.
     """
 
     pages: int = 0
-    other_entries: int = 0
     present: bool = False
     frames: bool = False
     _blocks: list[Runs | _Spilled] = field(default_factory=list)
@@ -57,11 +48,9 @@ class Kept:
         if not len(block.vpn):
             return
         self.pages += int(block.pages.sum())
-        swap = ~block.present
-        if swap.any():
-            self.other_entries += int(block.pages[swap & (block.frame & 31 >= FIRST_OTHER_SWAP_TYPE)].sum())
-        self.present |= not swap.all()
-        self.frames = self.frames or bool((block.frame[~swap] > 0).any())
+        present = block.present
+        self.present |= bool(present.any())
+        self.frames = self.frames or bool((block.frame[present] > 0).any())
         if self._in_memory + len(block.vpn) <= BUDGET_RUNS:
             self._in_memory += len(block.vpn)
             self._blocks.append(block)

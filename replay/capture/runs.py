@@ -12,18 +12,23 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.native.function import I32, I64, native, part
+from replay.jit.compiled import I32, I64, compiled, inline
 from replay.procfs.files import (
+    PM_GUARD_REGION,
     PM_MOVING,
     PM_PFRAME,
     PM_PRESENT,
     PM_SWAP,
     SWAP_TYPE_BITS,
+    SWAP_TYPES,
     U64,
 )
 
 SWAP_STEP: Final = 1 << SWAP_TYPE_BITS
 """How much the next swap entry of a run is more."""
+
+MARKER_TYPE: Final = SWAP_STEP - 1
+"""The swap type under which all markers are kept, with offset 0: nothing more is known of them."""
 
 
 class Runs(NamedTuple):
@@ -41,7 +46,7 @@ class Runs(NamedTuple):
 
     @property
     def frame(self) -> I64:
-        """First page frame, or swap type and offset."""
+        """First page frame, or swap type and offset, or `MARKER_TYPE`."""
         return (self.word & PM_PFRAME).view(np.int64)
 
     def select(self, which: npt.NDArray[np.bool_] | I64 | slice) -> Runs:
@@ -74,7 +79,7 @@ def runs_of(first: I64, size: I64, words: U64, vma_starts: I64) -> Runs:
     )
 
 
-@native
+@compiled
 def _find_runs(
     first: I64, size: I64, words: I64, starts: I64, vpn: I64, word: I64, pages: I32, vma: I32
 ) -> int:
@@ -84,7 +89,7 @@ def _find_runs(
     for span in range(len(first)):
         before = 0
         for page in range(first[span], first[span] + size[span]):
-            entry = words[at]
+            entry = _kept(words[at])
             at += 1
             # another VMA, another run
             while area + 1 < len(starts) and starts[area + 1] <= page:
@@ -102,16 +107,26 @@ def _find_runs(
     return runs
 
 
-@part
+@inline
 def _is_taken(entry: int) -> bool:
-    """Whether a word, as int64, is present, which makes it negative, or a swap entry."""
+    """Whether a word, as int64, is present, which makes it negative, or a swap entry or marker."""
     return entry < 0 or entry >= PM_SWAP
 
 
-@part
+@inline
+def _kept(entry: int) -> int:
+    """The word as it is kept: markers are alike but for their flags."""
+    if entry >= PM_SWAP and (entry & PM_GUARD_REGION != 0 or entry & MARKER_TYPE >= SWAP_TYPES):
+        return (entry & ~(PM_PFRAME | PM_GUARD_REGION)) | MARKER_TYPE
+    return entry
+
+
+@inline
 def _step(entry: int) -> int:
     """How much more the word of the next page is, if the run goes on: a frame, or an offset in swap."""
-    return 1 if entry < 0 else SWAP_STEP
+    if entry < 0:
+        return 1
+    return 0 if entry & MARKER_TYPE == MARKER_TYPE else SWAP_STEP
 
 
 def by_frame(blocks: Sequence[Runs]) -> tuple[I64, I32, I64]:
@@ -130,7 +145,7 @@ def by_frame(blocks: Sequence[Runs]) -> tuple[I64, I32, I64]:
     return keys, pages[number], number
 
 
-@native
+@compiled
 def _add_keys(word: I64, before: int, bits: int, keys: I64) -> int:
     """Frame, then number, of present runs, of which the first is `before`; returns how many there are."""
     used = 0
@@ -175,12 +190,12 @@ def difference(before: Runs, first: I64, size: I64, words: U64) -> int:
     )
 
 
-@native
+@compiled
 def _count_changed(vpn: I64, word: I64, pages: I32, first: I64, size: I64, words: I64) -> int:
     changed = at = run = 0
     for span in range(len(first)):
         for page in range(first[span], first[span] + size[span]):
-            entry = words[at] if _is_taken(words[at]) else 0
+            entry = _kept(words[at]) if _is_taken(words[at]) else 0
             at += 1
             while run < len(vpn) and vpn[run] + pages[run] <= page:
                 run += 1

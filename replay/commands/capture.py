@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replay.commands.naming import command_name, default_name, target, write_redacted
+from replay.commands.naming import command_name, default_name, process_number, target, write_redacted
 from replay.commands.options import Force, Output, PagemapScan, Redact
 from replay.commands.output import load_numpy, note, progress
 from replay.commands.record import after_record
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def capture(
-    pid: Annotated[int | None, typer.Argument(help="The process.", metavar="PID", show_default=False)] = None,
+    process: Annotated[
+        str | None,
+        typer.Argument(
+            help="The process, or its name where no other has it.", metavar="PID|NAME", show_default=False
+        ),
+    ] = None,
     output: Output = None,
     cgroup: Annotated[
         str | None, typer.Option(help="All processes of a cgroup and those below it, frozen together.")
@@ -39,14 +44,15 @@ def capture(
     force: Force = False,
 ) -> None:
     """Capture the page tables of running processes into a trace."""
-    if (pid is not None) + (cgroup is not None) + everything != 1:
-        raise UsageError("name a PID, --cgroup PATH or --all: one of them")
+    if (process is not None) + (cgroup is not None) + everything != 1:
+        raise UsageError("name a process, --cgroup PATH or --all: one of them")
+    pid = None if process is None else process_number(procfs, process)
     if at_exit and pid is None:
         raise UsageError("--at-exit waits for one process: name its PID")
     if at_exit and (procfs != Path("/proc") or not freeze):
         raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
     load_numpy()
-    path = output or default_name(*_subject(procfs, pid, cgroup))
+    path = output or default_name(*_subject(procfs, pid, cgroup), redact)
     written_to = target(path, redact, force)
     if at_exit and pid is not None:
         from replay.recording import recorder
@@ -94,7 +100,9 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
         elif len(lines) > 1:
             note(*(f"{space.comm} ({space.pid}): {line}" for line in lines))
     if len(spaces) > 1:
-        note(f"captured {len(spaces):,} processes; those not named above: as /proc/PID/status says")
+        note(
+            f"captured {len(spaces):,} address spaces; where nothing is said above, as /proc/PID/status says"
+        )
     note(*(f"not captured: {line}" for line in done.refused))
     if done.vanished:
         note(f"not captured: {done.vanished:,} that ended before they could be read")

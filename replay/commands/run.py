@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from replay.commands.options import Per, Shape
-from replay.commands.output import load_numpy, note, show, width
+from replay.commands.output import load_numpy, note, show, show_markdown, width
+from replay.commands.ranking import Pids, Sort, Top, of_pids, sheets
 from replay.commands.whatif import WhatIfOrders, run_what_if
 from replay.errors import UsageError
 
@@ -65,6 +66,9 @@ def run(
             "table, else mm."
         ),
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Count what is there of traces of which rows are missing.")
+    ] = False,
     page_tables: Annotated[
         str | None,
         typer.Option(
@@ -73,6 +77,9 @@ def run(
         ),
     ] = None,
     what_if: WhatIfOrders = None,
+    sort: Sort = "ptes",
+    top: Top = 20,
+    pid: Pids = None,
     together: Annotated[
         bool,
         typer.Option(
@@ -123,15 +130,15 @@ def run(
 
     from replay.trace import file
 
-    loaded = file.read_all(traces)
+    loaded = file.read_all(traces, partial=partial)
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
     if what_if is not None:
         run_what_if(loaded, what_if, names, page_tables, output, shape, per)
         return
-    results = _replay(loaded, replayed, together, exits)
-    _show_results(loaded, results, names, base.name, output, shape, per, csv_safe)
+    results = of_pids(_replay(loaded, replayed, together, exits), pid)
+    _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, sort, top)
     if not together:
         from replay.report import notes
 
@@ -184,6 +191,8 @@ def _show_results(
     shape: Shape | None,
     per: Per | None,
     csv_safe: bool,
+    sort: str,
+    top: int,
 ) -> None:
     import polars as pl
 
@@ -203,31 +212,41 @@ def _show_results(
         full = compared(per or Per.MM)
         files.write(full, output)
         note(f"wrote {output}: {len(full):,} rows")
-    if shape is Shape.TABLE:
+    if shape in (Shape.TABLE, Shape.MD):
+        columns = width() if shape is Shape.TABLE else 0
         # a change without what it is against would be a riddle
         frame = compared(per or Per.TOTAL, None if names is None else [baseline, *names])
-        keys = [name for name in compare.KEYS if name in frame.columns]
-        blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
-        columns = width()
-        running = notes.running(metas)
-        show(
-            [
+        if per is Per.MM:
+            found = sheets(traces, frame, names, baseline, sort, top, columns)
+        else:
+            running = notes.running(metas)
+            found = [
                 terminal.comparison(block, notes.title(block, traces), columns, baseline, running)
-                for block in blocks
-                if not block.is_empty()
-            ],
-            columns,
-        )
+                for block in _blocks(frame)
+            ]
+        if shape is Shape.MD:
+            show_markdown(found)
+        else:
+            show(found, columns)
         note(*notes.kernels(metas, frame["algorithm"].unique()))
         note(*notes.alike(results))
     elif shape is not None:
         sys.stdout.write(files.text(compared(per or Per.MM), files.Format(shape.value)))
     for trace in traces:
-        note(*notes.limits(trace.meta))
+        note(*notes.noticed(trace, several=len(traces) > 1))
         if not trace.meta.address_spaces:
             note(f"note: {trace.name} holds no address space")
     shown = results if names is None else results.filter(pl.col("algorithm").is_in(names))
     note(*notes.bugs(shown))
+
+
+def _blocks(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    """The rows of each trace, or all of them."""
+    from replay.report import compare
+
+    keys = [name for name in compare.KEYS if name in frame.columns]
+    blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
+    return [block for block in blocks if not block.is_empty()]
 
 
 def _check(traces: list[Trace], algorithms: list[Algorithm]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from replay.commands.options import Force, Per, Shape
-from replay.commands.output import load_numpy, note, show, width
+from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def whatif(
         bool,
         typer.Option(
             "--file",
-            help="The page cache too comes in folios, of the largest of the orders, aligned in their files.",
+            help="The page cache too comes in folios, of the largest of the orders, aligned in their files, "
+            "which are taken to be mapped from their beginning. Which pages are mapped stays.",
         ),
     ] = False,
     by_ptes: Annotated[
@@ -165,14 +166,18 @@ def run_what_if(
     if output is not None:
         files.write(frame, output)
         note(f"wrote {output}: {len(frame):,} rows")
-    if shape is Shape.TABLE:
+    if shape in (Shape.TABLE, Shape.MD):
         if keys:
             raise UsageError("--what-if shows totals in a table: leave --per out, or ask for --format csv")
-        columns = width()
+        columns = width() if shape is Shape.TABLE else 0
         chosen = frame if names is None else frame.filter(pl.col("algorithm").is_in(names))
         title = notes.title(frame.head(1), traces)
         pages = {trace.meta.page_size for trace in traces}
-        show(list(terminal.by_order(chosen, frame, title, max(pages), columns)), columns)
+        found = list(terminal.by_order(chosen, frame, title, max(pages), columns))
+        if shape is Shape.MD:
+            show_markdown(found)
+        else:
+            show(found, columns)
     elif shape is not None:
         sys.stdout.write(files.text(frame, files.Format(shape.value)))
     for trace in traces:

@@ -30,6 +30,8 @@ PROC: Final = Path("/proc")
 PM_PRESENT: Final = 1 << 63
 PM_SWAP: Final = 1 << 62
 PM_FILE: Final = 1 << 61
+PM_GUARD_REGION: Final = 1 << 58
+"""A guard region, from v6.15 on (Linux kernel commit a516403787e0)."""
 PM_UFFD_WP: Final = 1 << 57
 PM_EXCLUSIVE: Final = 1 << 56
 PM_SOFT_DIRTY: Final = 1 << 55
@@ -39,6 +41,13 @@ SWAP_TYPE_BITS: Final = 5
 """Bits of a pagemap word (fs/proc/task_mmu.c); the frame field of a swap entry is type, then offset.
 
 PM_MOVING changes without the process: other processes and their exits make PM_EXCLUSIVE.
+"""
+
+SWAP_TYPES: Final = 23
+"""Swap types from here on are never swap areas.
+
+Of 32 types (include/linux/swap.h, MAX_SWAPFILES) at most 9 are set aside for migration, hwpoison, device and
+marker entries, and they are the last. The number of areas is no bound: those switched off leave gaps.
 """
 
 BLOCK_BYTES: Final = 1 << 20
@@ -179,6 +188,25 @@ def read_text(root: Path, pid: int, name: str) -> str:
     if text and not text.endswith("\n"):
         raise ReplayError(f"{path} is cut: save the tree again")
     return text
+
+
+CMDLINE_BYTES: Final = 1024
+"""How much of a command line is kept: a trace may hold a hundred thousand of them."""
+
+
+def command_line(root: Path, pid: int) -> str:
+    """The arguments of a process with spaces between them, cut at `CMDLINE_BYTES`; empty if nobody says."""
+    try:
+        fd = os.open(root / str(pid) / "cmdline", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        found = os.read(fd, CMDLINE_BYTES)
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+    return utf8(found.rstrip(b"\0").replace(b"\0", b" ").decode(errors="surrogateescape"))
 
 
 PF_EXITING: Final = 1 << 2

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from replay.capture.address_space import Options, Space
 from replay.capture.arrow import table
 from replay.capture.extents import Owner
 from replay.errors import ProcessGoneError
-from replay.procfs.files import U64, Status
+from replay.procfs.files import U64
 from replay.procfs.source import Tree
 from replay.recording import snapshot
 from replay.recording.handover import Batch, Captured, Done, Free, Large, Request
@@ -83,13 +84,21 @@ def _add_batch(
         slabs[batch.slab][offset : offset + taken.words]
         for taken, offset in zip(batch.snapshots, batch.offsets, strict=True)
     ]
-    rows, vmas, changed = snapshot.build(batch.snapshots, parts, tree.page_size, tree.mapcounts == "precise")
+    rows, vmas, changed, more = snapshot.build(
+        batch.snapshots, parts, tree.page_size, tree.mapcounts == "precise"
+    )
     reply(Free(batch.slab))
     owners = [
         Owner(mm, taken.pid, taken.status.name, of_space)
         for mm, (taken, of_space) in enumerate(zip(batch.snapshots, vmas, strict=True), len(written.spaces))
     ]
-    written.spaces += [_described(taken.pid, taken.status, taken.ended_by) for taken in batch.snapshots]
+    written.spaces += [
+        dataclasses.replace(
+            live.described(taken.pid, taken.status, taken.command_line, unaccounted, taken.held_ms),
+            ended_by=taken.ended_by,
+        )
+        for taken, unaccounted in zip(batch.snapshots, more, strict=True)
+    ]
     _add(written, changed, [table(rows, owners)])
 
 
@@ -98,12 +107,14 @@ def _capture_large(written: _Written, tree: Tree, wanted: Large, options: Option
     tables: list[pa.Table] = []
     number = LATER if wanted.on_trial else len(written.spaces)
     seen = tree._replace(root=Path(wanted.root))
+    began = time.monotonic()
     try:
         space = live.capture_into(
             seen, wanted.pid, number, lambda rows, owner: tables.append(table(rows, [owner])), options
         )
     except ProcessGoneError:
         return False
+    space = space._replace(held_ms=(time.monotonic() - began) * 1000)
     if wanted.on_trial:
         written.on_trial[wanted.pid] = _Captured(space, tables, "exec")
     else:
@@ -124,13 +135,10 @@ def _keep(written: _Written, pid: int) -> None:
 
 
 def _add_large(written: _Written, pid: int, captured: _Captured) -> None:
-    written.spaces.append(_described(pid, captured.space.status, captured.ended_by))
+    described = live.described_space(pid, captured.space)
+    written.spaces.append(dataclasses.replace(described, ended_by=captured.ended_by))
     written.pmd_known &= captured.space.pmd_known
     _add(written, captured.space.changed, captured.tables)
-
-
-def _described(pid: int, status: Status, ended_by: str) -> AddressSpace:
-    return dataclasses.replace(live.described(pid, status), ended_by=ended_by)
 
 
 def _add(written: _Written, changed: int, tables: list[pa.Table]) -> None:

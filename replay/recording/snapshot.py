@@ -9,6 +9,7 @@ few as for many.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,10 +23,11 @@ from replay.capture.address_space import BLOCK_PAGES
 from replay.capture.cut import rows_of
 from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
+from replay.capture.rss import by_owner, unaccounted
 from replay.errors import ProcessGoneError
-from replay.native.words import read_pieces
 from replay.procfs import files, pagemap_scan
 from replay.procfs.files import U64, Status, Vma
+from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.schema import ptes_per_table
 
@@ -40,11 +42,12 @@ MOST_SNAPSHOTS: Final = 1 << 63 - NUMBER_BITS
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the kernel said of one address space, but for the words of pagemap, kpageflags and kpagecount.
+    """What the kernel said of one address space, but for the words of pagemap and of the kpage files.
 
-    These lie in one array, one after the other. first, size: pages of each span of pagemap words. start, end:
-    frames of each piece of the other two. huge: (first page, end page) of regions mapped by a PMD. changed:
-    pagemap words that a second look found changed. ended_by: `exit` or `exec`.
+    These lie in one array, one after the other: pagemap, kpageflags, kpagecount and, with `has_memcg`,
+    kpagecgroup. first, size: pages of each span of pagemap words. start, end: frames of each piece of the
+    others. huge: (first page, end page) of regions mapped by a PMD. changed: pagemap words that a second look
+    found changed. held_ms: milliseconds that all this took. ended_by: `exit` or `exec`.
     """
 
     pid: int
@@ -56,6 +59,9 @@ class Snapshot:
     start: I64
     end: I64
     changed: int
+    has_memcg: bool
+    command_line: str
+    held_ms: float
     ended_by: str = "exit"
 
     @property
@@ -65,13 +71,13 @@ class Snapshot:
 
     @property
     def frames(self) -> int:
-        """Words of kpageflags, and of kpagecount."""
+        """Words of kpageflags, of kpagecount, and of kpagecgroup."""
         return int((self.end - self.start).sum())
 
     @property
     def words(self) -> int:
         """All words."""
-        return self.pages + 2 * self.frames
+        return self.pages + (2 + self.has_memcg) * self.frames
 
 
 def read(
@@ -82,6 +88,7 @@ def read(
     PAGEMAP_SCAN must be supported. The words go to the beginning of `room`; None if they do not fit.
     meanwhile: called from time to time. Raises `ProcessGoneError` if the process has ended.
     """
+    began = time.monotonic()
     root, page_size = tree.root, tree.page_size
     status = files.read_status(root, pid, page_size)
     smaps = files.read_text(root, pid, "smaps")
@@ -106,19 +113,36 @@ def read(
         meanwhile()
         present = words[words & files.PM_PRESENT != 0]
         frame = np.sort((present & files.PM_PFRAME).view(np.int64))
-        pages = folios.read(tree.flags_fd, tree.counts_fd, frame, np.ones(len(frame), np.int32), None)
+        sizes = np.ones(len(frame), np.int32)
+        pages = folios.read(tree.flags_fd, tree.counts_fd, tree.memcg_fd, frame, sizes, None)
         meanwhile()
         again = np.empty_like(words)
         _read_spans(fd, pid, first, stop, again)
     finally:
         os.close(fd)
-    frames = len(pages.flags)
-    if count + 2 * frames > len(room):
+    found = (pages.flags, pages.counts.view(np.uint64), pages.memcg.view(np.uint64))
+    if count + sum(map(len, found)) > len(room):
         return None
-    room[count : count + frames] = pages.flags
-    room[count + frames : count + 2 * frames] = pages.counts.view(np.uint64)
+    at = count
+    for part in found:
+        room[at : at + len(part)] = part
+        at += len(part)
     changed = int(np.count_nonzero((words ^ again) | files.PM_MOVING != files.PM_MOVING))
-    return Snapshot(pid, status, smaps, huge, first, stop - first, pages.start, pages.end, changed, ended_by)
+    return Snapshot(
+        pid=pid,
+        status=status,
+        smaps=smaps,
+        huge=huge,
+        first=first,
+        size=stop - first,
+        start=pages.start,
+        end=pages.end,
+        changed=changed,
+        has_memcg=len(pages.memcg) > 0,
+        command_line=files.command_line(root, pid),
+        held_ms=(time.monotonic() - began) * 1000,
+        ended_by=ended_by,
+    )
 
 
 def _read_spans(fd: int, pid: int, first: I64, stop: I64, words: U64) -> None:
@@ -179,11 +203,12 @@ def _vmas(smaps: str, page_size: int) -> list[Vma]:
 
 def build(
     snapshots: Sequence[Snapshot], words: Sequence[U64], page_size: int, precise: bool
-) -> tuple[Extents, list[list[Vma]], int]:
-    """The extents of snapshots, the VMAs of each, and how many entries or pages changed while they were read.
+) -> tuple[Extents, list[list[Vma]], int, list[dict[str, int]]]:
+    """The extents of snapshots, the VMAs of each, how many entries or pages changed, and what is unaccounted.
 
-    words: of each snapshot. In the extents, `vma` counts through the VMAs of all. precise: whether kpagecount
-    counts each page. At most `MOST_SNAPSHOTS`.
+    changed: while they were read. unaccounted: of each snapshot, see `metadata.AddressSpace`. words: of each
+    snapshot. In the extents, `vma` counts through the VMAs of all. precise: whether kpagecount counts each
+    page. At most `MOST_SNAPSHOTS`.
     """
     vmas = [_vmas(snapshot.smaps, page_size) for snapshot in snapshots]
     flat = [vma for of_space in vmas for vma in of_space]
@@ -218,7 +243,12 @@ def build(
         Ranges(begin, end, np.ones_like(begin)), [found], ptes_per_table(page_size)
     )
     rows, torn = rows_of(found, index, pages, whole, facts, own, huge, None, page_size)
-    return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn
+    owner = np.repeat(np.arange(len(snapshots)), [len(of_space) for of_space in vmas])
+    more = [
+        unaccounted(totals, snapshot.status)
+        for totals, snapshot in zip(by_owner(rows, owner, len(snapshots)), snapshots, strict=True)
+    ]
+    return rows._replace(vpn=rows.vpn - above_vma[rows.vma]), vmas, changed + torn, more
 
 
 def _joined_pages(
@@ -226,10 +256,15 @@ def _joined_pages(
 ) -> Pages:
     start = joined([snapshot.start for snapshot in snapshots])
     end = joined([snapshot.end for snapshot in snapshots])
-    flags, counts = [], []
-    for snapshot, part in zip(snapshots, words, strict=True):
-        pages, frames = snapshot.pages, snapshot.frames
-        flags.append(part[pages : pages + frames])
-        counts.append(part[pages + frames : pages + 2 * frames])
     offset = np.cumsum(end - start) - (end - start)
-    return Pages(start, end, offset, np.concatenate(flags), np.concatenate(counts).view(np.int64))
+
+    def column(number: int) -> U64:
+        parts = []
+        for snapshot, part in zip(snapshots, words, strict=True):
+            begin = snapshot.pages + number * snapshot.frames
+            parts.append(part[begin : begin + snapshot.frames])
+        return np.concatenate(parts)
+
+    has_memcg = all(snapshot.has_memcg for snapshot in snapshots)
+    memcg = column(2) if has_memcg else np.zeros(0, np.uint64)
+    return Pages(start, end, offset, column(0), column(1).view(np.int64), memcg.view(np.int64))

@@ -9,7 +9,7 @@ from replay.report.compare import equal
 from replay.teardown.algorithms import NEWEST_TRACED, of_release, release_numbers
 from replay.teardown.counters import CHECKS
 from replay.trace.kpageflags import KPF_ANON, bit
-from replay.trace.metadata import Metadata
+from replay.trace.metadata import FIGURES, AddressSpace, Metadata
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,7 +34,52 @@ def limits(meta: Metadata) -> list[str]:
         )
     if meta.changed_entries:
         lines.append(f"note: {meta.changed_entries:,} entries changed while they were read")
+    lines += [_shared(space) for space in meta.address_spaces if space.shared_with]
     return lines
+
+
+def _shared(space: AddressSpace) -> str:
+    """Which other processes use an address space, which is torn down once, by the last of them."""
+    count = len(space.shared_with)
+    named = ", ".join(map(str, space.shared_with[:MOST_NAMED]))
+    more = f" and {count - MOST_NAMED:,} others" if count > MOST_NAMED else ""
+    return (
+        f"note: {count:,} more process{'es' if count > 1 else ''} share{'' if count > 1 else 's'} "
+        f"the address space of {space.comm} ({space.pid}), which is counted once: {named}{more}"
+    )
+
+
+MOST_NAMED = 10
+"""Processes that one note names."""
+
+
+def noticed(trace: Trace, several: bool = False) -> list[str]:
+    """What is missing of a trace, not certain, or was noticed by capture; several: with the trace's name."""
+    meta = trace.meta
+    lines = [*(f"note: {note}" for note in trace.notes), *limits(meta), *_differing(meta)]
+    markers = sum((space.unaccounted or {}).get("marker", 0) for space in meta.address_spaces)
+    if markers:
+        lines.append(
+            f"note: {markers:,} entries are markers, neither memory nor swap (guard regions, userfaultfd, "
+            "migration, hardware poison)"
+        )
+    longest = max((space.held_ms for space in meta.address_spaces), default=0)
+    if longest:
+        lines.append(
+            f"note: {'each process was' if len(meta.address_spaces) > 1 else 'the process was'} held for "
+            f"{longest:,.1f} ms{' at most' if len(meta.address_spaces) > 1 else ''} while it was read"
+        )
+    return [f"{trace.name}: {line}" for line in lines] if several else lines
+
+
+def _differing(meta: Metadata) -> list[str]:
+    """The figures of /proc/PID/status that capture saw differ from the rows."""
+    parts = []
+    for name, figure in FIGURES.items():
+        found = [more for space in meta.address_spaces if (more := (space.unaccounted or {}).get(name, 0))]
+        if found:
+            parts.append(f"{figure} of {spaces(len(found))} by up to {max(map(abs, found)):,} pages")
+    return [f"note: captured pages differ from /proc/PID/status: {', '.join(parts)}"] if parts else []
 
 
 def bugs(results: pl.DataFrame) -> list[str]:

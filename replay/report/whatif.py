@@ -10,6 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from replay.report import compare
+from replay.support.text import byte_size as size
 from replay.teardown import replayer
 from replay.teardown.algorithms import BASELINE
 from replay.teardown.counters import CHECKS
@@ -149,15 +150,3 @@ def document(before: Trace, found: WhatIf, counts: pl.DataFrame) -> dict[str, An
         "stays": found.stays,
         "counts": counts.to_dicts(),
     }
-
-
-def size(count: int, *, sign: bool = False) -> str:
-    """Bytes for people: `726 MiB`, with a sign if asked."""
-    value = float(count)
-    unit = "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    digits = 0 if abs(value) >= 100 or unit == "B" else 1
-    return f"{value:{'+' if sign else ''},.{digits}f} {unit}"

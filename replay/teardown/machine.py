@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from replay.jit.compiled import I64, I64s, compiled, inline
 from replay.teardown.algorithms import PAGEVEC_SIZE, Entry, Mapcounts
-from replay.teardown.jit import Counts, Table, compile_all, jit
 from replay.teardown.state import (
     ACTIVE,
     ANON,
@@ -125,8 +125,7 @@ OF_PAGES, OF_RANGE, OF_NO_PAGE = int(Mapcounts.PAGES), int(Mapcounts.RANGE), int
 # ---------------------------------------------------------------------- the walk
 
 
-@jit
-def exit_mmap(e: Table, f: Table, r: Rules, page_tables: int, mlocked: Counts) -> Counts:
+def exit_mmap(e: I64s, f: I64s, r: Rules, page_tables: int, mlocked: I64) -> I64:
     """Tear down one address space -> int64, shape (len(COUNTS),).
 
     e: extents, int64, shape (extents, EXTENT_COLUMNS). f: folios, int64, shape (folios, FOLIO_COLUMNS),
@@ -136,8 +135,50 @@ def exit_mmap(e: Table, f: Table, r: Rules, page_tables: int, mlocked: Counts) -
     """
     c = np.zeros(REGISTERS + len(mlocked), np.int64)
     c[MLOCKED : MLOCKED + len(mlocked)] = mlocked
-    c[RANGE_NEXT] = -1
     g = np.empty((len(e) + most_segments(e, r, page_tables), SEGMENT_COLUMNS), np.int64)
+    tear_down(e, f, g, c, np.array(r, np.int64), page_tables)
+    mlocked[:] = c[MLOCKED : MLOCKED + len(mlocked)]
+    return c[:SEGMENTS]
+
+
+def most_segments(e: I64s, r: Rules, page_tables: int) -> int:
+    """Segments of one flush beside one per extent: one for each end of a batch or chunk, or range there."""
+    slots = r.bundle + r.batches * r.slots
+    ends = 2 * (r.batches + 1) + slots // r.max_folios_per_free
+    return min(ends, page_tables + int(e[:, PAGES].sum())) + 4
+
+
+@compiled
+def tear_down(e: I64s, f: I64s, g: I64s, c: I64, rules: I64, page_tables: int) -> int:
+    """`exit_mmap` with a gather g to use, and counts c to fill in; rules: the fields of `Rules`, in order.
+
+    Returns how many extents there were.
+    """
+    r = Rules(
+        rules[0],  # entry
+        rules[1],  # runs
+        rules[2] != 0,  # delayed_rmap
+        rules[3] != 0,  # relocks
+        rules[4],  # release_batch
+        rules[5],  # slots
+        rules[6],  # batches
+        rules[7],  # table_batch
+        rules[8],  # queued_order
+        rules[9],  # mapcounts
+        rules[10],  # alike
+        rules[11],  # run_references
+        rules[12],  # bundle
+        rules[13],  # batch_pages
+        rules[14],  # max_folios_per_free
+        rules[15],  # lock_batch
+        rules[16] != 0,  # defers_rmap
+        rules[17] != 0,  # counts_pages
+        rules[18] != 0,  # splits_once
+        rules[19] != 0,  # drains_lru
+        rules[20] != 0,  # tables_by_rcu
+        rules[21] != 0,  # tlb_by_tables
+    )
+    c[RANGE_NEXT] = -1
     i = 0
     while i < len(e):
         if e[i, KIND] == PMD or e[i, KIND] == HUGETLB:
@@ -150,23 +191,11 @@ def exit_mmap(e: Table, f: Table, r: Rules, page_tables: int, mlocked: Counts) -
             i = zap_pte_range(e, f, g, r, c, i)
     free_pgtables(e, f, g, r, c, page_tables)
     force_flush(e, f, g, r, c)
-    mlocked[:] = c[MLOCKED : MLOCKED + len(mlocked)]
-    return c[:SEGMENTS]
+    return i
 
 
-@jit
-def most_segments(e: Table, r: Rules, page_tables: int) -> int:
-    """Segments of one flush beside one per extent: one for each end of a batch or chunk, or range there."""
-    slots = r.bundle + r.batches * r.slots
-    ends = 2 * (r.batches + 1) + slots // r.max_folios_per_free
-    pages = page_tables
-    for i in range(len(e)):
-        pages += e[i, PAGES]
-    return min(ends, pages) + 4
-
-
-@jit
-def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
+@inline
+def zap_huge(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
     """One PMD mapping or huge page -> the extent behind it: one rmap removal, one entry, one reference."""
     folio = e[first, FOLIO]
     unmapped = 0
@@ -197,8 +226,8 @@ def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> i
     return i
 
 
-@jit
-def zap_pte_range(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
+@inline
+def zap_pte_range(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
     """One page-table page, restarted behind the entry that filled the gather -> the extent behind it."""
     end = first
     while end < len(e) and e[end, TABLE] == e[first, TABLE]:
@@ -217,17 +246,17 @@ def zap_pte_range(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int)
             return end
 
 
-@jit
-def next_vpn(e: Table, i: int, offset: int) -> int:
+@inline
+def next_vpn(e: I64s, i: int, offset: int) -> int:
     """The page behind the last one that was zapped."""
     if offset > 0:
         return e[i, VPN] + offset
     return e[i - 1, VPN] + e[i - 1, PAGES]
 
 
-@jit
+@inline
 def zap_pass(
-    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
+    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, int, bool, bool]:
     """Entries from page `offset` of extent i on, until the gather is full -> (extent, page, flush, full)."""
     flush = False
@@ -256,8 +285,8 @@ def zap_pass(
     return i, offset, flush, False
 
 
-@jit
-def zap_other(e: Table, c: Counts, i: int) -> None:
+@inline
+def zap_other(e: I64s, c: I64, i: int) -> None:
     """Entries without a page that has an rmap."""
     if e[i, KIND] == SWAP:
         c[SWAP_ENTRIES] += e[i, PAGES]
@@ -268,8 +297,8 @@ def zap_other(e: Table, c: Counts, i: int) -> None:
         c[CLEARED] = 1
 
 
-@jit
-def continues_run(e: Table, r: Rules, i: int) -> bool:
+@inline
+def continues_run(e: I64s, r: Rules, i: int) -> bool:
     """Whether extent i goes on with the run that the extent before it is in."""
     return (
         e[i, KIND] == PAGE
@@ -280,8 +309,8 @@ def continues_run(e: Table, r: Rules, i: int) -> bool:
     )
 
 
-@jit
-def zap_pages(e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> tuple[int, bool]:
+@inline
+def zap_pages(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int) -> tuple[int, bool]:
     """The rest of an extent, each page for itself -> (pages done, full)."""
     waits = r.defers_rmap
     if r.delayed_rmap and e[i, FLAGS] & DIRTY != 0:
@@ -293,9 +322,9 @@ def zap_pages(e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset:
     return done, full
 
 
-@jit
+@inline
 def zap_run(
-    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
+    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, bool, bool]:
     """A run of one large folio, over several extents maybe -> (pages done, full, dirty)."""
     first = c[SEGMENTS]
@@ -319,9 +348,9 @@ def zap_run(
 # ---------------------------------------------------------------------- the gather
 
 
-@jit
+@inline
 def gather_run(
-    e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, last: int, pages: int, waits: bool
+    e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, last: int, pages: int, waits: bool
 ) -> tuple[int, bool]:
     """Add a run of so many pages, up to extent `last`, as one entry or several -> (pages added, full)."""
     if r.entry == ENTRY_PAGE_RUN:
@@ -344,10 +373,8 @@ def gather_run(
     return done, full
 
 
-@jit
-def gather_extent(
-    e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, waits: bool
-) -> tuple[int, bool]:
+@inline
+def gather_extent(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits: bool) -> tuple[int, bool]:
     """Add the rest of an extent as single pages or as ranges -> (pages added, full)."""
     if r.entry == ENTRY_RANGE and e[i, ORDER] > 0:
         return gather_range(e, g, r, c, i, offset, waits)
@@ -355,10 +382,8 @@ def gather_extent(
     return gather_pages(g, r, c, i, offset, e[i, PAGES] - offset, waits)
 
 
-@jit
-def gather_range(
-    e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, waits: bool
-) -> tuple[int, bool]:
+@inline
+def gather_range(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits: bool) -> tuple[int, bool]:
     """The rest of an extent of a large folio, in the open range or in new ones -> (pages added, full)."""
     total = e[i, PAGES] - offset
     done = 0
@@ -377,16 +402,16 @@ def gather_range(
     return done, False
 
 
-@jit
-def open_range(e: Table, c: Counts, i: int, offset: int) -> None:
+@inline
+def open_range(e: I64s, c: I64, i: int, offset: int) -> None:
     """The last range ends before page `offset` of extent i: it stays open unless that is its folio's end."""
     following = e[i, PFN] + offset
     c[RANGE_NEXT] = following if following < e[i, FOLIO_END] else -1
 
 
-@jit
+@inline
 def gather_pages(
-    g: Table, r: Rules, c: Counts, extent: int, offset: int, pages: int, waits: bool
+    g: I64s, r: Rules, c: I64, extent: int, offset: int, pages: int, waits: bool
 ) -> tuple[int, bool]:
     """Add pages as one entry each, over as many batches as it takes -> (pages added, full)."""
     added = 0
@@ -403,11 +428,11 @@ def gather_pages(
     return added, False
 
 
-@jit
+@inline
 def tlb_remove(
-    g: Table,
+    g: I64s,
     r: Rules,
-    c: Counts,
+    c: I64,
     extent: int,
     offset: int,
     pages: int,
@@ -432,21 +457,21 @@ def tlb_remove(
     c[GATHER_SLOTS] += slots
 
 
-@jit
-def batch_filled(r: Rules, c: Counts) -> bool:
+@inline
+def batch_filled(r: Rules, c: I64) -> bool:
     """Whether an entry of the largest size no longer fits into the batch in use."""
     return c[USED] >= batch_limit(r, c)
 
 
-@jit
-def batch_limit(r: Rules, c: Counts) -> int:
+@inline
+def batch_limit(r: Rules, c: I64) -> int:
     """Slots at which the batch in use counts as filled: a page and its count must always fit."""
     slots = r.bundle if c[ACTIVE] == 0 else r.slots
     return slots - 1 if r.entry == ENTRY_PAGE_RUN else slots
 
 
-@jit
-def next_batch(r: Rules, c: Counts) -> bool:
+@inline
+def next_batch(r: Rules, c: I64) -> bool:
     """tlb_next_batch(): move on if a batch is left; a waiting rmap forbids it, but from the bundle."""
     if c[DELAYED] and c[ACTIVE] != 0:
         return False
@@ -461,8 +486,8 @@ def next_batch(r: Rules, c: Counts) -> bool:
     return True
 
 
-@jit
-def free_pgtables(e: Table, f: Table, g: Table, r: Rules, c: Counts, page_tables: int) -> None:
+@inline
+def free_pgtables(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, page_tables: int) -> None:
     """free_pgtables(): every page-table page is an entry of the gather, or goes to RCU."""
     c[PAGE_TABLES] += page_tables
     if r.tables_by_rcu:
@@ -477,8 +502,8 @@ def free_pgtables(e: Table, f: Table, g: Table, r: Rules, c: Counts, page_tables
             force_flush(e, f, g, r, c)
 
 
-@jit
-def remove_tables(r: Rules, c: Counts, page_tables: int) -> None:
+@inline
+def remove_tables(r: Rules, c: I64, page_tables: int) -> None:
     """tlb_remove_table() for each table: a full batch is handed to RCU after a TLB flush."""
     c[TABLE_BATCHES] += (page_tables + r.table_batch - 1) // r.table_batch
     for _ in range(page_tables // r.table_batch):
@@ -488,15 +513,15 @@ def remove_tables(r: Rules, c: Counts, page_tables: int) -> None:
         c[FREED_TABLES] = 1
 
 
-@jit
-def force_flush(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def force_flush(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_mmu()."""
     tlb_flush(r, c)
     flush_gather(e, f, g, r, c)
 
 
-@jit
-def tlb_flush(r: Rules, c: Counts) -> None:
+@inline
+def tlb_flush(r: Rules, c: I64) -> None:
     """tlb_flush_mmu_tlbonly(): nothing, if nothing was cleared since the last one."""
     if c[FREED_TABLES] or (c[CLEARED] and not r.tlb_by_tables):
         c[TLB_FLUSHES] += 1
@@ -504,8 +529,8 @@ def tlb_flush(r: Rules, c: Counts) -> None:
     c[FREED_TABLES] = 0
 
 
-@jit
-def flush_gather(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def flush_gather(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_mmu_free(): hand every batch over, in chunks, and begin anew with the bundle."""
     segments = c[SEGMENTS]
     c[GATHER_FLUSHES] += 1 if segments > 0 else 0
@@ -524,8 +549,8 @@ def flush_gather(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
 # ---------------------------------------------------------------------- rmap
 
 
-@jit
-def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def flush_rmaps(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_rmaps(): the rmaps that wait for the end of the page-table page."""
     segments = c[SEGMENTS]
     first = 0
@@ -554,8 +579,8 @@ def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
     c[RANGE_NEXT] = -1
 
 
-@jit
-def remove_rmap_each(e: Table, f: Table, r: Rules, c: Counts, i: int, offset: int, pages: int) -> None:
+@inline
+def remove_rmap_each(e: I64s, f: I64s, r: Rules, c: I64, i: int, offset: int, pages: int) -> None:
     """One call of page_remove_rmap(), or of what came after it, for each page."""
     c[RMAP_CALLS] += pages
     c[RMAP_PAGES] += pages
@@ -578,8 +603,8 @@ def remove_rmap_each(e: Table, f: Table, r: Rules, c: Counts, i: int, offset: in
             munlock_folio(f, r, c, e[i, FOLIO] if large else e[i, FOLIO] + start)
 
 
-@jit
-def remove_rmap_run(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
+@inline
+def remove_rmap_run(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
     """One call for the pages of one large folio in segments first to last."""
     i = g[first, S_EXTENT]
     folio = e[i, FOLIO]
@@ -603,10 +628,8 @@ def remove_rmap_run(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: in
         munlock_folio(f, r, c, folio)
 
 
-@jit
-def count_large(
-    f: Table, r: Rules, c: Counts, folio: int, mapcounts: int, unmapped: int, cleared: int
-) -> int:
+@inline
+def count_large(f: I64s, r: Rules, c: I64, folio: int, mapcounts: int, unmapped: int, cleared: int) -> int:
     """Count what an rmap call does to a large folio -> calls of deferred_split_folio() if it is anonymous.
 
     unmapped: pages of the call that nothing maps any more; cleared: that no PTE maps any more.
@@ -624,8 +647,8 @@ def count_large(
     return 1 if unmapped > 0 and f[folio, F_MAPPED] > 0 else 0
 
 
-@jit
-def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple[int, int]:
+@inline
+def drop_mapcounts(e: I64s, f: I64s, i: int, offset: int, pages: int) -> tuple[int, int]:
     """Lower the mapcounts of pages of one extent -> how many (are mapped no more, no more by a PTE)."""
     folio = e[i, FOLIO]
     if folio < 0:
@@ -653,8 +676,8 @@ def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple
     return unmapped, cleared
 
 
-@jit
-def deferred_split(f: Table, r: Rules, c: Counts, folio: int, calls: int) -> None:
+@inline
+def deferred_split(f: I64s, r: Rules, c: I64, folio: int, calls: int) -> None:
     """deferred_split_folio(), called so often in a row, and what its callers check before it."""
     if r.splits_once and f[folio, F_PARTIALLY_MAPPED]:
         return
@@ -667,8 +690,8 @@ def deferred_split(f: Table, r: Rules, c: Counts, folio: int, calls: int) -> Non
         c[DEFERRED_SPLIT_QUEUED] += 1
 
 
-@jit
-def munlock_folio(f: Table, r: Rules, c: Counts, folio: int) -> None:
+@inline
+def munlock_folio(f: I64s, r: Rules, c: I64, folio: int) -> None:
     """munlock_folio(): into the mlock batch, which holds a reference until it is emptied.
 
     Kernels that drain the batch before each release free no folio later by it.
@@ -682,8 +705,8 @@ def munlock_folio(f: Table, r: Rules, c: Counts, folio: int) -> None:
         mlock_folio_batch(f, c)
 
 
-@jit
-def mlock_folio_batch(f: Table, c: Counts) -> None:
+@inline
+def mlock_folio_batch(f: I64s, c: I64) -> None:
     """mlock_folio_batch(): empty the batch and drop its references, which may be the last ones."""
     for n in range(MLOCKED + 1, MLOCKED + 1 + c[MLOCKED]):
         folio = c[n]
@@ -696,8 +719,8 @@ def mlock_folio_batch(f: Table, c: Counts) -> None:
 # ---------------------------------------------------------------------- release
 
 
-@jit
-def free_chunk(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
+@inline
+def free_chunk(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
     """free_pages_and_swap_cache() for segments first to last: the swap cache first, then the references."""
     c[FREE_CALLS] += 1
     entries = 0
@@ -726,8 +749,8 @@ def free_chunk(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, la
             release_folio(f, r, c, e[i, FOLIO], g[s, S_ENTRIES], g[s, S_PAGES])
 
 
-@jit
-def free_swap_cache(e: Table, f: Table, c: Counts, i: int, offset: int, pages: int) -> None:
+@inline
+def free_swap_cache(e: I64s, f: I64s, c: I64, i: int, offset: int, pages: int) -> None:
     """free_swap_cache() for pages of one extent: folios that are no longer mapped leave the swap cache."""
     if not e[i, FLAGS] & SWAPCACHE:
         return
@@ -746,8 +769,8 @@ def free_swap_cache(e: Table, f: Table, c: Counts, i: int, offset: int, pages: i
             f[n, F_REFS] -= 1 << f[n, F_ORDER]
 
 
-@jit
-def release_alike(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
+@inline
+def release_alike(e: I64s, r: Rules, c: I64, i: int, pages: int) -> None:
     """References of order-0 pages that this address space maps once: all are freed or none."""
     waits = e[i, FLAGS] & OFF_LRU and not r.drains_lru
     if waits or not (e[i, FLAGS] & ANON and e[i, MAPCOUNT] == 1):
@@ -770,8 +793,8 @@ def release_alike(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
         left -= step
 
 
-@jit
-def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages: int) -> None:
+@inline
+def release_folio(f: I64s, r: Rules, c: I64, folio: int, entries: int, pages: int) -> None:
     """So many entries of one folio, `pages` references; the last of them may free it."""
     pass_entries(r, c, entries)
     f[folio, F_REFS] -= pages
@@ -797,8 +820,8 @@ def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages
     free_folio(f, c, folio)
 
 
-@jit
-def relock(r: Rules, c: Counts, entries: int, memcg: int) -> None:
+@inline
+def relock(r: Rules, c: I64, entries: int, memcg: int) -> None:
     """Entries of one release call that each free an order-0 page, where the lock is dropped now and then.
 
     The lock of another cgroup's lruvec is dropped first: folio_lruvec_relock_irqsave().
@@ -814,8 +837,8 @@ def relock(r: Rules, c: Counts, entries: int, memcg: int) -> None:
         c[LOCK_AGE] = (entries - 1) % r.lock_batch
 
 
-@jit
-def pass_entries(r: Rules, c: Counts, entries: int) -> None:
+@inline
+def pass_entries(r: Rules, c: I64, entries: int) -> None:
     """Go on by so many entries: the lock is dropped at its age, and at the end of a release call."""
     before = (c[POSITION] - 1) // r.release_batch
     c[POSITION] += entries
@@ -825,8 +848,8 @@ def pass_entries(r: Rules, c: Counts, entries: int) -> None:
             c[HELD] = 0
 
 
-@jit
-def lock_calls(r: Rules, c: Counts, position: int, entries: int, memcg: int) -> None:
+@inline
+def lock_calls(r: Rules, c: I64, position: int, entries: int, memcg: int) -> None:
     """Entries from `position` on free LRU folios of one memory cgroup.
 
     Each release call takes the lock at the first of them, and again where the lruvec changes.
@@ -840,8 +863,8 @@ def lock_calls(r: Rules, c: Counts, position: int, entries: int, memcg: int) -> 
     c[LOCKED_CALL] = max(last, c[LOCKED_CALL])
 
 
-@jit
-def free_folio(f: Table, c: Counts, folio: int) -> None:
+@inline
+def free_folio(f: I64s, c: I64, folio: int) -> None:
     """A folio whose last reference is gone."""
     if f[folio, F_QUEUED]:
         f[folio, F_QUEUED] = False
@@ -855,18 +878,15 @@ def free_folio(f: Table, c: Counts, folio: int) -> None:
 # ---------------------------------------------------------------------- what the algorithm takes together
 
 
-@jit
-def mapcounts_of(e: Table, r: Rules, i: int) -> int:
+@inline
+def mapcounts_of(e: I64s, r: Rules, i: int) -> int:
     """How the mappings of a folio are counted: folio_remove_rmap_range() is for runs and ranges only."""
     if r.mapcounts == OF_RANGE and not (r.defers_rmap or in_runs(e, r, i)):
         return OF_PAGES
     return r.mapcounts
 
 
-@jit
-def in_runs(e: Table, r: Rules, i: int) -> bool:
+@inline
+def in_runs(e: I64s, r: Rules, i: int) -> bool:
     """Whether PTEs that map a folio one after the other are taken together."""
     return e[i, ORDER] > 0 and r.runs & (ANON_RUNS if e[i, FLAGS] & ANON else FILE_RUNS) != 0
-
-
-compile_all(__name__)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -20,6 +22,7 @@ from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.extents import I64, Bool, Extents, huge_zero
 from replay.teardown.spaces import AddressSpaceInput, address_spaces
 from replay.teardown.variants import chosen
+from replay.trace import totals
 from replay.trace.frame import Trace
 from replay.trace.schema import HUGETLB, MARKER, PMD, SPECIAL, SWAP, ptes_per_table
 
@@ -38,14 +41,19 @@ def run(
     algorithms: Sequence[str | Algorithm] | str | Algorithm | None = None,
     *,
     page_tables: str | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """Replay a trace: columns `trace mm pid comm algorithm`, then the counters, as int64.
 
     algorithms: names, definitions as `replay run -a` takes them, or `Algorithm`s; all if None. page_tables:
     "gather" or "rcu", where page-table pages go under every algorithm; if None, where each has them go.
-    Raises `UsageError` for an unknown algorithm or parameter.
+    partial: count what is there of a trace of which rows are missing. An address space without rows that
+    should have some is left out, with a `UserWarning`.
+
+    Raises `UsageError` for an unknown algorithm or parameter, `TraceError` where rows are missing
+    (`Trace.as_part` marks what is a part on purpose).
     """
-    return run_checked(trace, algorithms, page_tables=page_tables).drop(list(CHECKS))
+    return run_checked(trace, algorithms, page_tables=page_tables, partial=partial).drop(list(CHECKS))
 
 
 def run_checked(
@@ -56,6 +64,7 @@ def run_checked(
     contiguous: I64 | None = None,
     together: bool = False,
     order: Sequence[int] | None = None,
+    partial: bool = False,
 ) -> pl.DataFrame:
     """As `run`, with the columns of `CHECKS` behind the counters.
 
@@ -63,8 +72,9 @@ def run_checked(
     an exit are in turn already.
     """
     if not isinstance(trace, Trace):
-        raise TypeError(f"{trace!r} is no trace: replay.read(path) makes one of a file")
+        raise TypeError(f"{trace!r} is no trace: replay.read_trace(path) makes one of a file")
     wanted = chosen(algorithms, page_tables)
+    trace = whole(trace, partial=partial)
     rows: list[tuple[object, ...]] = []
     if together and trace.meta.mode == "live":
         spaces = in_turn(list(address_spaces(trace)), order)
@@ -78,6 +88,16 @@ def run_checked(
             counts = _tear_down(space, table, folios.copy(), algorithm)
             rows.append((trace.name, space.mm, space.pid, space.comm, algorithm.name, *counts.values()))
     return result(rows)
+
+
+def whole(trace: Trace, *, partial: bool) -> Trace:
+    """The trace with its rows held against its metadata, if that was not done when they were read."""
+    if trace.checked is trace.frame:
+        return trace
+    held = totals.checked(trace, trace.name or "the trace", partial=partial)
+    for note in held.notes:
+        warnings.warn(f"{trace.name or 'the trace'}: {note}", stacklevel=4)
+    return held
 
 
 def result(rows: Sequence[tuple[object, ...]]) -> pl.DataFrame:
@@ -130,13 +150,17 @@ def _tear_down(space: AddressSpaceInput, table: I64, folios: I64, algorithm: Alg
 
 def prepare(folios: I64, chosen: state.Rules) -> I64:
     """Put into the folios table what depends on the algorithm -> the mlock batch of `machine.exit_mmap`."""
+    if chosen.counts_pages and chosen.queued_order < 0 and chosen.drains_lru:
+        return np.zeros(1, np.int64)
     anon = (folios[:, state.F_ANON] != 0) & (folios[:, state.F_HUGETLB] == 0)
     if not chosen.counts_pages:
+        # the kernel has no other count than the sum of the mapcounts
         partial = anon & (folios[:, state.F_ORDER] >= 2) & (folios[:, state.F_SWAPCACHE] == 0)
         partial &= folios[:, state.F_MAPCOUNT] < np.int64(1) << folios[:, state.F_ORDER]
         folios[:, state.F_PARTIALLY_MAPPED] = partial
         folios[:, state.F_QUEUED] = partial
-    folios[anon & (folios[:, state.F_ORDER] == chosen.queued_order), state.F_QUEUED] = 1
+    if chosen.queued_order >= 0:
+        folios[anon & (folios[:, state.F_ORDER] == chosen.queued_order), state.F_QUEUED] = 1
     if chosen.drains_lru:
         return np.zeros(1, np.int64)
     folios[:, state.F_REFS] += folios[:, state.F_WAITS] != 0
@@ -159,6 +183,7 @@ def count(
     return complete({name: found[name] for name in COUNTED}) | {name: found[name] for name in CHECKS}
 
 
+@cache
 def rules(algorithm: Algorithm, page_size: int, architecture: str) -> state.Rules:
     """An algorithm as the machine's numbers, for address spaces of this architecture."""
     by_rcu = not algorithm.gathers_tables(architecture)

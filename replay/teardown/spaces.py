@@ -46,6 +46,8 @@ def address_spaces(trace: Trace, contiguous: I64 | None = None) -> Iterator[Addr
     begins = np.searchsorted(mm, numbers, side="left")
     ends = np.searchsorted(mm, numbers, side="right")
     for number, space in enumerate(trace.meta.address_spaces):
+        if number in trace.left_out:
+            continue
         rows = slice(int(begins[number]), int(ends[number]))
         extents = Extents._make(column[rows] for column in everything)
         if alike is not None:

@@ -22,16 +22,21 @@ MAX_PAGE_NUMBER = 1 << 52
 def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
     """Raise `TraceError` for the first impossible value; the message names the row.
 
-    Checked: known kinds; places and sizes in range; every extent inside its VMA, its page-table page and
-    its folio; address spaces and addresses in order, without overlap; every PMD mapping and huge page whole;
-    no more own mappings than mappings; one description of each folio, one mapcount of each page, and no folio
-    inside another; `own` is the number of times the address space maps the page; a folio's totals cover its
-    extents, and the rest can be.
+    Checked: rows in order; process and name of each address space, as in the metadata; known kinds,
+    permissions and flags of VMAs; nothing mapped by swap entries, markers and special entries; places and
+    sizes in range; every extent inside its VMA, its page-table page and its folio; address spaces and
+    addresses in order, without overlap; every PMD mapping and huge page whole; no more own mappings than
+    mappings; one description of each folio, one mapcount of each page, and no folio inside another; `own` is
+    the number of times the address space maps the page; a folio's totals cover its extents, and the rest can
+    be.
     """
     if meta.page_size not in (1 << shift for shift in range(12, 17)):
         raise TraceError(f"{where}: page size {meta.page_size}: expected 4096 to 65536 bytes, a power of two")
     if frame.is_empty():
         return
+    _check_order(frame, where)
+    _check_owners(frame, meta, where)
+    _check_texts(frame, where)
     rules = _rules(meta)
     size = pl.lit(1, pl.Int64) * 2 ** pl.col("order").clip(0, MAX_ORDER).cast(pl.Int64)
     prepared = frame.lazy().with_columns(
@@ -51,8 +56,55 @@ def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
     _check_modelled(frame, where)
     for rows in _mapped(frame):
         _check_folios(rows, where)
-        _check_own(rows, where)
+        _check_own(rows, where, is_part=bool(meta.part))
         _check_repeated(rows, where)
+
+
+def _check_order(frame: pl.DataFrame, where: str) -> None:
+    """Rows go by address space, then by address."""
+    mm, vpn = pl.col("mm"), pl.col("vpn")
+    before = (mm < mm.shift(1)) | ((mm == mm.shift(1)) & (vpn < vpn.shift(1)))
+    row = frame.select(before.fill_null(False).arg_true().first()).item()
+    if row is not None:
+        raise TraceError(f"{where}: row {row}: rows are out of order: sort them by mm and vpn")
+
+
+def _check_owners(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
+    """Every row names the process, and the command, that the metadata name for its address space."""
+    owner = [pl.col(name) for name in ("mm", "pid", "comm")]
+    begins = pl.any_horizontal(column != column.shift(1) for column in owner).fill_null(True)
+    firsts = (
+        frame.with_row_index("row").filter(begins).select("row", "mm", "pid", pl.col("comm").cast(pl.String))
+    )
+    for row, mm, pid, comm in firsts.iter_rows():
+        if mm >= len(meta.address_spaces):
+            raise TraceError(
+                f"{where}: row {row}: mm has no address space in the metadata: the trace is damaged, "
+                "capture it again"
+            )
+        space = meta.address_spaces[mm]
+        if (pid, comm) != (space.pid, space.comm):
+            raise TraceError(
+                f"{where}: row {row}: the row is of {comm} ({pid}), but address space {mm} is that of "
+                f"{space.comm} ({space.pid}): the trace is damaged, capture it again"
+            )
+
+
+def _check_texts(frame: pl.DataFrame, where: str) -> None:
+    """Permissions and flags of VMAs are what the kernel writes."""
+    for name, is_one in (
+        ("vma_perms", lambda values: values.is_in(PERMISSIONS)),
+        ("vma_flags", lambda values: values.str.contains(VMA_FLAGS)),
+    ):
+        # few, repeated on many rows
+        values = frame[name].unique().cast(pl.String)
+        wrong = values.filter(~is_one(values))
+        if len(wrong):
+            row = frame.select((pl.col(name) == wrong[0]).arg_true().first()).item()
+            raise TraceError(
+                f"{where}: row {row}: {name} {wrong[0]!r} are none of the kernel's: the trace is damaged, "
+                "capture it again"
+            )
 
 
 def _check_modelled(frame: pl.DataFrame, where: str) -> None:
@@ -71,6 +123,13 @@ MAX_ORDER = 40
 """Beyond any folio; keeps a damaged order from overflowing before it is refused."""
 
 MAPPED = KINDS[:3]
+ABSENT = ("swap", "marker")
+
+PERMISSIONS = tuple(f"{r}{w}{x}{s}" for r in "r-" for w in "w-" for x in "x-" for s in "ps")
+"""Permissions of a VMA, as in /proc/PID/maps."""
+
+VMA_FLAGS = "^([a-z0-9?]{2}( [a-z0-9?]{2})*)?$"
+"""VmFlags of smaps: words of two letters."""
 
 KIND_BITS = bit(KPF_ANON) | bit(KPF_SWAPCACHE) | bit(KPF_HUGE)
 """Flags of a folio that the replay goes by."""
@@ -81,7 +140,10 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
     entries = ptes_per_table(meta.page_size)
     largest = (MAX_FOLIO_BYTES // meta.page_size).bit_length() - 1
     col = pl.col
-    mapped, large, same, size = col("mapped"), col("mapped") & (col("order") > 0), col("same"), col("size")
+    mapped, same, size = col("mapped"), col("same"), col("size")
+    large = mapped & (col("order") > 0)
+    # the huge zero page, and frames that a driver maps
+    in_folio = (large | (col("kind") == "special")) & (col("order") > 0)
     start, end = col("vma_start"), col("vma_start") + col("vma_pages")
     sane = (start < MAX_PAGE_NUMBER) & (col("vma_pages") < MAX_PAGE_NUMBER)
     vpn, last = (col(name).cast(pl.UInt64, strict=False) for name in ("vpn", "last"))
@@ -89,6 +151,14 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
     beyond_folio = (col("pfn") < col("folio")) | (col("pfn") + col("pages") > col("folio") + size)
     same_vma = same & (col("vma") == col("vma").shift(1))
     moved = (start != start.shift(1)) | (col("vma_pages") != col("vma_pages").shift(1))
+    renamed = pl.any_horizontal(
+        col(name) != col(name).shift(1) for name in ("vma_perms", "vma_flags", "vma_name")
+    )
+    absent = col("kind").is_in(ABSENT)
+    beside = pl.any_horizontal(
+        col(name) != 0
+        for name in ("kpageflags", "mapcount", "own", "order", "folio_mapped", "folio_mapcount", "memcg")
+    )
     pmd, hugetlb = (large & (col("kind") == kind) for kind in ("pmd", "hugetlb"))
     begins = (pmd & (col("vpn") % entries == 0)) | (hugetlb & (col("pfn") == col("folio")))
     ends = (pmd & ((col("last") + 1) % entries == 0)) | (
@@ -101,7 +171,6 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
     is_huge_flag = col("kpageflags") & bit(KPF_HUGE) != 0
     return {
         "kind is none of " + ", ".join(KINDS): ~col("kind").is_in(KINDS),
-        "mm has no address space in the metadata": col("mm") >= len(meta.address_spaces),
         **{
             f"{name} is out of range": ~col(name).is_between(0, MAX_PAGE_NUMBER)
             for name in ("vpn", "pfn", "folio")
@@ -111,8 +180,8 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
         "the extent lies beyond its VMA": ~inside,
         "the extent lies beyond its page-table page": (col("kind") != "hugetlb")
         & (col("vpn") // entries != col("last") // entries),
-        "the extent lies beyond its folio": large & beyond_folio,
-        "the folio is not aligned": large & (col("folio") % size != 0),
+        "the extent lies beyond its folio": in_folio & beyond_folio,
+        "the folio is not aligned": in_folio & (col("folio") % size != 0),
         "a PMD maps a folio that is smaller than what it maps": pmd & (size < entries),
         "the frames of a PMD mapping are not aligned": pmd & begins & (col("pfn") % entries != 0),
         "a huge mapping lacks its first pages": (pmd | hugetlb) & ~begins & ~goes_on.fill_null(False),
@@ -130,11 +199,18 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
         "folio_mapcount is below folio_mapped": mapped & (col("folio_mapcount") < col("folio_mapped")),
         "folio_mapcount does not cover the extent's mapcount": mapped
         & ((col("folio_mapcount") < col("mapcount")) | (col("folio_mapcount") >= MAX_PAGE_NUMBER)),
-        "address spaces are not in order": col("mm") < col("mm").shift(1),
-        "the extent overlaps the one before it, or is out of order": same
-        & (col("vpn") <= col("last").shift(1)),
+        "an order-0 page is in a folio that begins elsewhere": mapped
+        & (col("order") == 0)
+        & (col("folio") != col("pfn")),
+        "a swap entry or marker says something of a folio": absent & beside,
+        "a marker has a place in swap": (col("kind") == "marker") & (col("pfn") != 0),
+        "a special entry counts mappings": (col("kind") == "special")
+        & ((col("mapcount") | col("own") | col("folio_mapped") | col("folio_mapcount")) != 0),
+        "what is not mapped is dirty": ~mapped & col("dirty"),
+        "the extent overlaps the one before it": same & (col("vpn") <= col("last").shift(1)),
         "VMAs are not in order": same & (col("vma") < col("vma").shift(1)),
         "the VMA has another place than in the row before": same_vma & moved,
+        "the VMA has other permissions, flags or another name than in the row before": same_vma & renamed,
         "the VMA overlaps the one before it": same & ~same_vma & (start < end.shift(1)),
     }
 
@@ -232,10 +308,12 @@ def _check_totals(large: pl.DataFrame, where: str) -> None:
             )
 
 
-def _check_own(rows: pl.DataFrame, where: str) -> None:
+def _check_own(rows: pl.DataFrame, where: str, is_part: bool) -> None:
+    """`own` is the number of times the address space maps the page; in a part, others may not be there."""
     pages, own = (rows[name].cast(pl.Int64).to_numpy() for name in ("pages", "own"))
     pfn = rows.select(pl.col("pfn") + pl.col("space"))["pfn"].to_numpy()
-    wrong = np.flatnonzero(own_mappings(pfn, pages, own) >= 0)
+    found = own_mappings(pfn, pages, own)
+    wrong = np.flatnonzero((found > own) if is_part else (found >= 0))
     if len(wrong):
         row, mm = rows.select("row", "mm").row(int(wrong[0]))
         raise TraceError(

@@ -13,11 +13,22 @@ from __future__ import annotations
 
 from typing import Final
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+
+FIRST_VERSION: Final = 1
+"""The oldest version that is still read.
+
+It has no kind `marker` (markers are among its `swap` rows), no column `memcg`, and does not say by how much
+rows and figures differ.
+"""
 
 KINDS: Final = ("page", "pmd", "hugetlb", "special", "swap", "marker")
 PAGE, PMD, HUGETLB, SPECIAL, SWAP, MARKER = range(6)
-"""Codes of the kinds, their places in `KINDS`."""
+"""Codes of the kinds, their places in `KINDS`.
+
+`swap` lies in a swap area. `marker` is every other entry that is neither empty nor present: guard regions,
+markers of userfaultfd, migration entries, hardware poison.
+"""
 
 MAX_FOLIO_BYTES: Final = 16 << 30
 """The largest folio of any architecture: a 16 GiB huge page."""
@@ -35,6 +46,7 @@ COLUMNS: Final[dict[str, str]] = {
     "vma_flags": "text",
     "vma_name": "text",
     # extent: first virtual page, PTEs (of a PMD mapping: its pages), what it is, first pfn or swap offset
+    # (0 for a marker)
     "vpn": "int64",
     "pages": "uint32",
     "kind": "text",
@@ -57,11 +69,16 @@ COLUMNS: Final[dict[str, str]] = {
     # pages of the whole folio mapped at all; sum of their mapcounts
     "folio_mapped": "uint32",
     "folio_mapcount": "uint64",
+    # inode number of the memory cgroup that the folio is charged to (kpagecgroup); 0: none, or not known
+    "memcg": "uint64",
 }
 """Column -> type. Text repeats from row to row and is stored as a dictionary.
 
 Plain names, so that a capture need not wait for polars to load.
 """
+
+OPTIONAL: Final = ("memcg",)
+"""Columns that a file may lack; they read as 0."""
 
 
 def ptes_per_table(page_size: int) -> int:

@@ -18,7 +18,8 @@ does not show the accessed bit of the entries.
 Page cache (`page_cache`): the pages of a file lie in folios aligned in the file; which pages are mapped
 stays. A trace has no file offsets: the first mapping of a file in an address space is taken to begin at
 offset 0, and those behind it to lie as far apart in the file as in memory, as the loader of ELF files places
-them.
+them; where a VMA maps large folios already, these show how it lies. (Of the pages of large folios in the
+bundled captures, 99.8 % lie as the first rule says.)
 
 What stays as it is: pages that others map too or that are mapped twice, of KSM or in the swap cache, folios
 with such a page; VMAs that are mlocked, VM_NOHUGEPAGE, VM_PFNMAP, VM_MIXEDMAP, VM_IO, hugetlb or watched by
@@ -565,10 +566,23 @@ def _page_cache(frame: pl.DataFrame, order: int, frames: _Frames) -> pl.DataFram
         .select("mm", "vma", "base", "text", "nth")
     )
     rows = rows.join(places, on=["mm", "vma"], how="left", maintain_order="left")
+    # large folios that are there already show how a VMA lies in its file, as far as the largest of them goes
+    size = 2 ** pl.col("order").cast(pl.Int64)
+    seen = (pl.col("pfn") - pl.col("folio") - pl.col("vpn") + pl.col("base")) % size
+    shown = (
+        rows.filter(pl.col("cache") & (pl.col("order") > 0))
+        .sort("order", descending=True, maintain_order=True)
+        .unique(["mm", "vma"], keep="first", maintain_order=True)
+        .select("mm", "vma", shift=seen)
+    )
+    rows = rows.join(shown, on=["mm", "vma"], how="left", maintain_order="left").with_columns(
+        shift=pl.col("shift").fill_null(0)
+    )
     chosen, rest = rows.filter("cache"), rows.filter(~pl.col("cache"))
     if chosen.is_empty():
         return frame
-    index, pages = ((chosen["vpn"] - chosen["base"]).to_numpy(), chosen["pages"].cast(pl.Int64).to_numpy())
+    index = (chosen["vpn"] - chosen["base"] + chosen["shift"]).to_numpy()
+    pages = chosen["pages"].cast(pl.Int64).to_numpy()
     first, last = index >> order, (index + pages - 1) >> order
     row, within = _repeated(last - first + 1)
     block = first[row] + within
@@ -580,7 +594,8 @@ def _page_cache(frame: pl.DataFrame, order: int, frames: _Frames) -> pl.DataFram
         pl.Series("pages", (end - begin).astype(np.uint32)),
         pl.Series("page", begin & ((1 << order) - 1)),
     )
-    number = cut.select(pl.struct("text", "nth", "block").rank("dense").cast(pl.Int64) - 1).to_series()
+    which = pl.struct("text", "nth", "shift", "block")
+    number = cut.select(which.rank("dense").cast(pl.Int64) - 1).to_series()
     heads = frames.folios(int(number.max()) + 1, order)[number.to_numpy()]  # type: ignore[arg-type]
     count = pl.col("pages").cast(pl.UInt64)
     flags = (

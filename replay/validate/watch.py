@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from replay.capture import address_space, live
+from replay.capture import address_space, live, loops
 from replay.capture.address_space import Options, Space
 from replay.capture.arrow import table
 from replay.capture.extents import Extents, Owner
@@ -144,6 +144,7 @@ def watcher(chosen: Algorithm | None = None) -> Iterator[Watcher]:
         put_back([fd]) as undo,
         opened(files.PROC, os.getpid()) as tree,
     ):
+        loops.prepare()
         tracefs.remove_stale(root)
         probes.remove_stale(root)
         machine = kernel.architecture(files.PROC, live=True)

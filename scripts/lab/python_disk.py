@@ -21,7 +21,7 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 SOURCES = ENVIRONMENT / "sources"
 CACHE = ENVIRONMENT / "cache"
 TESTS = ENVIRONMENT / "repository" / "tests"
-PREPARE = "import sys; sys.path[:0] = sys.argv[1:]; from replay.native.function import prepare; prepare()"
+PREPARE = "import sys; sys.path[:0] = sys.argv[1:]; from replay.capture import loops; loops.prepare()"
 DISK_MIB = 2048  # sparse: what is not written takes no room
 # Of what replay depends on: what is to be compiled for `replay validate` is compiled here.
 NOT_NEEDED = ("numba", "llvmlite")

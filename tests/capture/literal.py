@@ -24,7 +24,7 @@ from replay.trace.kpageflags import (
 PER_PAGE = [
     *("vma", "vma_start", "vma_pages", "vma_perms", "vma_flags", "vma_name", "kind", "pfn"),
     *("file", "exclusive", "soft_dirty", "uffd_wp", "kpageflags", "mapcount", "own", "dirty"),
-    *("folio", "order", "folio_mapped", "folio_mapcount"),
+    *("folio", "order", "folio_mapped", "folio_mapcount", "memcg"),
 ]
 
 
@@ -36,6 +36,7 @@ def pages(
     pmd: first pages of PMD mappings. dirty: [[first page, pages], ...]; None: by the rule.
     """
     flags, counts = (words(root / name) for name in ("kpageflags", "kpagecount"))
+    memcg = words(root / "kpagecgroup") if (root / "kpagecgroup").exists() else []
     vmas = read_smaps(root / str(pid) / "smaps", page_size)
     is_dirty = {vpn for first, n in dirty or [] for vpn in range(first, first + n)}
     by_pmd = {vpn for first in pmd for vpn in range(first, first + page_size // 8)}
@@ -56,6 +57,9 @@ def pages(
             row["mapcount"] = raised[row["pfn"]]
             row["folio_mapped"] = sum(raised.get(frame, 0) > 0 for frame in whole)
             row["folio_mapcount"] = sum(raised.get(frame, 0) for frame in whole)
+    for row in found.values():
+        if row["kind"] not in ("swap", "marker"):
+            row["memcg"] = memcg[row["folio"]] if row["folio"] < len(memcg) else 0
     return found
 
 
@@ -78,7 +82,9 @@ def page(
     )
     frame = word & (1 << 55) - 1
     if not word >> 63:
-        row.update(kind="swap", pfn=frame >> 5)
+        # the last nine types are never swap areas
+        is_marker = word >> 58 & 1 or frame & 31 >= 23
+        row.update(kind="marker", pfn=0) if is_marker else row.update(kind="swap", pfn=frame >> 5)
         return row
     head, order = folio(frame, flags)
     word_of_head = (flags[head] if head < len(flags) else bit(KPF_NOPAGE)) & ~bit(KPF_IDLE)
@@ -149,22 +155,25 @@ def expand(frame: pl.DataFrame) -> dict[int, dict[str, Any]]:
     for row in frame.iter_rows(named=True):
         for i in range(row["pages"]):
             one = {name: row[name] for name in PER_PAGE}
-            one["pfn"] += i
-            if row["kind"] != "swap" and row["order"] == 0:
+            one["pfn"] += i if row["kind"] != "marker" else 0
+            if row["kind"] not in ("swap", "marker") and row["order"] == 0:
                 one["folio"] = one["pfn"]
             found[row["vpn"] + i] = one
     return found
 
 
 def joinable(frame: pl.DataFrame, entries: int = 512) -> list[int]:
-    """Rows of mapped pages that could be one with the row before them: extents are the longest sequences."""
-    rows = [row for row in frame.iter_rows(named=True) if row["kind"] in ("page", "pmd", "hugetlb")]
+    """Rows that could be one with the row before them: extents are the longest sequences."""
+    kinds = ("page", "pmd", "hugetlb", "marker")
+    rows = [row for row in frame.iter_rows(named=True) if row["kind"] in kinds]
     wrong = []
     for i in range(1, len(rows)):
         a, b = rows[i - 1], rows[i]
         alike = all(a[name] == b[name] for name in PER_PAGE if name not in ("pfn", "folio"))
         one_folio = a["folio"] == b["folio"] or (a["order"] == 0 and b["order"] == 0)
-        adjacent = a["vpn"] + a["pages"] == b["vpn"] and a["pfn"] + a["pages"] == b["pfn"]
+        adjacent = a["vpn"] + a["pages"] == b["vpn"] and (
+            a["kind"] == "marker" or a["pfn"] + a["pages"] == b["pfn"]
+        )
         one_table = a["vpn"] // entries == b["vpn"] // entries or a["kind"] == "hugetlb"
         if alike and one_folio and adjacent and one_table:
             wrong.append(i)

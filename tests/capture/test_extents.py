@@ -25,7 +25,7 @@ from replay.trace.kpageflags import (
     bit,
 )
 from tests.capture import literal, trees
-from tests.capture.trees import EXCLUSIVE, FILE, PRESENT, SWAP, FakeProcess, FakeVma
+from tests.capture.trees import EXCLUSIVE, FILE, GUARD, PRESENT, SWAP, UFFD_WP, FakeProcess, FakeVma
 
 ANON = bit(KPF_ANON) | bit(KPF_SWAPBACKED) | bit(KPF_LRU)
 
@@ -83,6 +83,14 @@ def test_truth_pmd_by_itself(case: str, tmp_path: Path) -> None:
 
 FRAMES = 4096
 
+MARKERS = (
+    SWAP | GUARD | 31,  # as from v6.15 on
+    SWAP | 4 << 5 | 31,  # a guard region before
+    SWAP | UFFD_WP | 1 << 5 | 31,
+    SWAP | 700 << 5 | 24,  # a migration entry, whose offset is the frame
+    SWAP | 512 << 5 | 23,  # hardware poison
+)
+
 processes = st.integers(0, 1 << 32).map(lambda seed: fake_process(seed))
 
 
@@ -138,6 +146,11 @@ def fake_process(seed: int) -> FakeProcess:
                 for i in range(random.randint(1, 5)):
                     vma.words[end] = SWAP | (1000 + i) << 5 | random.choice([0, 1])
                     end += 1
+            if random.random() < 0.3:
+                word = random.choice(MARKERS)
+                for i in range(random.randint(1, 5)):
+                    vma.words[end] = word + (i << 5 if word & 31 == 24 else 0)
+                    end += 1
             end += random.choice([0, 0, 1, 7])
         vma.pages = max(end - vpn, 1)
         vmas.append(vma)
@@ -155,7 +168,10 @@ def fake_process(seed: int) -> FakeProcess:
         ):
             counts[frame] += random.choice([1, 1, 5])
     counts[(flags & np.uint64(bit(KPF_ZERO_PAGE) | bit(KPF_NOPAGE))) != 0] = 0
-    return FakeProcess(vmas, flags, counts)
+    memcg = np.zeros(FRAMES, np.uint64)
+    for head, _order, _ in folios:
+        memcg[head] = random.choice([7, 7, 7, 35, 0])
+    return FakeProcess(vmas, flags, counts, memcg if random.random() < 0.7 else None)
 
 
 def hugetlb_vma(vpn: int, frame: int, flags: np.ndarray, counts: np.ndarray) -> FakeVma:

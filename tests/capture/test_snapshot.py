@@ -57,13 +57,14 @@ def test_together_as_alone() -> None:
             assert found
             taken.append(found)
             words.append(room[: found.words])
-    rows, vmas, changed = snapshot.build(taken, words, tree.page_size, precise=True)
+    rows, vmas, changed, more = snapshot.build(taken, words, tree.page_size, precise=True)
     owners = [
         Owner(mm, one.pid, one.status.name, of_space)
         for mm, (one, of_space) in enumerate(zip(taken, vmas, strict=True))
     ]
     together = frame_of(table(rows, owners))
     assert changed == 0
+    assert more == [trace.meta.address_spaces[0].unaccounted for trace in alone if trace]
     for mm, trace in enumerate(alone):
         assert trace
         # other programs come and go: the mapcounts of what all of them map do not stand still

@@ -12,7 +12,7 @@ import numpy as np
 
 from replay.trace.kpageflags import KPF_ANON, KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_ZERO_PAGE, bit
 
-PRESENT, SWAP, FILE, UFFD_WP, EXCLUSIVE, SOFT_DIRTY = (1 << n for n in (63, 62, 61, 57, 56, 55))
+PRESENT, SWAP, FILE, GUARD, UFFD_WP, EXCLUSIVE, SOFT_DIRTY = (1 << n for n in (63, 62, 61, 58, 57, 56, 55))
 HEAD, TAIL = bit(KPF_COMPOUND_HEAD), bit(KPF_COMPOUND_TAIL)
 
 TRUTH = Path(__file__).parents[1] / "truth"
@@ -61,6 +61,11 @@ def lay_out(case: Path, dest: Path) -> tuple[int, dict]:
     return expected["pid"], expected
 
 
+def is_swap(word: int) -> bool:
+    """Whether a pagemap word is of a page in a swap area: the last nine types are none."""
+    return bool(word & SWAP) and not word & (PRESENT | GUARD) and word & 31 < 23
+
+
 @dataclass
 class FakeVma:
     start: int
@@ -81,6 +86,8 @@ class FakeProcess:
     flags: np.ndarray
     """kpageflags, uint64 by frame; `counts` likewise."""
     counts: np.ndarray
+    memcg: np.ndarray | None = None
+    """kpagecgroup, uint64 by frame, which only heads of folios have."""
     pid: int = 4321
     page_tables_kb: int = 400
     scan: bool = True
@@ -91,6 +98,8 @@ class FakeProcess:
         home.mkdir(parents=True, exist_ok=True)
         self.flags.astype("<u8").tofile(root / "kpageflags")
         self.counts.astype("<u8").tofile(root / "kpagecount")
+        if self.memcg is not None:
+            self.memcg.astype("<u8").tofile(root / "kpagecgroup")
         (home / "maps").write_text("".join(self._header(vma) for vma in self.vmas))
         (home / "smaps").write_text("".join(self._smaps(vma) for vma in self.vmas))
         (home / "status").write_text(self._status())
@@ -124,7 +133,7 @@ class FakeProcess:
             "Anonymous": 0 if hugetlb else sum(not word & FILE for word in normal),
             "AnonHugePages": 512 * len(vma.pmd),
             "Private_Hugetlb": len(normal) if hugetlb else 0,
-            "Swap": sum(bool(word & SWAP and not word & PRESENT) for word in vma.words.values()),
+            "Swap": sum(map(is_swap, vma.words.values())),
         }
         lines = [f"{name + ':':15} {pages * 4:8} kB" for name, pages in figures.items()]
         lines.insert(1, f"KernelPageSize: {vma.page_size // 1024:8} kB")
@@ -143,7 +152,7 @@ class FakeProcess:
             "RssAnon": sum(not word & FILE for word in normal),
             "RssFile": sum(bool(word & FILE) for word in normal),
             "RssShmem": 0,
-            "VmSwap": sum(bool(word & SWAP and not word & PRESENT) for word in words),
+            "VmSwap": sum(map(is_swap, words)),
             "HugetlbPages": 0,
         }
         return (

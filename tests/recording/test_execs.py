@@ -485,7 +485,7 @@ def test_leak_checker(tmp_path: Path) -> None:
     alone = subprocess.run([program], capture_output=True, text=True, check=False)
     if "100 byte(s) leaked" not in alone.stderr:
         pytest.skip("LeakSanitizer does not work here")
-    argv = [*REPLAY, "record", "-o", tmp_path / "t.parquet", "--", "sh", "-c", f"{program}; exit $?"]
+    argv = [*REPLAY, "record", "-o", str(tmp_path / "t.parquet"), "--", "sh", "-c", f"{program}; exit $?"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == alone.returncode
     assert "100 byte(s) leaked" in done.stderr

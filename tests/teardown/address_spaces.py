@@ -283,6 +283,7 @@ def trace_of(
         "file": False,
         "exclusive": False,
         "soft_dirty": False,
+        "memcg": 0,
     }
     rows = [rest | row for row in layout.rows()]
     frame = pl.DataFrame(rows, schema=SCHEMA) if rows else pl.DataFrame(schema=SCHEMA)

@@ -279,6 +279,27 @@ def test_page_cache_is_aligned_in_the_file() -> None:
     assert what_if(trace, [3]).trace.frame.equals(trace.frame)
 
 
+@pytest.mark.parametrize("name", ["numpy", "nodejs", "jvm", "postgresql-run"])
+def test_page_cache_folios_lie_as_real_ones_do(name: str) -> None:
+    """Where a file has folios of an order already, pages of the same order lie in the same folios."""
+    trace = read(CAPTURES / f"{name}.parquet")
+    page_cache = pl.col("file") & (pl.col("kpageflags") & ANON == bit(KPF_LRU))
+    real = trace.frame.filter(page_cache & (pl.col("order") == 2))
+    assert not real.is_empty()
+    made = what_if(trace, [2], page_cache=True).trace.frame
+    place = pl.col("pfn") - pl.col("folio")
+    pages = pl.int_ranges(0, pl.col("pages").cast(pl.Int64)).alias("n")
+    one, other = (
+        frame.select("mm", "vpn", place.alias("place"), pages)
+        .explode("n")
+        .select("mm", pl.col("vpn") + pl.col("n"), pl.col("place") + pl.col("n"))
+        for frame in (real, made.filter("file"))
+    )
+    both = one.join(other, on=["mm", "vpn"])
+    assert len(both) == len(one)
+    assert (both["place"] == both["place_right"]).all()
+
+
 @pytest.mark.parametrize("name", ["build-32k", "postgresql-run", "jvm"])
 def test_page_cache_of_real_programs_is_a_trace(name: str) -> None:
     trace = read(CAPTURES / f"{name}.parquet")
