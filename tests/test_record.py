@@ -192,12 +192,14 @@ def test_those_that_stay_run_on(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     out = tmp_path / "t.parquet"
     result, _ = recorded(
-        ["sh", "-c", f"(sleep 1; touch {mark}) >/dev/null & exit 3"], out, linger_seconds=0.1
+        ["sh", "-c", f"(sleep 3; touch {mark}) >/dev/null & exit 3"], out, linger_seconds=0.1
     )
     assert result.status == 3
     assert result.missed == {Missed.RUNNING: 2}
     assert not mark.exists()
-    time.sleep(1.2)
+    deadline = time.monotonic() + 20
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert mark.exists()
 
 
