@@ -67,6 +67,6 @@ def after_record(recorded: Recorded, path: Path, force: bool) -> None:
         note(f"not recorded: {count:,} {missed.value}")
     if recorded.replaced:
         note(f"not recorded: {recorded.replaced:,} torn down by exec, where nothing can stop before")
-    note(*notes.limits(recorded.meta))
+    note(*notes.limits(recorded.meta), *notes.differing(recorded.meta), *notes.markers(recorded.meta))
     note(f"wrote {path}: {notes.spaces(len(recorded.meta.address_spaces))}, {recorded.extents:,} extents")
     note(f"next: replay run {shlex.quote(str(path))}")
