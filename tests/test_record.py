@@ -465,7 +465,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8k", "none", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", folder], capture_output=True, check=False
     ).returncode:
         pytest.skip("no right to mount")
     yield folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import replay
-from replay.errors import ReplayError
+from replay.errors import ReplayError, TraceError
 from replay.fleet import parts, workers
 from replay.fleet.sources import Source
 from replay.support.atomic_file import atomic_file
@@ -44,6 +44,9 @@ def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
 
     given = json.loads(options)
     trace = dataclasses.replace(read(path), name=name)
+    if trace.left_out and not trace.meta.part:
+        # in a table of thousands nobody would see the note
+        raise TraceError(f"{name}: {trace.notes[0]} by 'replay run'; not swept")
     in_gather = None if given["page_tables"] is None else given["page_tables"] == "gather"
     return run_checked(trace, given["algorithms"], page_tables_in_gather=in_gather), len(trace.frame)
 
