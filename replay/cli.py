@@ -11,7 +11,22 @@ from typing import Annotated, Final
 import typer
 
 import replay
-from replay.commands import algorithms, calibrate, capture, doctor, inspect, record, run, sweep, validate
+from replay.commands import (
+    algorithms,
+    calibrate,
+    capture,
+    diff,
+    doctor,
+    inspect,
+    record,
+    redact,
+    report,
+    run,
+    sweep,
+    trim,
+    validate,
+    whatif,
+)
 from replay.commands.output import note
 from replay.errors import ReplayError
 from replay.support import shortage
@@ -31,7 +46,12 @@ app.command()(capture.capture)
 app.command(context_settings=OTHERS_OPTIONS)(record.record)
 app.command()(run.run)
 app.command()(sweep.sweep)
+app.command()(whatif.whatif)
+app.command()(report.report)
+app.command()(trim.trim)
+app.command()(diff.diff)
 app.command()(inspect.inspect)
+app.command()(redact.redact)
 app.command()(algorithms.algorithms)
 app.command(context_settings=OTHERS_OPTIONS)(validate.validate)
 app.command()(calibrate.calibrate)

@@ -19,7 +19,7 @@ import pytest
 import replay
 from replay.report.compare import compare, total
 from replay.teardown.algorithms import ALGORITHMS
-from replay.teardown.counters import COMPARED, COUNTERS
+from replay.teardown.counters import COUNTERS
 from tests.capture.trees import TRUTH, lay_out
 from tests.teardown.address_spaces import Piece, trace_of
 
@@ -116,7 +116,7 @@ def test_run_to_a_pipe_is_csv(path: Path):
     done = call("run", path)
     assert done.returncode == 0
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    avoided = [f"{name}_{what}" for name in COMPARED for what in ("avoided", "avoided_pct")]
+    avoided = [f"{name}_{what}" for name in COUNTERS for what in ("avoided", "avoided_pct")]
     assert list(rows[0]) == ["trace", "mm", "pid", "comm", "algorithm", *COUNTERS, *avoided]
     assert [row["algorithm"] for row in rows] == list(ALGORITHMS)
     found = {row["algorithm"]: row for row in rows}
@@ -129,10 +129,10 @@ def test_run_to_a_pipe_is_csv(path: Path):
 
 def test_run_on_a_terminal_is_a_table(path: Path):
     shown = on_terminal("run", path)
-    assert "1 address space, 110 PTEs" in shown
+    assert "1 address space, 110 PTEs, 0 PMD mappings" in shown
     assert "-62.7 %" in shown
     assert max(map(len, shown.splitlines())) <= 100
-    assert "some: address space 0, made-up (1)" in on_terminal("run", path, "--per", "mm")
+    assert "made-up" in on_terminal("run", path, "--per", "mm")
 
 
 def test_run_writes_by_the_ending(path: Path, tmp_path: Path):
@@ -155,9 +155,36 @@ def test_several_traces(path: Path, tmp_path: Path):
 
 
 def test_page_tables_can_take_the_rcu_path(path: Path):
-    for where, pages in (("gather", 9), ("rcu", 0)):
+    for where, batches in (("gather", 0), ("rcu", 1)):
         frame = pl.read_csv(io.StringIO(call("run", path, "-a", "baseline", "--page-tables", where).stdout))
-        assert frame["page_tables"].to_list() == [pages]
+        assert frame.select("page_tables", "table_batches").rows() == [(9, batches)]
+
+
+def test_run_against_any_algorithm_shows_it(path: Path):
+    shown = on_terminal("run", path, "-a", "mainline", "--baseline", "v6.12")
+    assert "v6.12" in shown and "mainline" in shown
+    frame = pl.read_csv(io.StringIO(call("run", path, "-a", "mainline", "--baseline", "v6.12").stdout))
+    assert frame.select("algorithm", "release_entries_avoided").rows() == [("mainline", 9)]
+
+
+def test_run_with_algorithms_of_ones_own(path: Path, tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text('[mine]\nbase = "v2"\nbundle = 16\n')
+    done = call(
+        "run", path, "-a", file, "-a", "mine,bundle=32,name=more", "--vary", "max_folios_per_free=1,2"
+    )
+    assert pl.read_csv(io.StringIO(done.stdout))["algorithm"].to_list() == [
+        *(f"mine,max_folios_per_free={n}" for n in (1, 2)),
+        *(f"more,max_folios_per_free={n}" for n in (1, 2)),
+    ]
+    assert "it must be a whole number" in line(call("run", path, "-a", "v2,bundle=x"), 2)
+    assert "--together" in line(call("run", path, "--order", "1"), 2)
+
+
+def test_run_checks_itself(path: Path):
+    done = call("run", path, "-a", "v2,mainline", "--check")
+    assert done.returncode == 0
+    assert "machine and reference agree in 3 of 3 replays of 1 of 1 address spaces" in done.stderr
 
 
 def test_a_reader_that_stops_reading(path: Path):
@@ -280,8 +307,8 @@ def test_names_do_not_steer_the_terminal(tmp_path: Path):
     meta = dataclasses.replace(trace.meta, address_spaces=spaces)
     named = dataclasses.replace(trace, frame=frame, meta=meta)
     path = named.write(tmp_path / "x[bold]y.parquet")
-    told = "x[bold]y: address space 0, a[/b][red]:smile:\\x1b[31m (1)"
-    assert told in on_terminal("run", path, "--per", "mm").replace("\n", "")
+    assert "x[bold]y: 1 address space" in on_terminal("run", path)
+    assert "a[/b][red]:smile:\\x1b[31m" in on_terminal("run", path, "--per", "mm", columns=200)
     assert "a[/b][red]:smile:\\x1b[31m (1)" in on_terminal("inspect", path, columns=200)
 
 

@@ -64,8 +64,8 @@ def assert_reconciles(trace: Trace) -> None:
             assert abs(by_mm[mm][figure] - getattr(space, figure)) <= slack, (mm, space, by_mm[mm])
 
 
-def pids(trace: Trace) -> list[int]:
-    return [space.pid for space in trace.meta.address_spaces]
+def pids(trace: Trace, ended_by: str = "") -> list[int]:
+    return [space.pid for space in trace.meta.address_spaces if ended_by in ("", space.ended_by)]
 
 
 def child_of(output: str) -> int:
@@ -118,16 +118,19 @@ def test_fork_bomb(name: str, tree: str, tmp_path: Path) -> None:
 
 
 def test_nested(tree: str, tmp_path: Path) -> None:
-    result, trace = recorded([tree, "nested", "20"], tmp_path / "t.parquet")
-    assert result.recorded == 21
+    _, trace = recorded([tree, "nested", "20"], tmp_path / "t.parquet")
     # each waits for the next one: the last to begin is the first to end
-    assert pids(trace) == sorted(pids(trace), reverse=True)
+    exits = pids(trace, "exit")
+    assert len(exits) == 21
+    assert exits == sorted(exits, reverse=True)
+    assert sorted(pids(trace, "exec")) == sorted(exits)[1:]
 
 
 def test_exec_chain(tree: str, tmp_path: Path) -> None:
-    result, _ = recorded([tree, "chain", "30"], tmp_path / "t.parquet")
-    assert result.recorded == 1
-    assert result.replaced == 30
+    result, trace = recorded([tree, "chain", "30"], tmp_path / "t.parquet")
+    assert (result.recorded, result.execs) == (31, 30)
+    assert len(set(pids(trace))) == 1
+    assert not result.missed
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,8 @@ def test_threads(name: str, status: int, least: int, tree: str, tmp_path: Path) 
     """The process is caught once, when its last thread exits; least: anonymous pages it then has."""
     result, trace = recorded([tree, name], tmp_path / "t.parquet")
     assert result.status == status
-    assert result.recorded == 1
+    assert len(pids(trace, "exit")) == 1
+    assert result.execs == name.startswith("exec-")
     anon = trace.frame.filter(pl.col("kpageflags") & bit(KPF_ANON) != 0)["pages"].sum()
     assert anon >= least
     assert not result.missed
@@ -168,11 +172,14 @@ def test_vfork_and_exec(tree: str, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert result.replaced == 0
 
 
-def test_what_execs_tear_down_is_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("execs", [True, False])
+def test_what_execs_tear_down(execs: bool, tmp_path: Path) -> None:
     """The copy that a fork made of a shell, as often as it runs a program, and the shell itself."""
     script = "for i in 1 2 3; do /bin/true; done; exec /bin/true"
-    result, _ = recorded(["bash", "-c", script], tmp_path / "t.parquet")
-    assert (result.recorded, result.replaced) == (4, 4)
+    result, trace = recorded(["bash", "-c", script], tmp_path / "t.parquet", execs=execs)
+    assert len(pids(trace, "exit")) == 4
+    assert (result.execs, result.replaced) == ((4, 0) if execs else (0, 4))
+    assert {space.comm for space in trace.meta.address_spaces if space.ended_by == "exec"} <= {"bash"}
 
 
 def test_last_user_of_shared_memory(tree: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +363,7 @@ def test_signal_ends_the_command(group: bool, number: int, tmp_path: Path) -> No
         child.communicate(timeout=20)
     # ended by that signal, so that a shell script that runs it ends too
     assert child.returncode == -number
-    assert [space.comm for space in file.read(out).meta.address_spaces] == ["sleep"]
+    assert [space.comm for space in file.read(out).meta.address_spaces] == ["sh", "sleep"]
 
 
 def test_interrupt_before_the_command(tmp_path: Path) -> None:

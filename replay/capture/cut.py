@@ -20,7 +20,7 @@ from replay.capture.extents import (
 )
 from replay.capture.folios import MAPCOUNT, MAPPED, NOPAGE, ORDER, PLACE, Folios, Pages
 from replay.capture.runs import MARKER_TYPE, Runs, distinct
-from replay.native.function import I32, I64, I32s, I64s, U8s, native, part
+from replay.jit.compiled import I32, I64, I32s, I64s, U8s, compiled, inline
 from replay.procfs.files import (
     PM_EXCLUSIVE,
     PM_FILE,
@@ -113,7 +113,7 @@ def rows_of(
     return extents, int(tally[TORN])
 
 
-@native
+@compiled
 def _fill_rows(
     vpn: I64,
     word: I64,
@@ -183,7 +183,7 @@ def _fill_rows(
     return rows
 
 
-@part
+@inline
 def _touch(run: int, index: I64, flags: I64, counts: I64, number: I32) -> int:
     """Bring what the next runs need into the processor's cache, all at once: frames are anywhere."""
     total = 0
@@ -193,7 +193,7 @@ def _touch(run: int, index: I64, flags: I64, counts: I64, number: I32) -> int:
     return total
 
 
-@part
+@inline
 def _alike(place: int, flags: I64, counts: I64, memcg: I64, own: I32, number: I32, folios: I64s) -> bool:
     """Whether a frame can be in one extent with the frame before it."""
     one, two = number[place - 1], number[place]
@@ -206,13 +206,13 @@ def _alike(place: int, flags: I64, counts: I64, memcg: I64, own: I32, number: I3
     return counts[place - 1] == counts[place] and (len(own) == 0 or own[place - 1] == own[place])
 
 
-@part
+@inline
 def _describe_alike(place: int, flags: I64, memcg: I64) -> bool:
     """Whether flags and memory cgroup of a frame of order 0 are those of the frame before it."""
     return flags[place - 1] == flags[place] and (len(memcg) == 0 or memcg[place - 1] == memcg[place])
 
 
-@part
+@inline
 def _range_at(ranges: I64s, at: int, point: int) -> int:
     """The first range, from `at` on, that does not end before the point."""
     while at < ranges.shape[1] and ranges[1, at] <= point:
@@ -220,12 +220,12 @@ def _range_at(ranges: I64s, at: int, point: int) -> int:
     return at
 
 
-@part
+@inline
 def _is_inside(ranges: I64s, at: int, point: int) -> bool:
     return at < ranges.shape[1] and ranges[0, at] <= point
 
 
-@part
+@inline
 def _is_normal(flags: int, entry: int, raw_frames: int) -> bool:
     """Whether vm_normal_page() finds a page: not for the zero page, nor for frames without one."""
     if flags & ZERO_PAGE != 0:
@@ -233,7 +233,7 @@ def _is_normal(flags: int, entry: int, raw_frames: int) -> bool:
     return entry & PM_FILE != 0 or (flags & ANON != 0 and raw_frames == 0)
 
 
-@part
+@inline
 def _kind(is_normal: bool, is_hugetlb: bool, by_pmd: bool) -> int:
     if not is_normal:
         return SPECIAL
@@ -242,7 +242,7 @@ def _kind(is_normal: bool, is_hugetlb: bool, by_pmd: bool) -> int:
     return PMD if by_pmd else PAGE
 
 
-@part
+@inline
 def _fill_bits(row: int, entry: int, narrow: U8s) -> None:
     narrow[FILE, row] = entry & PM_FILE != 0
     narrow[EXCLUSIVE, row] = entry & PM_EXCLUSIVE != 0
@@ -250,7 +250,7 @@ def _fill_bits(row: int, entry: int, narrow: U8s) -> None:
     narrow[UFFD_WP, row] = entry & PM_UFFD_WP != 0
 
 
-@part
+@inline
 def _fill_absent(row: int, place: int, begin: int, wide: I64s, middle: I32s, narrow: U8s) -> None:
     """Nothing is known of a swap entry but its place in swap, and nothing of a marker."""
     is_marker = place & MARKER_TYPE == MARKER_TYPE
@@ -261,7 +261,7 @@ def _fill_absent(row: int, place: int, begin: int, wide: I64s, middle: I32s, nar
     narrow[KIND, row], narrow[IS_DIRTY, row], narrow[FOLIO_ORDER, row] = MARKER if is_marker else SWAP, 0, 0
 
 
-@part
+@inline
 def _fill_folio(
     row: int,
     pfn: int,
@@ -283,7 +283,7 @@ def _fill_folio(
     narrow[FOLIO_ORDER, row] = order
 
 
-@part
+@inline
 def _fill_counts(
     row: int,
     is_normal: bool,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from replay.capture.folios import NOPAGE, Bools, Pages
 from replay.capture.runs import Runs, distinct
-from replay.native.function import I32, I64, U8s, native
+from replay.jit.compiled import I32, I64, U8s, compiled
 from replay.procfs.files import PM_EXCLUSIVE, U64, Vma
 from replay.trace.kpageflags import KPF_ANON, KPF_DIRTY, KPF_HUGE, KPF_ZERO_PAGE, bit
 
@@ -113,7 +113,7 @@ def maybe_mapped_again(some: Runs, facts: VmaFacts, entries: int, trust_exclusiv
     return found[: _find_again(word, some.pages, some.vma, table, entries, int(trust_exclusive), found)]
 
 
-@native
+@compiled
 def _find_again(
     word: I64, pages: I32, vma: I32, facts: U8s, entries: int, trust_exclusive: int, found: I64
 ) -> int:
@@ -140,7 +140,7 @@ def own_of_frames(pages: Pages, own: Ranges) -> I32:
     return found
 
 
-@native
+@compiled
 def _spread(start: I64, end: I64, offset: I64, first: I64, last: I64, value: I64, out: I32) -> int:
     """Give the frames of ranges [first, last) their value, as far as they are in the pieces."""
     piece = 0
@@ -165,7 +165,7 @@ def raise_counts(runs: Runs, index: I64, pages: Pages, own: I32, precise: bool) 
     return changed if precise else 0
 
 
-@native
+@compiled
 def _raise_counts(sizes: I32, index: I64, flags: I64, counts: I64, own: I32) -> int:
     """Returns how many pages were raised, without device pages."""
     changed = 0

@@ -12,9 +12,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.native.function import I32, I64, I64s, native, part
-from replay.native.words import MOST_WORDS, pread, read_pieces
+from replay.jit.compiled import I32, I64, I64s, compiled, inline
+from replay.jit.pread import pread
 from replay.procfs.files import U64, check_read
+from replay.procfs.pagemap_words import MOST_WORDS, read_pieces
 from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_IDLE, KPF_NOPAGE, bit
 
 Bools = npt.NDArray[np.bool_]
@@ -112,7 +113,7 @@ def pieces_of(frames: I64, sizes: I32, bridge: int) -> tuple[I64, I64]:
     return start[:pieces], end[:pieces]
 
 
-@native
+@compiled
 def _join(frames: I64, sizes: I32, bridge: int, start: I64, end: I64) -> int:
     """Fill in the pieces; returns how many there are."""
     pieces = 0
@@ -166,7 +167,7 @@ def _read_words(fd: int, start: I64, size: I64, words: int, spare: int) -> I64:
     return found
 
 
-@native
+@compiled
 def _read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I64, flags: I64) -> int:
     """Read wanted pieces, and on to both ends of the folios that they touch, as pieces [start, end).
 
@@ -214,7 +215,7 @@ def _read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I6
     return pieces
 
 
-@part
+@inline
 def _fill(fd: int, flags: I64, at: int, count: int, first: int) -> bool:
     """Read words first.. to flags[at:]; what the file does not have is NOPAGE. False if that fails."""
     while count > 0:
@@ -229,14 +230,14 @@ def _fill(fd: int, flags: I64, at: int, count: int, first: int) -> bool:
     return True
 
 
-@part
+@inline
 def _move(flags: I64, source: int, target: int, count: int) -> None:
     """Move words up."""
     for place in range(count - 1, -1, -1):
         flags[target + place] = flags[source + place]
 
 
-@part
+@inline
 def _frames_missing(flags: I64, at: int, first: int, reach: int, last: int) -> int:
     """How many frames to read behind a piece [first, reach), wanted up to `last`; 0: no folio goes on."""
     place = at + reach - first - 1
@@ -296,7 +297,7 @@ def places_of(pages: Pages, frames: I64, order: I64, count: int) -> I64:
     return index
 
 
-@native
+@compiled
 def _locate(start: I64, end: I64, offset: I64, frames: I64, order: I64, index: I64) -> int:
     """Fill in the indices; returns how many of the frames were read before the first that was not."""
     piece = 0
@@ -318,7 +319,7 @@ def folios_of(pages: Pages) -> Folios:
     return Folios(number, facts)
 
 
-@native
+@compiled
 def _find_folios(start: I64, end: I64, offset: I64, flags: I64, counts: I64, number: I32, facts: I64s) -> int:
     """Number the folios, and fill in their facts; returns how many there are."""
     folios = 0
@@ -344,7 +345,7 @@ def _find_folios(start: I64, end: I64, offset: I64, flags: I64, counts: I64, num
     return folios
 
 
-@part
+@inline
 def _order_of(flags: int, frame: int, size: int) -> int:
     """The order of a folio of `size` frames whose first has these flags; 0 if it cannot be one."""
     if flags & HEAD == 0 or size & (size - 1) != 0 or frame & (size - 1) != 0:

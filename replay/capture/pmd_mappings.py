@@ -13,9 +13,9 @@ from replay.capture import folios, runs
 from replay.capture.extents import Ranges
 from replay.capture.run_store import Kept
 from replay.capture.runs import Runs
-from replay.native.words import read_pieces
 from replay.procfs import files, pagemap_scan
 from replay.procfs.files import Vma
+from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.kpageflags import bit
 from replay.trace.schema import ptes_per_table

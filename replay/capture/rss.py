@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from replay.capture.extents import ANON, Extents
-from replay.native.function import I32, I64, U8, I64s, native, part
+from replay.jit.compiled import I32, I64, U8, I64s, compiled, inline
 from replay.procfs.files import Status, Vma
 from replay.trace.kpageflags import KPF_SWAPBACKED, bit
 from replay.trace.schema import HUGETLB, MARKER, SPECIAL, SWAP
@@ -57,7 +57,7 @@ def add_extents(totals: Totals, rows: Extents) -> None:
         totals.by_vma[vma] = totals.by_vma.get(vma, 0) + int(by_vma[vma])
 
 
-@part
+@inline
 def _which(kind: int, flags: int) -> int:
     """The place in `SUMS`. RssShmem is what mm_counter_file() says: not anonymous, swap-backed."""
     if kind == SWAP:
@@ -73,7 +73,7 @@ def _which(kind: int, flags: int) -> int:
     return IN_SHMEM if flags & SWAPBACKED != 0 else IN_FILE
 
 
-@native
+@compiled
 def _add(vma: I32, kind: U8, flags: I64, pages: I32, sums: I64, by_vma: I64) -> int:
     """Add up pages, as in `SUMS`, and those that smaps counts by VMA."""
     for row in range(len(vma)):
@@ -84,7 +84,7 @@ def _add(vma: I32, kind: U8, flags: I64, pages: I32, sums: I64, by_vma: I64) -> 
     return len(vma)
 
 
-@native
+@compiled
 def _add_each(vma: I32, owner: I64, kind: U8, flags: I64, pages: I32, sums: I64s) -> int:
     """Add up pages, as in `SUMS`, of each owner of VMAs."""
     for row in range(len(vma)):

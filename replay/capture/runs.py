@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.native.function import I32, I64, native, part
+from replay.jit.compiled import I32, I64, compiled, inline
 from replay.procfs.files import (
     PM_GUARD_REGION,
     PM_MOVING,
@@ -79,7 +79,7 @@ def runs_of(first: I64, size: I64, words: U64, vma_starts: I64) -> Runs:
     )
 
 
-@native
+@compiled
 def _find_runs(
     first: I64, size: I64, words: I64, starts: I64, vpn: I64, word: I64, pages: I32, vma: I32
 ) -> int:
@@ -107,13 +107,13 @@ def _find_runs(
     return runs
 
 
-@part
+@inline
 def _is_taken(entry: int) -> bool:
     """Whether a word, as int64, is present, which makes it negative, or a swap entry or marker."""
     return entry < 0 or entry >= PM_SWAP
 
 
-@part
+@inline
 def _kept(entry: int) -> int:
     """The word as it is kept: markers are alike but for their flags."""
     if entry >= PM_SWAP and (entry & PM_GUARD_REGION != 0 or entry & MARKER_TYPE >= SWAP_TYPES):
@@ -121,7 +121,7 @@ def _kept(entry: int) -> int:
     return entry
 
 
-@part
+@inline
 def _step(entry: int) -> int:
     """How much more the word of the next page is, if the run goes on: a frame, or an offset in swap."""
     if entry < 0:
@@ -145,7 +145,7 @@ def by_frame(blocks: Sequence[Runs]) -> tuple[I64, I32, I64]:
     return keys, pages[number], number
 
 
-@native
+@compiled
 def _add_keys(word: I64, before: int, bits: int, keys: I64) -> int:
     """Frame, then number, of present runs, of which the first is `before`; returns how many there are."""
     used = 0
@@ -190,7 +190,7 @@ def difference(before: Runs, first: I64, size: I64, words: U64) -> int:
     )
 
 
-@native
+@compiled
 def _count_changed(vpn: I64, word: I64, pages: I32, first: I64, size: I64, words: I64) -> int:
     changed = at = run = 0
     for span in range(len(first)):

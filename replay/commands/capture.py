@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from replay.commands.naming import command_name, default_name, target, write_redacted
+from replay.commands.naming import command_name, default_name, process_number, target, write_redacted
 from replay.commands.options import Force, Output, PagemapScan, Redact
 from replay.commands.output import load_numpy, note, progress
 from replay.commands.record import after_record
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def capture(
-    pid: Annotated[int | None, typer.Argument(help="The process.", metavar="PID", show_default=False)] = None,
+    processes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Processes; a name where no other process has it.", metavar="PID|NAME...", show_default=False
+        ),
+    ] = None,
     output: Output = None,
     cgroup: Annotated[
         str | None, typer.Option(help="All processes of a cgroup and those below it, frozen together.")
@@ -38,15 +43,21 @@ def capture(
     redact: Redact = False,
     force: Force = False,
 ) -> None:
-    """Capture the page tables of running processes into a trace."""
-    if (pid is not None) + (cgroup is not None) + everything != 1:
-        raise UsageError("name a PID, --cgroup PATH or --all: one of them")
+    """Capture the page tables of running processes into a trace.
+
+    Examples: replay capture 4711; replay capture redis-server -o redis.parquet;
+    replay capture --cgroup system.slice/nginx.service
+    """
+    if bool(processes) + (cgroup is not None) + everything != 1:
+        raise UsageError("name processes, --cgroup PATH or --all: one of them")
+    pids = list(dict.fromkeys(process_number(procfs, word) for word in processes or []))
+    pid = pids[0] if len(pids) == 1 else None
     if at_exit and pid is None:
         raise UsageError("--at-exit waits for one process: name its PID")
     if at_exit and (procfs != Path("/proc") or not freeze):
         raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
     load_numpy()
-    path = output or default_name(*_subject(procfs, pid, cgroup), redact)
+    path = output or default_name(*_subject(procfs, pids, cgroup), redact)
     written_to = target(path, redact, force)
     if at_exit and pid is not None:
         from replay.recording import recorder
@@ -67,6 +78,8 @@ def capture(
         }
         if pid is not None:
             done = live.capture_process(pid, written_to, **options)
+        elif pids:
+            done = live.capture_processes(pids, written_to, **options)
         elif cgroup is not None:
             done = live.capture_cgroup(cgroup, written_to, **options)
         else:
@@ -74,10 +87,12 @@ def capture(
     _after_capture(done, path, force)
 
 
-def _subject(procfs: Path, pid: int | None, cgroup: str | None) -> tuple[str, int]:
-    """What a capture is named after: a command's name and PID, a cgroup or all processes and our PID."""
-    if pid is not None:
-        return command_name(procfs, pid), pid
+def _subject(procfs: Path, pids: list[int], cgroup: str | None) -> tuple[str, int]:
+    """What a capture is named after: a command's name and PID; else what is captured, and our PID."""
+    if len(pids) == 1:
+        return command_name(procfs, pids[0]), pids[0]
+    if pids:
+        return f"{len(pids)}-processes", os.getpid()
     return (Path(cgroup).name if cgroup is not None else "all"), os.getpid()
 
 
@@ -98,7 +113,7 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
     if len(spaces) > 1:
         others = f"; {differing:,} of them differ from it as said above" if differing else ""
         agree = "all as" if not differing else f"{len(spaces) - differing:,} as"
-        note(f"captured {len(spaces):,} processes, {agree} /proc/PID/status says{others}")
+        note(f"captured {len(spaces):,} address spaces, {agree} /proc/PID/status says{others}")
     note(*(f"not captured: {line}" for line in done.refused))
     if done.vanished:
         note(f"not captured: {done.vanished:,} that ended before they could be read")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from replay.commands.output import load_numpy, note, show, width
+from replay.commands.output import load_numpy, note, show, show_markdown, width
+from replay.errors import UsageError
 from replay.support.text import printable
 
 
@@ -17,9 +18,14 @@ def inspect(
         Path, typer.Argument(help="A trace.", metavar="TRACE", show_default=False, readable=False)
     ],
     vmas: Annotated[int, typer.Option(help="How many VMAs to list.", min=0)] = 20,
+    shape: Annotated[
+        str, typer.Option("--format", help="'table', or 'md' for Markdown: for issues and mails.")
+    ] = "table",
     json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """Show what a trace maps: kinds, folio orders, sharing, VMAs."""
+    """Show what a trace maps: its share in large folios, kinds, processes, folio orders, sharing, VMAs."""
+    if shape not in ("table", "md"):
+        raise UsageError(f"--format is 'table' or 'md', not '{shape}'")
     load_numpy()
     from replay.report import inspect as report
     from replay.report import notes, terminal
@@ -30,8 +36,11 @@ def inspect(
     if json:
         typer.echo(report.as_json(loaded, rows))
         return
-    for line in report.header(loaded):
+    for line in report.header(loaded, rows):
         typer.echo(printable(line))
+    if shape == "md":
+        show_markdown(terminal.inspection(loaded, rows, vmas, 0))
+        return
     columns = width()
     show(list(terminal.inspection(loaded, rows, vmas, columns)), columns)
     note(*notes.noticed(loaded))

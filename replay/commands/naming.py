@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from replay.errors import UsageError
+
 if TYPE_CHECKING:
     from replay.trace.frame import Trace
 
@@ -42,3 +44,45 @@ def default_name(comm: str, pid: int, redacted: bool = False) -> Path:
     if redacted:
         return Path(f"replay-redacted-{now:%Y%m%d}-{os.urandom(3).hex()}.parquet")
     return Path(f"replay-{safe}-{pid}-{now:%Y%m%dT%H%M%SZ}.parquet")
+
+
+COMM_LENGTH = 15
+"""Letters of a command's name that the kernel keeps: TASK_COMM_LEN without its end."""
+MOST_PIDS = 20
+"""So many are listed of a name that several processes have."""
+
+
+def process_number(procfs: Path, text: str) -> int:
+    """A PID, or that of the one process of a name (its comm, or the file that it was started from).
+
+    Raises `UsageError` if no process has the name, or several.
+    """
+    if text.isascii() and text.isdigit():
+        return int(text)
+    found = sorted(
+        int(folder.name)
+        for folder in procfs.glob("[0-9]*")
+        if folder.name.isdigit() and _is_called(folder, text)
+    )
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(f"no process is called '{text}': give its PID")
+    listed = ", ".join(map(str, found[:MOST_PIDS])) + (", ..." if len(found) > MOST_PIDS else "")
+    raise UsageError(f"{len(found)} processes are called '{text}': give one PID of {listed}")
+
+
+def _is_called(folder: Path, name: str) -> bool:
+    """Whether a process has this name; not this command itself, nor one that has ended."""
+    if int(folder.name) == os.getpid():
+        return False
+    try:
+        comm = (folder / "comm").read_text(errors="replace").rstrip("\n")
+        started_as = (folder / "cmdline").read_bytes().partition(b"\0")[0]
+        ended = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return False
+    file = os.fsdecode(started_as).rpartition("/")[2]
+    # of a longer name the kernel keeps the beginning, which others may share
+    kept = comm == name if len(name) <= COMM_LENGTH else False
+    return not ended and (kept or file == name)

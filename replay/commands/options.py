@@ -16,6 +16,7 @@ class Shape(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
+    MD = "md"
 
 
 class Per(StrEnum):

@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from replay.support.text import printable
+
+if TYPE_CHECKING:
+    from replay.report.terminal import Sheet
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of malloc.h."""
@@ -98,3 +101,11 @@ def show(renderables: list[Any], columns: int) -> None:
     console = Console(width=columns, height=HEIGHT, markup=False, emoji=False, highlight=False)
     for renderable in renderables:
         console.print(renderable)
+
+
+def show_markdown(sheets: Iterable[Sheet]) -> None:
+    """Print tables as Markdown."""
+    from replay.report import terminal
+
+    for sheet in sheets:
+        typer.echo(terminal.markdown(sheet))

@@ -26,18 +26,30 @@ def record(
     ],
     output: Output = None,
     pagemap_scan: PagemapScan = True,
+    execs: Annotated[
+        bool,
+        typer.Option("--exec/--no-exec", help="Capture also what an exec tears down, before it does."),
+    ] = True,
     redact: Redact = False,
     force: Force = False,
 ) -> None:
     """Run a command and capture each of its processes at its exit, into one trace.
 
-    The command behaves as without replay, and its exit status is that of this command.
+    An address space that an exec tears down is captured too: the copy that a fork made of a shell, say.
+
+    The command behaves as without replay, and its exit status is that of this command. What it can notice, if
+    it looks: TracerPid, Seccomp and Seccomp_filters in /proc/PID/status, SECCOMP_MODE_STRICT fails, and all
+    takes longer. It may trace processes itself, which are not captured then. In those, and in processes that
+    outlive the recording, the filter stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED,
+    fail with ENOSYS.
     """
     load_numpy()
     from replay.recording import recorder
 
     path = output or default_name(Path(command[0]).name, os.getpid(), redact)
-    recorded = recorder.record(command, target(path, redact, force), force=force, use_scan=pagemap_scan)
+    recorded = recorder.record(
+        command, target(path, redact, force), force=force, use_scan=pagemap_scan, execs=execs
+    )
     after_record(recorded, path, force)
     if recorded.killed_by:
         _end_by(recorded.killed_by)
@@ -66,7 +78,10 @@ def after_record(recorded: Recorded, path: Path, force: bool) -> None:
     for missed, count in recorded.missed.items():
         note(f"not recorded: {count:,} {missed.value}")
     if recorded.replaced:
-        note(f"not recorded: {recorded.replaced:,} torn down by exec, where nothing can stop before")
+        note(f"not recorded: {recorded.replaced:,} torn down by exec: {recorded.no_execs}")
     note(*notes.limits(recorded.meta), *notes.differing(recorded.meta), *notes.markers(recorded.meta))
-    note(f"wrote {path}: {notes.spaces(len(recorded.meta.address_spaces))}, {recorded.extents:,} extents")
+    spaces = notes.spaces(recorded.recorded)
+    if recorded.execs:
+        spaces += f": {recorded.recorded - recorded.execs:,} exits, {recorded.execs:,} execs"
+    note(f"wrote {path}: {spaces}; {recorded.extents:,} extents")
     note(f"next: replay run {shlex.quote(str(path))}")

@@ -4,19 +4,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from replay.commands.options import Per, Shape
-from replay.commands.output import load_numpy, note, show, width
+from replay.commands.output import load_numpy, note, show, show_markdown, width
+from replay.commands.ranking import Pids, Sort, Top, of_pids, sheets
+from replay.commands.whatif import WhatIfOrders, run_what_if
 from replay.errors import UsageError
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from replay.teardown.algorithms import Algorithm
     from replay.trace.frame import Trace
+
+DIFFERENT = 3
+"""Exit status where machine and reference count differently."""
 
 
 def run(
@@ -28,8 +35,23 @@ def run(
     ],
     algorithms: Annotated[
         list[str] | None,
-        typer.Option("-a", "--algorithms", help="Which, separated by commas or repeated; default all."),
+        typer.Option(
+            "-a",
+            "--algorithms",
+            help="Names separated by commas, each with parameters of its own after it, or a .toml file of "
+            "definitions; may be repeated; default all. See 'replay algorithms --parameters'.",
+        ),
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PARAMETER=VALUE,VALUE...",
+            help="Each algorithm of -a (without -a: mainline) once for each value; may be repeated.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar="ALGORITHM", help="What the changes and 'avoided' columns are against.")
+    ] = "baseline",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write all counters: .csv, .json or .parquet.")
     ] = None,
@@ -50,34 +72,80 @@ def run(
     page_tables: Annotated[
         str | None,
         typer.Option(
-            help="Where page-table pages go: 'gather' (x86 up to v6.13) or 'rcu' (arm64, x86 from v6.14, "
-            "paravirtualised guests); default by the trace's architecture."
+            help="Where page-table pages go under every algorithm: 'gather' or 'rcu'; default where each has "
+            "them go (arm64: by RCU for all)."
         ),
     ] = None,
+    what_if: WhatIfOrders = None,
+    sort: Sort = "ptes",
+    top: Top = 20,
+    pid: Pids = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Tear the address spaces of a live trace down one after the other, by PID: what one leaves "
+            "the next one finds. Default: each as if the others stayed.",
+        ),
+    ] = False,
+    order: Annotated[
+        str | None,
+        typer.Option(metavar="PID,PID...", help="With --together: processes that exit first, in this order."),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Run the literal reference beside the machine, on a sample where the trace is large; exit "
+            "status 3 if they differ.",
+        ),
+    ] = False,
+    csv_safe: Annotated[
+        bool,
+        typer.Option(
+            "--csv-safe",
+            help="Put an apostrophe before names that a spreadsheet would run as a formula (=, +, -, @).",
+        ),
+    ] = False,
 ) -> None:
     """Replay the teardown algorithms over traces and compare them with the baseline.
 
     On a terminal: a table. To a pipe, or with -o: every counter, of each address space or as --per says.
+
+    Examples: replay run T.parquet -a v2,mainline --baseline v6.12;
+    replay run T.parquet -a 'mainline,release_batch=63,name=big' --vary bundle=8,64
     """
     load_numpy()
     from replay.report import files
-    from replay.teardown import algorithms as known
+    from replay.teardown import variants
 
     if output is not None:
         files.check_target(output, traces)
-    if page_tables not in (None, "gather", "rcu"):
-        raise UsageError(f"--page-tables is 'gather' or 'rcu', not '{page_tables}'")
-    names = None if algorithms is None else names_of(",".join(algorithms))
-    known.select(names)
-    in_gather = None if page_tables is None else page_tables == "gather"
+    if order is not None and not together:
+        raise UsageError("--order says in what order processes exit one after the other: add --together")
+    exits = None if order is None else _pids(order)
+    wanted = _wanted(algorithms, vary, page_tables)
+    base = variants.chosen(variants.one(baseline, {one.name: one for one in wanted}), page_tables)[0]
+    replayed = wanted if base.name in {one.name for one in wanted} else [base, *wanted]
 
     from replay.trace import file
 
     loaded = file.read_all(traces, partial=partial)
-    results = _replay(loaded, names, in_gather)
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
-    _show_results(loaded, results, names, output, shape, per)
+    names = None if algorithms is None and vary is None else [one.name for one in wanted]
+    if what_if is not None:
+        run_what_if(loaded, what_if, names, page_tables, output, shape, per)
+        return
+    results = of_pids(_replay(loaded, replayed, together, exits), pid)
+    _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, sort, top)
+    if not together:
+        from replay.report import notes
+
+        for trace in loaded:
+            note(*notes.shared_anon(trace))
+    if check:
+        _check(loaded, replayed)
 
 
 def names_of(text: str) -> list[str]:
@@ -85,14 +153,32 @@ def names_of(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _replay(traces: list[Trace], names: list[str] | None, in_gather: bool | None) -> pl.DataFrame:
+def _pids(text: str) -> list[int]:
+    names = names_of(text)
+    if not names or not all(name.isascii() and name.isdigit() and len(name) < 10 for name in names):
+        raise UsageError(f"--order takes process numbers separated by commas, not '{text}'")
+    return [int(name) for name in names]
+
+
+def _wanted(algorithms: list[str] | None, vary: list[str] | None, page_tables: str | None) -> list[Algorithm]:
+    """The algorithms that the options name."""
+    from replay.teardown import variants
+
+    if not vary:
+        return variants.chosen(algorithms, page_tables)
+    named = variants.chosen(algorithms or "mainline")
+    return variants.chosen(variants.vary(named, vary), page_tables)
+
+
+def _replay(
+    traces: list[Trace], algorithms: list[Algorithm], together: bool, order: Sequence[int] | None
+) -> pl.DataFrame:
     import polars as pl
 
-    from replay.teardown import algorithms, replayer
+    from replay.teardown import replayer
 
-    wanted = None if names is None else [algorithms.BASELINE, *names]
     return pl.concat(
-        [replayer.run_checked(trace, wanted, page_tables_in_gather=in_gather) for trace in traces]
+        [replayer.run_checked(trace, algorithms, together=together, order=order) for trace in traces]
     )
 
 
@@ -100,38 +186,50 @@ def _show_results(
     traces: list[Trace],
     results: pl.DataFrame,
     names: list[str] | None,
+    baseline: str,
     output: Path | None,
     shape: Shape | None,
     per: Per | None,
+    csv_safe: bool,
+    sort: str,
+    top: int,
 ) -> None:
     import polars as pl
 
     from replay.report import compare, files, notes, terminal
     from replay.teardown.counters import CHECKS
 
-    def compared(per: Per) -> pl.DataFrame:
+    metas = [trace.meta for trace in traces]
+
+    def compared(per: Per, shown: list[str] | None = names) -> pl.DataFrame:
         keys = {Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: list(compare.KEYS)}[per]
         rows = results.drop(list(CHECKS)) if per is Per.MM else compare.total(results, keys)
-        frame = compare.compare(rows, keys)
-        return frame if names is None else frame.filter(pl.col("algorithm").is_in(names))
+        frame = compare.compare(rows, keys, baseline)
+        frame = frame if shown is None else frame.filter(pl.col("algorithm").is_in(shown))
+        return files.safe(frame) if csv_safe else frame
 
     if output is not None:
         full = compared(per or Per.MM)
         files.write(full, output)
         note(f"wrote {output}: {len(full):,} rows")
-    if shape is Shape.TABLE:
-        frame = compared(per or Per.TOTAL)
-        keys = [name for name in compare.KEYS if name in frame.columns]
-        blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
-        columns = width()
-        show(
-            [
-                terminal.comparison(block, notes.title(block, traces), columns)
-                for block in blocks
-                if not block.is_empty()
-            ],
-            columns,
-        )
+    if shape in (Shape.TABLE, Shape.MD):
+        columns = width() if shape is Shape.TABLE else 0
+        # a change without what it is against would be a riddle
+        frame = compared(per or Per.TOTAL, None if names is None else [baseline, *names])
+        if per is Per.MM:
+            found = sheets(traces, frame, names, baseline, sort, top, columns)
+        else:
+            running = notes.running(metas)
+            found = [
+                terminal.comparison(block, notes.title(block, traces), columns, baseline, running)
+                for block in _blocks(frame)
+            ]
+        if shape is Shape.MD:
+            show_markdown(found)
+        else:
+            show(found, columns)
+        note(*notes.kernels(metas, frame["algorithm"].unique()))
+        note(*notes.alike(results))
     elif shape is not None:
         sys.stdout.write(files.text(compared(per or Per.MM), files.Format(shape.value)))
     for trace in traces:
@@ -140,3 +238,31 @@ def _show_results(
             note(f"note: {trace.name} holds no address space")
     shown = results if names is None else results.filter(pl.col("algorithm").is_in(names))
     note(*notes.bugs(shown))
+
+
+def _blocks(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    """The rows of each trace, or all of them."""
+    from replay.report import compare
+
+    keys = [name for name in compare.KEYS if name in frame.columns]
+    blocks = frame.partition_by(keys, maintain_order=True) if keys else [frame]
+    return [block for block in blocks if not block.is_empty()]
+
+
+def _check(traces: list[Trace], algorithms: list[Algorithm]) -> None:
+    """Say how many replays of the machine the reference confirms; end with `DIFFERENT` if it denies one."""
+    from replay.teardown import agreement
+
+    denied = False
+    for trace in traces:
+        found = agreement.compare(trace, algorithms)
+        denied = denied or bool(found.differing)
+        note(*found.differing)
+        agreed = found.replays - len(found.differing)
+        part = f", {found.cut:,} of them in part" if found.cut else ""
+        note(
+            f"check of {trace.name}: machine and reference agree in {agreed:,} of {found.replays:,} "
+            f"replays of {found.compared:,} of {found.total:,} address spaces{part}"
+        )
+    if denied:
+        sys.exit(DIFFERENT)

@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from replay.commands.output import load_numpy, note
-from replay.commands.run import names_of
 from replay.errors import UsageError
 
 DEFECTIVE = 4
@@ -70,17 +69,16 @@ def sweep(
     load_numpy()
     from replay.fleet import sources
     from replay.fleet import sweep as fleet
-    from replay.teardown.algorithms import select
+    from replay.teardown.variants import chosen, encoded
 
-    names = None if algorithms is None else names_of(",".join(algorithms))
-    select(names)
+    wanted = None if algorithms is None else [encoded(algorithm) for algorithm in chosen(algorithms)]
     found = sources.find(traces)
     began = time.monotonic()
     with _progress(len(found)) as report:
         swept = fleet.sweep(
             found,
             output,
-            fleet.options_text(names, page_tables),
+            fleet.options_text(wanted, page_tables),
             jobs=jobs or os.cpu_count() or 1,
             dask="" if dask == "local" else dask,
             progress=report,

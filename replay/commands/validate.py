@@ -24,8 +24,19 @@ def validate(
     ] = None,
     only: Annotated[str | None, typer.Option(help="Built-in workloads, separated by commas.")] = None,
     drain: Annotated[
-        bool, typer.Option(help="Empty the LRU batches of all CPUs first: they hold references unseen.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Empty the LRU batches of all CPUs before each exit.",
+            show_default="only for kernels whose exit_mmap() empties those of its CPU: before v6.16",
+        ),
+    ] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            help="What this kernel does, a name or definition as of 'run -a'; default: by the kernel's own "
+            "functions and configuration."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Every exit with every difference, as JSON.")] = False,
     every: Annotated[
         bool, typer.Option("--every", help="A row for each exit, not for each workload.")
@@ -52,7 +63,13 @@ def validate(
             if report:
                 report(seen, None)
 
-        result = observe(command, only=None if only is None else names_of(only), drain=drain, progress=count)
+        result = observe(
+            command,
+            only=None if only is None else names_of(only),
+            drain=drain,
+            algorithm=algorithm,
+            progress=count,
+        )
     if json:
         typer.echo(verdicts.as_json(result))
     else:

@@ -23,6 +23,7 @@ from replay.cost.measure import Case, Exit, empty_seconds, measure
 from replay.procfs.kernel import THP
 from replay.teardown.replayer import run
 from replay.validate.predict import algorithm_of
+from replay.validate.watch import shown_here
 from replay.validate.workload_settings import thp
 
 
@@ -44,7 +45,7 @@ def calibrate(
     THP switches are changed for a while and put back. Raises `ReplayError` without the rights to capture a
     process.
     """
-    algorithm = algorithm or algorithm_of(os.uname().release).name
+    algorithm = algorithm or algorithm_of(shown_here()).name
     sizes, orders = cases.scale(), offered_orders()
     training, held_out = cases.training(sizes, orders), cases.held_out(sizes, orders)
     total = (len(training) + len(held_out)) * runs

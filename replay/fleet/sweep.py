@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,8 +28,11 @@ class Swept(NamedTuple):
     failures: dict[str, str]
 
 
-def options_text(algorithms: Sequence[str] | None, page_tables: str | None) -> str:
-    """The options of the replay as text: what a part depends on beside its trace."""
+def options_text(algorithms: Sequence[Mapping[str, Any]] | None, page_tables: str | None) -> str:
+    """The options of the replay as text: what a part depends on beside its trace.
+
+    algorithms: as `variants.encoded` gives them; all if None.
+    """
     return json.dumps(
         {"algorithms": algorithms, "page_tables": page_tables, "replay": replay.__version__}, sort_keys=True
     )
@@ -40,6 +43,7 @@ def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
     import dataclasses
 
     from replay.teardown.replayer import run_checked
+    from replay.teardown.variants import decoded
     from replay.trace.file import read
 
     given = json.loads(options)
@@ -47,8 +51,8 @@ def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
     if trace.left_out and not trace.meta.part:
         # in a table of thousands nobody would see the note
         raise TraceError(f"{name}: {trace.notes[0]} by 'replay run'; not swept")
-    in_gather = None if given["page_tables"] is None else given["page_tables"] == "gather"
-    return run_checked(trace, given["algorithms"], page_tables_in_gather=in_gather), len(trace.frame)
+    algorithms = given["algorithms"] and [decoded(fields) for fields in given["algorithms"]]
+    return run_checked(trace, algorithms, page_tables=given["page_tables"]), len(trace.frame)
 
 
 def sweep(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command started as a shell would start it, but held before its exec; and what our signals mean to it."""
 
 from __future__ import annotations
@@ -80,14 +81,11 @@ def held(argv: Sequence[str]) -> Iterator[Command]:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
-def let_go(command: Command) -> int | None:
-    """Let the child become the command; returns the listener of its `guard`, if it has one."""
+def let_go(command: Command) -> None:
+    """Let the child become the command."""
     command.let_go = True
     with contextlib.suppress(OSError):
         command.channel.send(b"\0")
-        _, files, _, _ = socket.recv_fds(command.channel, 1, 1)
-        return files[0] if files else None
-    return None
 
 
 def check_started(command: Command) -> None:
@@ -111,8 +109,7 @@ def _become(channel: socket.socket, argv: Sequence[str], mask: Iterable[int]) ->
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if channel.recv(1):
-            listener = nested_tracers.install()
-            socket.send_fds(channel, [b"\0"], [] if listener is None else [listener])
+            nested_tracers.install()
             os.execvpe(argv[0], list(argv), _environment())
     except OSError as error:
         channel.send((error.errno or 0).to_bytes(4, "little"))

@@ -1,9 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes followed by ptrace from their birth to their exit, undisturbed otherwise.
 
 Every task of a process is traced, as any of them may be the last. Nothing stops at system calls: a task
 stops at its birth, at exec, at signals (which are delivered unchanged) and at PTRACE_EVENT_EXIT, which
 do_exit() (kernel/exit.c) raises before exit_mm(), with the page tables whole. There a task is let go for
 good, so that its parent need not wait for the tracer to see the zombie.
+
+An exec tears an address space down too. With a gate (see `exec_gate`) it is read while the task waits inside
+execve, and PTRACE_EVENT_EXEC tells whether the exec came about. Other threads run on until the exec ends
+them; then it is read when the last of them stands at its exit, where the task waits in de_thread()
+(fs/exec.c).
 """
 
 from __future__ import annotations
@@ -11,13 +17,16 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-from replay.process import ptrace
+from replay.process import arguments, exec_gate, nested_tracers, ptrace
+from replay.process.exec_gate import Gate, Waiting
 from replay.procfs import files
 
 RELEASE_SECONDS: Final = 2.0
@@ -31,6 +40,10 @@ MOST_PASSED: Final = 16
 PATIENCE_SECONDS: Final = 1.0
 """How long a killed task may take to get past its exit stop."""
 
+GIVE_WAY_SECONDS: Final = 1.0
+"""How long a task that another tracer wants may take to stop; after that the other one's call fails, as it
+does under any tracer."""
+
 SIGKILL_PENDING: Final = 1 << 8
 """SIGKILL in SigPnd of /proc/TID/status."""
 
@@ -43,6 +56,31 @@ class Missed(enum.StrEnum):
     TRACED = "the command itself traces it"
     RUNNING = "it still ran when the command had ended"
     UNREADABLE = "it could not be read"
+    UNWATCHED = (
+        "torn down by exec of a program that is not on a watched file system (memfd, FUSE, a new mount)"
+    )
+
+
+class Reading(enum.Enum):
+    """What is known of an address space that an exec is about to tear down."""
+
+    DONE = enum.auto()
+    SHARED = enum.auto()
+    """It is not torn down: another process has it too."""
+    LATER = enum.auto()
+    """It is read when the other threads have come to their exit."""
+
+
+@dataclass
+class Exec:
+    """An exec under way. reading: of the address space, or why there is none.
+
+    began: whether its arguments had been copied. memory: by which the address space is told from another.
+    """
+
+    reading: Reading | Missed
+    began: bool
+    memory: bytes
 
 
 @dataclass
@@ -50,6 +88,7 @@ class Process:
     """A process: its tasks that are traced, and those let go at their exit (in /proc still, perhaps).
 
     done: its last task was seen at its exit. borrows: it has the mm of its parent (vfork), until it execs.
+    execs: those that tasks of it were let go into, by task: of threads that exec, one ends the others.
     """
 
     pid: int
@@ -57,6 +96,7 @@ class Process:
     gone: set[int] = field(default_factory=set)
     done: bool = False
     borrows: bool = False
+    execs: dict[int, Exec] = field(default_factory=dict)
 
 
 AtExit = Callable[[int, int, Callable[[], None]], Missed | None]
@@ -67,10 +107,23 @@ Says why the address space was missed, if it was.
 
 
 @dataclass
+class Execs:
+    """What is done about execs.
+
+    gate: holds the tasks. read: as `AtExit`, called with a task inside execve; the reading is one on trial.
+    decide: called with a process read so, and whether its address space was torn down.
+    """
+
+    gate: Gate
+    read: AtExit
+    decide: Callable[[int, bool], None]
+
+
+@dataclass
 class Followed:
     """All processes followed. root: the first; its children are followed too if `whole_tree`.
 
-    at_exit: called when the last task of a process stands at its exit.
+    at_exit: called when the last task of a process stands at its exit. execs: None leaves them out.
     """
 
     root: int
@@ -82,15 +135,17 @@ class Followed:
     root_status: int | None = None
     root_stopped: int = 0
     """The signal of a group stop of the root that nothing has been done about."""
-    exiting: deque[int] = field(default_factory=deque)
-    """Tasks that stand at their exit, first come first; `passed`: events handled before the first of them."""
+    standing: deque[int | Waiting] = field(default_factory=deque)
+    """Tasks that stand at their exit or inside execve, first come first; `passed`: events handled before the
+    first of them."""
     passed: int = 0
-    wanted: set[int] = field(default_factory=set)
-    """Tasks that another tracer wants, to be let go when they stop."""
+    attaching: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Tasks that stand at a call to attach -> the task that they want, and until when they wait for it."""
     execed: bool = False
     """The root has become the command."""
+    execs: Execs | None = None
     replaced: int = 0
-    """Address spaces that execs have torn down: where there is no stop before."""
+    """Address spaces that execs have torn down while there was no gate."""
     on_signal: Callable[[int], None] = lambda number: None
     """Called with each signal that is delivered to the root."""
     after_exit: Callable[[int, int], None] = lambda pid, tid: None
@@ -107,19 +162,25 @@ def seize(followed: Followed, tid: int) -> None:
 def handle_next(followed: Followed, block: bool) -> bool:
     """Handle one event, waited for if `block`; False if there is none, or nothing is left to wait for.
 
-    Exits come last: reading them takes a thousand times as long as anything else that tasks wait for.
+    Exits and execs come last: reading them takes a thousand times as long as anything else that tasks wait
+    for.
     """
-    if followed.passed < MOST_PASSED and _handle_event(followed, block and not followed.exiting):
-        followed.passed += bool(followed.exiting)
+    if followed.attaching:
+        block = False
+        _let_attach(followed)
+    if followed.passed < MOST_PASSED and _handle_event(followed, block and not followed.standing):
+        followed.passed += bool(followed.standing)
         return True
-    if not followed.exiting:
+    if not followed.standing:
         return False
     followed.passed = 0
-    tid = followed.exiting.popleft()
+    next_one = followed.standing.popleft()
     # it may have been killed there
-    if pid := followed.process_of.get(tid):
-        with contextlib.suppress(ProcessLookupError):
-            _exiting(followed, pid, tid)
+    with contextlib.suppress(ProcessLookupError):
+        if isinstance(next_one, Waiting):
+            _execing(followed, next_one)
+        elif pid := followed.process_of.get(next_one):
+            _exiting(followed, pid, next_one)
     return True
 
 
@@ -138,6 +199,9 @@ def _handle_event(followed: Followed, block: bool) -> bool:
         return False
     if not tid:
         return False
+    if followed.execs and tid == followed.execs.gate.bell:
+        followed.standing += exec_gate.news(followed.execs.gate, status)
+        return True
     if not os.WIFSTOPPED(status):
         _ended(followed, tid, status)
         return True
@@ -150,46 +214,86 @@ def _handle_event(followed: Followed, block: bool) -> bool:
 def _stopped(followed: Followed, tid: int, status: int) -> None:
     pid = _learn(followed, tid)
     number, event = os.WSTOPSIG(status), ptrace.event(status)
+    if event != ptrace.EVENT_EXEC:
+        _failed_exec(followed, pid, tid)
     if event == ptrace.EVENT_EXIT:
-        followed.exiting.append(tid)
+        followed.standing.append(tid)
     elif not followed.whole_tree and pid != followed.root:
         _forget(followed, tid)
         ptrace.call(ptrace.DETACH, tid)
-    elif event == ptrace.EVENT_STOP and tid in followed.wanted:
+    elif event == ptrace.EVENT_STOP and _is_wanted(followed, tid):
         _give_up(followed, pid, tid)
     elif event == ptrace.EVENT_STOP and number in ptrace.STOP_SIGNALS:
         if pid == followed.root:
             followed.root_stopped = number
         ptrace.call(ptrace.LISTEN, tid)
+    elif event == ptrace.EVENT_SECCOMP:
+        _attaches(followed, pid, tid)
     elif event:
         if event in ptrace.NEW_TASK_EVENTS:
             _learn_new(followed, ptrace.event_message(tid))
         elif event == ptrace.EVENT_EXEC:
             _execed(followed, pid, ptrace.event_message(tid))
-        ptrace.call(ptrace.CONT, tid)
+        _resume(followed, pid, tid)
     else:
         if pid == followed.root:
             followed.on_signal(number)
-        ptrace.call(ptrace.CONT, tid, number)
+        _resume(followed, pid, tid, number)
 
 
-def interrupt_wanted(followed: Followed) -> None:
-    """Make the tasks stop that another tracer wants."""
-    for tid in list(followed.wanted):
-        with contextlib.suppress(OSError):
-            ptrace.call(ptrace.INTERRUPT, tid)
+def _resume(followed: Followed, pid: int, tid: int, signal: int = 0) -> None:
+    """Let a task run on; to another tracer, if one wants it: a stop takes the request to stop back."""
+    if _is_wanted(followed, tid):
+        _give_up(followed, pid, tid, signal)
+    else:
+        ptrace.call(ptrace.CONT, tid, signal)
 
 
-def _give_up(followed: Followed, pid: int, tid: int) -> None:
+def _attaches(followed: Followed, pid: int, tid: int) -> None:
+    """A task stands at a call that makes a tracer: give way, then let the call go ahead."""
+    asked = nested_tracers.asked(tid)
+    if isinstance(asked, nested_tracers.Clone):
+        nested_tracers.keep_traced(tid, asked)
+        _resume(followed, pid, tid)
+    elif asked is None:
+        nested_tracers.refuse(tid)
+        _resume(followed, pid, tid)
+    elif asked.target is None:
+        _give_up(followed, pid, tid)
+    else:
+        wanted = nested_tracers.as_we_number(tid, asked.target, list(followed.process_of))
+        followed.attaching[tid] = wanted, time.monotonic() + GIVE_WAY_SECONDS
+        if wanted in followed.process_of and wanted != tid:
+            with contextlib.suppress(OSError):
+                ptrace.call(ptrace.INTERRUPT, wanted)
+        else:
+            _let_attach(followed)
+
+
+def _is_wanted(followed: Followed, tid: int) -> bool:
+    """Whether another tracer waits for a task to be let go."""
+    return any(wanted == tid for wanted, _ in followed.attaching.values())
+
+
+def _let_attach(followed: Followed) -> None:
+    """Let calls to attach go ahead that nothing is in the way of any more, or that waited long enough."""
+    now = time.monotonic()
+    for tid, (wanted, until) in list(followed.attaching.items()):
+        if wanted not in followed.process_of or wanted == tid or now > until:
+            del followed.attaching[tid]
+            with contextlib.suppress(ProcessLookupError):
+                ptrace.call(ptrace.CONT, tid)
+
+
+def _give_up(followed: Followed, pid: int, tid: int, signal: int = 0) -> None:
     """Let a task go to another tracer; its process cannot be caught any more."""
     process = followed.processes[pid]
     if not process.done:
         process.done = True
         followed.missed[Missed.TRACED] += 1
-    followed.wanted.discard(tid)
-    # the call to attach may go ahead as soon as the task is forgotten
-    ptrace.call(ptrace.DETACH, tid)
+    ptrace.call(ptrace.DETACH, tid, signal)
     _forget(followed, tid)
+    _let_attach(followed)
 
 
 def _learn(followed: Followed, tid: int) -> int:
@@ -218,8 +322,10 @@ def _learn_new(followed: Followed, tid: int) -> None:
 
 def _forget(followed: Followed, tid: int) -> Process | None:
     """Strike a task off; returns its process if that was known."""
+    followed.attaching.pop(tid, None)
     process = followed.processes.get(followed.process_of.pop(tid, -1))
     if process:
+        _failed_exec(followed, process.pid, tid)
         process.tasks.discard(tid)
         process.gone.add(tid)
         if not process.tasks:
@@ -227,11 +333,75 @@ def _forget(followed: Followed, tid: int) -> Process | None:
     return process
 
 
+def _execing(followed: Followed, waiting: Waiting) -> None:
+    """A task waits inside execve: read what the exec is about to tear down, then let it go on."""
+    assert followed.execs
+    gate, tid = followed.execs.gate, waiting.tid
+    pid = followed.process_of.get(tid)
+    try:
+        if pid is None or gate.closed or not (followed.execed or pid != followed.root):
+            return
+        process = followed.processes[pid]
+        _failed_exec(followed, pid, tid)
+        if not process.done:
+            reading = _read_before_exec(followed, process, waiting)
+            process.execs[tid] = Exec(reading, waiting.began, _memory(tid))
+            # it stops if the exec fails; PTRACE_EVENT_EXEC takes the request back
+            ptrace.call(ptrace.INTERRUPT, tid)
+    finally:
+        exec_gate.let_go(gate, waiting.number)
+
+
+def _read_before_exec(followed: Followed, process: Process, waiting: Waiting) -> Reading | Missed:
+    assert followed.execs
+    pid, tid = process.pid, waiting.tid
+    if _is_shared(followed, process, tid):
+        return Reading.SHARED
+    if _others_run(followed, process, tid):
+        return Reading.LATER
+    return _read_for_exec(followed, pid, tid, waiting.began)
+
+
+def _read_for_exec(followed: Followed, pid: int, tid: int, began: bool) -> Reading | Missed:
+    assert followed.execs
+    if not began:
+        arguments.touch(tid)
+    cause = followed.execs.read(pid, tid, lambda: handle_others(followed))
+    return cause or Reading.DONE
+
+
+def _others_run(followed: Followed, process: Process, tid: int) -> bool:
+    """Whether other tasks of a process may change its memory: none of them stands at its exit."""
+    others = set(files.threads(files.PROC, process.pid)) - {tid} - process.gone - set(_exits(followed))
+    return any(_will_exit(other) for other in others)
+
+
+def _exits(followed: Followed) -> list[int]:
+    """Tasks that stand at their exit."""
+    return [one for one in followed.standing if not isinstance(one, Waiting)]
+
+
+def _failed_exec(followed: Followed, pid: int, tid: int) -> None:
+    """Anything but PTRACE_EVENT_EXEC happened to a task: an exec that it was let go into has failed.
+
+    One that fails past the point of no return kills the process, with other memory than before.
+    """
+    process = followed.processes.get(pid)
+    if process and (found := process.execs.pop(tid, None)):
+        _decide(followed, pid, found, torn_down=_memory(tid) not in (found.memory, b""))
+
+
+def _decide(followed: Followed, pid: int, found: Exec, *, torn_down: bool) -> None:
+    """An exec has come about, or failed."""
+    if found.reading is Reading.DONE and followed.execs:
+        followed.execs.decide(pid, torn_down)
+
+
 def _execed(followed: Followed, pid: int, former: int) -> None:
     """After an exec the process has one task, which has taken the process's id (fs/exec.c, de_thread())."""
     process = followed.processes[pid]
-    if (followed.execed or pid != followed.root) and not process.borrows:
-        followed.replaced += 1
+    if followed.execed or pid != followed.root:
+        _count_exec(followed, process, former)
     process.borrows = False
     for tid in process.tasks:
         followed.process_of.pop(tid, None)
@@ -239,8 +409,27 @@ def _execed(followed: Followed, pid: int, former: int) -> None:
     followed.process_of[pid] = pid
     process.tasks, process.gone = {pid}, set()
     # the first task may have stood at its exit, under the number that is another's now
-    followed.exiting = deque(tid for tid in followed.exiting if tid != pid)
+    followed.standing = deque(one for one in followed.standing if one != pid)
     followed.execed |= pid == followed.root
+
+
+def _count_exec(followed: Followed, process: Process, former: int) -> None:
+    """Keep what was read before an exec, or note why there is nothing."""
+    found = process.execs.pop(former, None)
+    for tid in list(process.execs):
+        _failed_exec(followed, process.pid, tid)
+    if found:
+        _decide(followed, process.pid, found, torn_down=True)
+        if found.reading is Reading.LATER:
+            # the other threads were killed at their exit, where it would have been read
+            followed.missed[Missed.KILLED] += 1
+        elif isinstance(found.reading, Missed):
+            followed.missed[found.reading] += 1
+    elif not process.borrows and not process.done:
+        if followed.execs and not followed.execs.gate.closed:
+            followed.missed[Missed.UNWATCHED] += 1
+        else:
+            followed.replaced += 1
 
 
 def _exiting(followed: Followed, pid: int, tid: int) -> None:
@@ -248,9 +437,12 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
     process = followed.processes[pid]
     handed_over = False
     started = followed.execed or pid != followed.root
+    for execing, found in list(process.execs.items()):
+        if found.reading is Reading.LATER and execing != tid and _is_last(process, tid, execing):
+            found.reading = _read_for_exec(followed, pid, execing, found.began)
     if started and not process.done and _is_last(process, tid):
         process.done = True
-        if _lives_on(followed, pid, tid):
+        if _is_shared(followed, process, tid):
             followed.missed[Missed.SHARED] += 1
         elif cause := followed.at_exit(pid, tid, lambda: handle_others(followed)):
             followed.missed[cause] += 1
@@ -262,9 +454,9 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
         followed.after_exit(pid, tid)
 
 
-def _is_last(process: Process, tid: int) -> bool:
-    """Whether no other task of the process is going to stop at its exit."""
-    others = set(files.threads(files.PROC, process.pid)) - {tid} - process.gone
+def _is_last(process: Process, tid: int, but: int = 0) -> bool:
+    """Whether no other task of the process, `but` one, is going to stop at its exit."""
+    others = set(files.threads(files.PROC, process.pid)) - {tid, but} - process.gone
     return not any(_will_exit(other) for other in others)
 
 
@@ -290,7 +482,7 @@ def _will_exit(tid: int) -> bool:
 
 def _is_traced(tid: int) -> bool:
     status = _status(tid)
-    return files.field(status, "TracerPid") == str(os.getpid()) and not _says_dead(status)
+    return files.field(status, "TracerPid") == str(threading.get_native_id()) and not _says_dead(status)
 
 
 def is_dead(tid: int) -> bool:
@@ -302,10 +494,27 @@ def _says_dead(status: str) -> bool:
     return (files.field(status, "State") or "X")[0] in "ZX"
 
 
-def _lives_on(followed: Followed, pid: int, tid: int) -> bool:
-    """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM)."""
-    others = (other for other in followed.processes.values() if other.pid != pid and not other.done)
+def _is_shared(followed: Followed, process: Process, tid: int) -> bool:
+    """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM).
+
+    One that we do not follow is only found if it is the parent.
+    """
+    if process.borrows and ptrace.same_memory(tid, int(files.field(_status(tid), "PPid") or 0)):
+        return True
+    others = (other for other in followed.processes.values() if other.pid != process.pid and not other.done)
     return any(ptrace.same_memory(tid, task) for other in others for task in other.tasks)
+
+
+def _memory(tid: int) -> bytes:
+    """The auxiliary vector of a task, whose addresses are those of one memory; zeros before there is one."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{tid}/auxv").read_bytes()
+    return b""
+
+
+def _has_memory_of_parent(tid: int) -> bool:
+    """Whether a task still has the mm of its parent, whom we may not follow."""
+    return ptrace.same_memory(tid, int(files.field(_status(tid), "PPid") or 0))
 
 
 def _ended(followed: Followed, tid: int, status: int) -> None:
@@ -329,9 +538,13 @@ def _status(tid: int) -> str:
 def release(followed: Followed) -> None:
     """Let all tasks go, wherever they are, as they are: stopped ones stay stopped."""
     deadline = time.monotonic() + RELEASE_SECONDS
-    while followed.exiting:
+    if followed.execs:
+        exec_gate.close(followed.execs.gate)
+    exits, followed.attaching = _exits(followed), {}
+    followed.standing.clear()
+    for tid in exits:
         with contextlib.suppress(ProcessLookupError):
-            _let_go(followed, followed.exiting.popleft(), 0)
+            _let_go(followed, tid, 0)
     asked: set[int] = set()
     while followed.process_of and time.monotonic() < deadline:
         for tid in followed.process_of.keys() - asked:

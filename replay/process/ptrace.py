@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ptrace(2), kcmp(2) and wait statuses as functions; every failure is an `OSError`.
 
 The tracer of a task is the thread that seized it: all calls for one task must come from that thread.
@@ -6,19 +7,25 @@ The tracer of a task is the thread that seized it: all calls for one task must c
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
+import re
 import signal
 from typing import Final
 
 TRACEME: Final = 0
+POKEUSER: Final = 6
 CONT: Final = 7
 ATTACH: Final = 16
 DETACH: Final = 17
 GETEVENTMSG: Final = 0x4201
+GETREGSET: Final = 0x4204
+SETREGSET: Final = 0x4205
 SEIZE: Final = 0x4206
 INTERRUPT: Final = 0x4207
 LISTEN: Final = 0x4208
+GET_SYSCALL_INFO: Final = 0x420E
 """Requests of include/uapi/linux/ptrace.h."""
 
 EVENT_FORK: Final = 1
@@ -26,15 +33,18 @@ EVENT_VFORK: Final = 2
 EVENT_CLONE: Final = 3
 EVENT_EXEC: Final = 4
 EVENT_EXIT: Final = 6
+EVENT_SECCOMP: Final = 7
 EVENT_STOP: Final = 128
 """Events, in bits 16 and up of a wait status."""
 
 NEW_TASK_EVENTS: Final = (EVENT_FORK, EVENT_VFORK, EVENT_CLONE)
 
-TREE_OPTIONS: Final = sum(1 << event for event in (*NEW_TASK_EVENTS, EVENT_EXEC, EVENT_EXIT))
+TREE_OPTIONS: Final = sum(1 << event for event in (*NEW_TASK_EVENTS, EVENT_EXEC, EVENT_EXIT, EVENT_SECCOMP))
 """PTRACE_O_* of a task and all that descends from it; an option's bit is its event's number."""
 PROCESS_OPTIONS: Final = sum(1 << event for event in (EVENT_CLONE, EVENT_EXEC, EVENT_EXIT))
 """PTRACE_O_* of one process: CLONE for its new threads."""
+EXITKILL: Final = 1 << 20
+"""PTRACE_O_EXITKILL: the task ends with its tracer."""
 
 WALL: Final = 0x40000000
 WNOTHREAD: Final = 0x20000000
@@ -51,9 +61,14 @@ _libc.ptrace.restype = ctypes.c_long
 _libc.syscall.restype = ctypes.c_long
 
 
-def call(request: int, tid: int, data: int = 0) -> None:
+def kernel_version() -> tuple[int, ...]:
+    """The running kernel's major and minor number."""
+    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+
+
+def call(request: int, tid: int, data: int = 0, address: int = 0) -> None:
     """One ptrace(2) request; raises `ProcessLookupError` for a task that is gone or does not stand still."""
-    if _libc.ptrace(request, tid, None, data) == -1:
+    if _libc.ptrace(request, tid, address, data) == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -72,8 +87,23 @@ def event(status: int) -> int:
 
 def same_memory(tid: int, other: int) -> bool:
     """Whether two tasks have one mm; False where one of them is gone, or the kernel does not tell."""
+    try:
+        return compare_memory(tid, other) == 0
+    except OSError:
+        return False
+
+
+def compare_memory(tid: int, other: int) -> int:
+    """The order of the mm of two tasks: 0 for one and the same, -1 or 1.
+
+    The order holds while both are there. Raises `OSError` if one is gone or the kernel does not tell.
+    """
     number = _SYS_KCMP.get(platform.machine())
     if number is None:
-        return False
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     arguments = (ctypes.c_long(value) for value in (number, tid, other, _KCMP_VM, 0, 0))
-    return bool(_libc.syscall(*arguments) == 0)
+    found = _libc.syscall(*arguments)
+    if found < 0:
+        failure = ctypes.get_errno()
+        raise OSError(failure, os.strerror(failure))
+    return {0: 0, 1: -1}.get(found, 1)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In the encoder's process (see `handover`): snapshots become the rows of a trace."""
 
 from __future__ import annotations
@@ -7,26 +8,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
 from replay.capture import live
-from replay.capture.address_space import Options
+from replay.capture.address_space import Options, Space
 from replay.capture.arrow import table
 from replay.capture.extents import Owner
 from replay.errors import ProcessGoneError
 from replay.procfs.files import U64
 from replay.procfs.source import Tree
 from replay.recording import snapshot
-from replay.recording.handover import Batch, Captured, Done, Free, Large
+from replay.recording.handover import Batch, Captured, Done, Free, Large, Request
 from replay.trace.metadata import AddressSpace, Metadata
-from replay.trace.write import ROW_GROUP_ROWS, TraceWriter
+from replay.trace.write import ARROW_SCHEMA, ROW_GROUP_ROWS, TraceWriter
 
 
 @dataclass
 class _Written:
-    """What was read so far; tables wait until they fill a row group."""
+    """What was read so far; tables wait until they fill a row group.
+
+    on_trial: captures of processes inside execve, by PID, until it is known whether the exec has come about.
+    """
 
     writer: TraceWriter
     spaces: list[AddressSpace] = field(default_factory=list)
@@ -35,13 +39,26 @@ class _Written:
     extents: int = 0
     waiting: list[pa.Table] = field(default_factory=list)
     waiting_rows: int = 0
+    on_trial: dict[int, _Captured] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A large address space, with its rows; its number in them is `LATER` while it is on trial."""
+
+    space: Space
+    tables: list[pa.Table]
+    ended_by: str
+
+
+LATER: Final = 0
 
 
 def write_trace(
     file: Any,
     tree: Tree,
     options: Options,
-    requests: Iterator[Batch | Large],
+    requests: Iterator[Request],
     reply: Callable[[Free | Captured | Done], None],
     slabs: Sequence[U64],
 ) -> None:
@@ -50,8 +67,12 @@ def write_trace(
     for request in requests:
         if isinstance(request, Batch):
             _add_batch(written, tree, request, slabs, reply)
+        elif isinstance(request, Large):
+            reply(Captured(_capture_large(written, tree, request, options)))
+        elif request.kept:
+            _keep(written, request.pid)
         else:
-            reply(Captured(_add_large(written, tree, request, options)))
+            del written.on_trial[request.pid]
     reply(_closed(written, tree, options))
 
 
@@ -72,28 +93,52 @@ def _add_batch(
         for mm, (taken, of_space) in enumerate(zip(batch.snapshots, vmas, strict=True), len(written.spaces))
     ]
     written.spaces += [
-        live.described(taken.pid, taken.status, taken.command_line, unaccounted, taken.held_ms)
+        dataclasses.replace(
+            live.described(taken.pid, taken.status, taken.command_line, unaccounted, taken.held_ms),
+            ended_by=taken.ended_by,
+        )
         for taken, unaccounted in zip(batch.snapshots, more, strict=True)
     ]
     _add(written, changed, [table(rows, owners)])
 
 
-def _add_large(written: _Written, tree: Tree, wanted: Large, options: Options) -> bool:
+def _capture_large(written: _Written, tree: Tree, wanted: Large, options: Options) -> bool:
     """Capture a process that stands still; False if it has ended meanwhile."""
     tables: list[pa.Table] = []
-    number, seen = len(written.spaces), tree._replace(root=Path(wanted.root))
+    number = LATER if wanted.on_trial else len(written.spaces)
+    seen = tree._replace(root=Path(wanted.root))
     began = time.monotonic()
     try:
-        captured = live.capture_into(
+        space = live.capture_into(
             seen, wanted.pid, number, lambda rows, owner: tables.append(table(rows, [owner])), options
         )
     except ProcessGoneError:
         return False
-    held_ms = (time.monotonic() - began) * 1000
-    written.spaces.append(live.described_space(wanted.pid, captured._replace(held_ms=held_ms)))
-    written.pmd_known &= captured.pmd_known
-    _add(written, captured.changed, tables)
+    space = space._replace(held_ms=(time.monotonic() - began) * 1000)
+    if wanted.on_trial:
+        written.on_trial[wanted.pid] = _Captured(space, tables, "exec")
+    else:
+        _add_large(written, wanted.pid, _Captured(space, tables, "exit"))
     return True
+
+
+def _keep(written: _Written, pid: int) -> None:
+    """Add a capture that was on trial."""
+    captured = written.on_trial.pop(pid)
+    number = pa.scalar(len(written.spaces), pa.uint32())
+    place = ARROW_SCHEMA.get_field_index("mm")
+    tables = [
+        rows.set_column(place, ARROW_SCHEMA.field("mm"), pa.repeat(number, len(rows)))
+        for rows in captured.tables
+    ]
+    _add_large(written, pid, dataclasses.replace(captured, tables=tables))
+
+
+def _add_large(written: _Written, pid: int, captured: _Captured) -> None:
+    described = live.described_space(pid, captured.space)
+    written.spaces.append(dataclasses.replace(described, ended_by=captured.ended_by))
+    written.pmd_known &= captured.space.pmd_known
+    _add(written, captured.space.changed, captured.tables)
 
 
 def _add(written: _Written, changed: int, tables: list[pa.Table]) -> None:

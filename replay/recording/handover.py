@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Address spaces handed to a process of our own, which makes rows of them while the command goes on.
 
 Their words lie in slabs of memory that both processes see: the tracer fills one while the encoder works on
@@ -51,10 +52,22 @@ class Free:
 
 @dataclass(frozen=True)
 class Large:
-    """Ask for the capture of a process that is too large for a slab, in the procfs tree at `root`."""
+    """Ask for the capture of a process that is too large for a slab, in the procfs tree at `root`.
+
+    on_trial: it waits inside execve; a `Verdict` on this process follows.
+    """
 
     root: str
     pid: int
+    on_trial: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether what was captured on trial of a process was torn down, and is to be kept."""
+
+    pid: int
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,7 @@ class Done:
     extents: int
 
 
-Request = Batch | Large | None
-"""None: that was all."""
+Request = Batch | Large | Verdict
 
 
 @dataclass
@@ -94,7 +106,7 @@ class Encoder:
     busy: set[int] = field(default_factory=set)
 
 
-Work = Callable[[Iterator[Batch | Large], Callable[[Free | Captured | Done], None], list[U64]], None]
+Work = Callable[[Iterator[Request], Callable[[Free | Captured | Done], None], list[U64]], None]
 """What the process does, given requests until there are no more, what sends answers, and the slabs."""
 
 
@@ -140,6 +152,19 @@ def add(encoder: Encoder, snapshot: Snapshot) -> None:
         flush(encoder)
 
 
+def add_copy(encoder: Encoder, snapshot: Snapshot, words: U64) -> None:
+    """Hand over a snapshot whose words are elsewhere; they fit in a slab."""
+    while len(room_left := room(encoder)) < len(words):
+        flush(encoder)
+    room_left[: len(words)] = words
+    add(encoder, snapshot)
+
+
+def judge(encoder: Encoder, verdict: Verdict) -> None:
+    """Say what becomes of a capture on trial."""
+    _send(encoder, verdict)
+
+
 def flush(encoder: Encoder) -> bool:
     """Go on with the next slab; False if nothing is in the current one."""
     if not encoder.snapshots:
@@ -169,8 +194,8 @@ def finish(encoder: Encoder) -> Done:
     return answer
 
 
-def _send(encoder: Encoder, request: Request) -> None:
-    """Send a request; raises what the encoder failed with."""
+def _send(encoder: Encoder, request: Request | None) -> None:
+    """Send a request, None after the last; raises what the encoder failed with."""
     try:
         while encoder.replies.poll():
             _take(encoder, _answer(encoder))

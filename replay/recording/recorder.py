@@ -1,13 +1,14 @@
-"""Address spaces at the exit of their processes: of a command and all its descendants, or of one process.
+# SPDX-License-Identifier: Apache-2.0
+"""Address spaces right before their teardown: of a command and all its descendants, or of one process.
 
 At PTRACE_EVENT_EXIT of a process's last task the page tables are what exit_mmap() will see. An exec tears
-an address space down too, without a stop before it: those are not recorded.
+an address space down too: that is read while its task waits inside execve (see `process.exec_gate`), and kept
+if the exec comes about.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import os
@@ -16,21 +17,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from replay.capture import loops
 from replay.capture.address_space import Options
 from replay.errors import ProcessGoneError, ReplayError
-from replay.process import command, follow, nested_tracers, ptrace, stop
+from replay.process import command, exec_gate, follow, ptrace, stop
 from replay.process.command import Command
-from replay.process.follow import AtExit, Followed, Missed
-from replay.procfs import files, pagemap_scan
+from replay.process.exec_gate import NoGateError
+from replay.process.follow import AtExit, Execs, Followed, Missed
+from replay.procfs import files, own_page, pagemap_scan
+from replay.procfs.files import U64
 from replay.procfs.source import INLINE, Tree, by_task, opened
 from replay.recording import handover, snapshot
-from replay.recording.handover import Done, Encoder, Large
+from replay.recording.handover import Done, Encoder, Large, Verdict
+from replay.recording.snapshot import Snapshot
 from replay.support.atomic_file import atomic_file
 from replay.trace.metadata import Metadata
 
@@ -51,8 +56,8 @@ class Recorded:
     """What became of a recording.
 
     status: the command's exit status, 128 + signal if it was killed, by `killed_by`. missed: address spaces
-    that are not in the trace, by cause; replaced: and those that execs have torn down, where there is no stop
-    before. trace: the rows, if they were not written to `path`.
+    that are not in the trace, by cause; replaced: and those that execs have torn down where no exec could be
+    held, for the cause `no_execs`. trace: the rows, if they were not written to `path`.
     """
 
     status: int
@@ -63,6 +68,7 @@ class Recorded:
     trace: Trace | None = None
     killed_by: int = 0
     replaced: int = 0
+    no_execs: str = ""
 
     @property
     def recorded(self) -> int:
@@ -70,20 +76,36 @@ class Recorded:
         return len(self.meta.address_spaces)
 
     @property
+    def execs(self) -> int:
+        """Those of them that an exec has torn down."""
+        return sum(space.ended_by == "exec" for space in self.meta.address_spaces)
+
+    @property
     def changed(self) -> int:
         """Entries that changed while they were read."""
         return self.meta.changed_entries
 
 
+LEFT_OUT: Final = "--no-exec leaves them out"
+
+
 @dataclass
 class _Recording:
-    """A recording under way: where snapshots go, how many there were, and what ended it early."""
+    """A recording under way: where snapshots go, how many there were, and what ended it early.
+
+    on_trial: what was read of processes inside execve, by PID; None for what the encoder has captured.
+    judged: what is to be kept or dropped of it. A reading may be under way into the encoder's room when that
+    is known, and so it waits for the next one. scratch: room for the words of one snapshot.
+    """
 
     encoder: Encoder
     tree: Tree
     use_snapshots: bool
     count: int = 0
     failure: Exception | None = None
+    on_trial: dict[int, tuple[Snapshot, U64] | None] = field(default_factory=dict)
+    judged: list[tuple[Snapshot, U64] | Verdict] = field(default_factory=list)
+    scratch: U64 = field(default_factory=lambda: np.empty(handover.SLAB_WORDS, np.uint64))
 
 
 def record(
@@ -92,10 +114,13 @@ def record(
     *,
     force: bool = False,
     use_scan: bool = True,
+    execs: bool = True,
     linger_seconds: float = LINGER_SECONDS,
     progress: Callable[[int], None] | None = None,
 ) -> Recorded:
     """Run a command and capture each of its processes at its exit, into the trace file `out` or into memory.
+
+    execs: also what an exec tears down, where the kernel lets it be held (see `Recorded.no_execs`).
 
     The command runs as without us: with our streams, group and terminal, its signals and exit status. When
     it has ended, descendants that it left are waited for, but no longer than `linger_seconds` and until
@@ -107,7 +132,12 @@ def record(
     if out is None:
         return _in_memory(
             lambda path: record(
-                argv, path, use_scan=use_scan, linger_seconds=linger_seconds, progress=progress
+                argv,
+                path,
+                use_scan=use_scan,
+                execs=execs,
+                linger_seconds=linger_seconds,
+                progress=progress,
             ),
             Path(argv[0]).name,
         )
@@ -124,7 +154,24 @@ def record(
                 progress(recording.count)
             return cause
 
-        followed = follow_command(started, at_exit, linger_seconds=linger_seconds)
+        def before_exec(pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:
+            return _take(recording, pid, tid, meanwhile, on_trial=True)
+
+        def decide(pid: int, torn_down: bool) -> None:
+            _judge(recording, pid, torn_down)
+            if progress and torn_down:
+                progress(recording.count)
+
+        with contextlib.ExitStack() as stack:
+            no_execs, held = "" if execs else LEFT_OUT, None
+            if execs:
+                try:
+                    held = Execs(stack.enter_context(exec_gate.opened()), before_exec, decide)
+                except NoGateError as error:
+                    no_execs = str(error)
+            followed = follow_command(started, at_exit, execs=held, linger_seconds=linger_seconds)
+            if held and followed.replaced:
+                no_execs = "the process that holds them was killed"
         done = _finish(recording)
     status = os.waitstatus_to_exitcode(followed.root_status or 0)
     return Recorded(
@@ -135,6 +182,7 @@ def record(
         path=Path(out),
         killed_by=max(-status, 0),
         replaced=followed.replaced,
+        no_execs=no_execs,
     )
 
 
@@ -143,20 +191,23 @@ def follow_command(
     at_exit: AtExit,
     after_exit: Callable[[int, int], None] | None = None,
     *,
+    execs: Execs | None = None,
     linger_seconds: float = LINGER_SECONDS,
 ) -> Followed:
     """Let a held command go and follow it and its descendants until they have ended.
 
     at_exit: called when a process's last task stands at its exit; after_exit: with (pid, tid), when that task
-    has been let go. Raises `ReplayError` if the command cannot be traced or started.
+    has been let go. execs: what is done about execs. Raises `ReplayError` if the command cannot be traced or
+    started.
     """
-    followed = Followed(started.pid, at_exit)
+    followed = Followed(started.pid, at_exit, execs=execs)
     followed.on_signal = lambda number: started.seen.update([number])
     if after_exit:
         followed.after_exit = after_exit
     try:
         _seize(followed, started.pid)
-        with _prompt(), nested_tracers.giving_way(command.let_go(started), followed):
+        with _prompt():
+            command.let_go(started)
             _run(followed, started, linger_seconds)
     finally:
         started.ended = True
@@ -296,16 +347,12 @@ def _check_rights() -> None:
             "CAP_SYS_PTRACE is missing, without which set-user-ID programs lose their rights while they are "
             "traced: run replay as root, in a container with --cap-add SYS_PTRACE"
         )
-    size = os.sysconf("SC_PAGE_SIZE")
-    page = ctypes.create_string_buffer(b"present", size)
-    word = np.zeros(1, np.uint64)
-    fd = files.open_pagemap(files.PROC, os.getpid())
-    try:
-        files.read_words(fd, ctypes.addressof(page) // size, word)
-    finally:
-        os.close(fd)
-    if not word[0] & files.PM_PFRAME:
-        raise ReplayError("page frames read as 0: CAP_SYS_ADMIN is missing: run replay as root of the host")
+    with own_page.own_frame() as frame:
+        if not frame:
+            raise ReplayError(
+                "page frames read as 0: CAP_SYS_ADMIN is missing: run replay as root of the host"
+            )
+    own_page.check(files.PROC)
 
 
 @contextlib.contextmanager
@@ -314,6 +361,7 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(atomic_file(out, force=force))
         tree = stack.enter_context(opened(files.PROC, os.getpid()))
+        loops.prepare()
         # threads would not outlive the encoder's fork
         tree = tree._replace(pool=INLINE, writer=INLINE)
         work = functools.partial(_write_trace, target, tree, options)
@@ -328,20 +376,27 @@ def _write_trace(*arguments: Any) -> None:
     encoder.write_trace(*arguments)
 
 
-def _take(recording: _Recording, pid: int, tid: int, meanwhile: Callable[[], None]) -> Missed | None:
-    """Read the address space of a process whose last task stands at its exit; returns why it was missed."""
+def _take(
+    recording: _Recording, pid: int, tid: int, meanwhile: Callable[[], None], on_trial: bool = False
+) -> Missed | None:
+    """Read the address space of a process; returns why it was missed.
+
+    Its last task stands at its exit, or, if it is `on_trial`, waits inside execve.
+    """
     if recording.failure:
         return Missed.UNREADABLE
     try:
+        _settle(recording)
         with by_task(recording.tree, pid, tid) as tree:
-            taken = _read(recording, tree, pid, tid, meanwhile)
+            read = _read_on_trial if on_trial else _read
+            taken = read(recording, tree, pid, tid, meanwhile)
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
     except Exception as error:
         # told when the command has ended: whatever it is, the command goes on as if nothing had happened
         recording.failure = error
         return Missed.UNREADABLE
-    recording.count += taken
+    recording.count += taken and not on_trial
     return None if taken else Missed.KILLED
 
 
@@ -361,9 +416,45 @@ def _read(recording: _Recording, tree: Tree, pid: int, tid: int, meanwhile: Call
     return handover.capture_large(encoder, Large(str(tree.root), pid))
 
 
+def _read_on_trial(
+    recording: _Recording, tree: Tree, pid: int, tid: int, meanwhile: Callable[[], None]
+) -> bool:
+    """Read the address space of a process inside execve; False if it ended meanwhile."""
+    if recording.use_snapshots:
+        taken = snapshot.read(tree, pid, recording.scratch, meanwhile, "exec")
+        if taken:
+            recording.on_trial[pid] = taken, recording.scratch[: taken.words].copy()
+            return True
+    if not handover.capture_large(recording.encoder, Large(str(tree.root), pid, on_trial=True)):
+        return False
+    recording.on_trial[pid] = None
+    return True
+
+
+def _judge(recording: _Recording, pid: int, torn_down: bool) -> None:
+    """Keep what was read on trial of a process, or drop it."""
+    taken = recording.on_trial.pop(pid)
+    if taken is None:
+        recording.judged.append(Verdict(pid, torn_down))
+    elif torn_down:
+        recording.judged.append(taken)
+    recording.count += torn_down
+
+
+def _settle(recording: _Recording) -> None:
+    """Tell the encoder what was judged; no reading may be under way."""
+    while recording.judged:
+        verdict = recording.judged.pop(0)
+        if isinstance(verdict, Verdict):
+            handover.judge(recording.encoder, verdict)
+        else:
+            handover.add_copy(recording.encoder, *verdict)
+
+
 def _finish(recording: _Recording) -> Done:
     """Wait until all is written."""
     if not recording.failure:
+        _settle(recording)
         return handover.finish(recording.encoder)
     raise recording.failure
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small address spaces read at once, so that their processes can go on before anything is made of them.
 
 `read` takes what the kernel says as it is, in a millisecond or two; `build` makes extents of many such
@@ -24,9 +25,9 @@ from replay.capture.extents import Extents, Ranges
 from replay.capture.folios import Pages
 from replay.capture.rss import by_owner, unaccounted
 from replay.errors import ProcessGoneError
-from replay.native.words import read_pieces
 from replay.procfs import files, pagemap_scan
 from replay.procfs.files import U64, Status, Vma
+from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.schema import ptes_per_table
 
@@ -46,7 +47,7 @@ class Snapshot:
     These lie in one array, one after the other: pagemap, kpageflags, kpagecount and, with `has_memcg`,
     kpagecgroup. first, size: pages of each span of pagemap words. start, end: frames of each piece of the
     others. huge: (first page, end page) of regions mapped by a PMD. changed: pagemap words that a second look
-    found changed. held_ms: milliseconds that all this took.
+    found changed. held_ms: milliseconds that all this took. ended_by: `exit` or `exec`.
     """
 
     pid: int
@@ -61,6 +62,7 @@ class Snapshot:
     has_memcg: bool
     command_line: str
     held_ms: float
+    ended_by: str = "exit"
 
     @property
     def pages(self) -> int:
@@ -78,11 +80,13 @@ class Snapshot:
         return self.pages + (2 + self.has_memcg) * self.frames
 
 
-def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snapshot | None:
-    """Read the address space of a process that stands at its exit; PAGEMAP_SCAN must be supported.
+def read(
+    tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None], ended_by: str = "exit"
+) -> Snapshot | None:
+    """Read the address space of a process that stands at its exit, or waits inside execve, by `ended_by`.
 
-    The words go to the beginning of `room`; None if they do not fit. meanwhile: called from time to time.
-    Raises `ProcessGoneError` if the process has ended.
+    PAGEMAP_SCAN must be supported. The words go to the beginning of `room`; None if they do not fit.
+    meanwhile: called from time to time. Raises `ProcessGoneError` if the process has ended.
     """
     began = time.monotonic()
     root, page_size = tree.root, tree.page_size
@@ -137,6 +141,7 @@ def read(tree: Tree, pid: int, room: U64, meanwhile: Callable[[], None]) -> Snap
         has_memcg=len(pages.memcg) > 0,
         command_line=files.command_line(root, pid),
         held_ms=(time.monotonic() - began) * 1000,
+        ended_by=ended_by,
     )
 
 

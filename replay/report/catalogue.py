@@ -1,50 +1,65 @@
-"""The algorithms, counters and limits of the model as text or JSON."""
+# SPDX-License-Identifier: Apache-2.0
+"""The algorithms, parameters, counters and limits of the model as text or JSON."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 
-from replay.teardown.algorithms import ALGORITHMS, NOT_MODELLED, Algorithm, Entry, Release, Rmap
+from replay.teardown.algorithms import ALGORITHMS, NOT_MODELLED, Algorithm
 from replay.teardown.counters import COUNTERS
-
-ENTRIES = {
-    Entry.PAGE: "a page",
-    Entry.PAGE_RUN: "a page, or a page and a count in two slots",
-    Entry.RANGE: "a range of pages of one folio",
-}
-RMAPS = {
-    Rmap.PTE: "per PTE, at once",
-    Rmap.ANON_RUN: "per contiguous run of an anonymous large folio; else per PTE",
-    Rmap.RUN: "per contiguous run of one folio, at once",
-    Rmap.RANGE: "per gathered range, at the end of each page-table page",
-}
-RELEASES = {
-    Release.RELEASE_PAGES: "release_pages() on each piece of a gather batch, page by page",
-    Release.FOLIOS_PUT: "folios_put() on batches of 15",
-    Release.FOLIOS_PUT_REFS: "folios_put_refs() on each piece of a gather batch, range by range",
-    Release.FOLIOS_PUT_REFS_BATCH: "folios_put_refs() on batches of 31",
-}
+from replay.teardown.variants import PARAMETERS
 
 
 def described(algorithm: Algorithm) -> dict[str, str]:
     """One algorithm in words."""
-    delayed = (
-        " (dirty file pages: delayed to the end of the page-table page)" if algorithm.delayed_rmap else ""
-    )
+    delayed = "; dirty file pages: at the end of the page-table page" if algorithm.delayed_rmap else ""
+    batch = algorithm.release_batch
+    calls = f"on batches of {batch}" if batch else "on each chunk of a gather batch"
     return {
         "name": algorithm.name,
         "title": algorithm.title,
         "source": algorithm.source,
-        "gather entry": ENTRIES[algorithm.entry],
-        "rmap removal": RMAPS[algorithm.rmap] + delayed,
-        "release": RELEASES[algorithm.release],
+        "gather entry": algorithm.entry.text,
+        "rmap removal": algorithm.rmap.text + delayed,
+        "counts of a large folio": algorithm.mapcounts.text,
+        "release": f"{algorithm.release.text}, {calls}",
+        "page tables": algorithm.page_tables.text,
+        "LRU and mlock batches": "drained before each release" if algorithm.drains_lru else "not drained",
         "note": algorithm.note,
     }
 
 
-def as_json() -> str:
-    """Algorithms, counters with their meaning, and what is not modelled."""
+def parameters() -> list[dict[str, str]]:
+    """Each parameter in words, with its value in each algorithm where they differ."""
+    return [
+        {
+            "name": name,
+            "meaning": parameter.meaning,
+            "values": parameter.may_be,
+            "unit": parameter.unit,
+            "kernel": parameter.constant,
+            "default": _default(name),
+        }
+        for name, parameter in PARAMETERS.items()
+    ]
+
+
+def _default(name: str) -> str:
+    """A parameter in the algorithms that replay knows: one value, or who has which."""
+    having: dict[str, list[str]] = {}
+    for algorithm in ALGORITHMS.values():
+        value = getattr(algorithm, name)
+        having.setdefault(getattr(value, "word", str(value).lower()), []).append(algorithm.name)
+    if len(having) == 1:
+        return next(iter(having))
+    return "; ".join(f"{value} in {', '.join(names)}" for value, names in having.items())
+
+
+def as_json(with_parameters: bool = False) -> str:
+    """Algorithms, counters with their meaning, and what is not modelled; or the parameters."""
+    if with_parameters:
+        return json.dumps(parameters(), indent=2)
     return json.dumps(
         {
             "algorithms": [described(algorithm) for algorithm in ALGORITHMS.values()],
@@ -67,6 +82,18 @@ def as_text() -> str:
     lines += [_wrapped(f"{name}: {meaning}", "    ") for name, meaning in COUNTERS.items()]
     lines += ["", "Not modelled"]
     lines += [_wrapped(limit, "    ") for limit in NOT_MODELLED]
+    return "\n".join(lines)
+
+
+def parameters_as_text() -> str:
+    """What a user may change of an algorithm, and how."""
+    lines = ["Change any of these in a named algorithm: replay run TRACE -a 'mainline,release_batch=63'", ""]
+    for words in parameters():
+        unit = f" ({words['unit']})" if words["unit"] else ""
+        lines.append(f"{words['name']}{unit}: {words['values']}")
+        lines += [
+            _wrapped(f"{key}: {words[key]}", "    ") for key in ("meaning", "kernel", "default") if words[key]
+        ]
     return "\n".join(lines)
 
 

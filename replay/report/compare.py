@@ -7,32 +7,51 @@ from typing import Any, Final
 
 import polars as pl
 
+from replay.errors import UsageError
 from replay.teardown.algorithms import BASELINE
-from replay.teardown.counters import COMPARED, COUNTERS
+from replay.teardown.counters import COUNTERS
 
 KEYS: Final = ("trace", "mm", "pid", "comm")
 """What names an address space in a result."""
 
 
-def compare(results: pl.DataFrame, per: Sequence[str] = KEYS) -> pl.DataFrame:
-    """Add what each algorithm avoids: `<counter>_avoided` (signed) and `<counter>_avoided_pct`.
+def compare(results: pl.DataFrame, per: Sequence[str] = KEYS, baseline: str = BASELINE) -> pl.DataFrame:
+    """Add what each algorithm avoids of every counter: `<counter>_avoided` (signed), `<counter>_avoided_pct`.
 
-    results: a frame of `replayer.run` with the baseline's rows; per: the columns that, with `algorithm`,
-    name a row, each once. The percentage is of the baseline's count; where that is 0 it is 0 too, or empty
-    if the algorithm's is not.
+    results: a frame of `replayer.run` with rows of the baseline; per: the columns that, with `algorithm`,
+    name a row, each once; baseline: the algorithm that the others are compared with. The percentage is of
+    the baseline's count; where that is 0 it is 0 too, or empty if the algorithm's is not.
+
+    Raises `UsageError` if rows of the baseline are missing.
     """
-    base = results.filter(pl.col("algorithm") == BASELINE).select(
-        *per, *(pl.col(name).alias(f"{name}_base") for name in COMPARED)
+    base = results.filter(pl.col("algorithm") == baseline).select(
+        *per, *(pl.col(name).alias(f"{name}_base") for name in COUNTERS)
     )
     how: dict[str, Any] = {"on": list(per), "how": "left", "validate": "m:1"} if per else {"how": "cross"}
+    without = results.join(base, on=list(per), how="anti").height if per else results.height * (1 - len(base))
+    if without > 0:
+        raise UsageError(
+            f"the results have no rows of '{baseline}' to compare with: replay that algorithm too, or name "
+            "another baseline"
+        )
     joined = results.join(base, **how, maintain_order="left")
     added = []
-    for name in COMPARED:
+    for name in COUNTERS:
         before = pl.col(f"{name}_base")
         avoided = before - pl.col(name)
         share = pl.when(avoided == 0).then(0.0).when(before > 0).then(avoided / before * 100)
         added += [avoided.alias(f"{name}_avoided"), share.round(2).alias(f"{name}_avoided_pct")]
-    return joined.with_columns(added).drop([f"{name}_base" for name in COMPARED])
+    return joined.with_columns(added).drop([f"{name}_base" for name in COUNTERS])
+
+
+def equal(results: pl.DataFrame) -> list[list[str]]:
+    """Groups of algorithms that count alike in every counter of every address space, each of two or more."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    columns = [name for name in (*KEYS, *COUNTERS) if name in results.columns]
+    for (name,), rows in results.group_by("algorithm", maintain_order=True):
+        hashed = rows.select(columns).hash_rows().to_list()
+        groups.setdefault(tuple(hashed), []).append(str(name))
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def total(results: pl.DataFrame, per: Sequence[str] = ()) -> pl.DataFrame:

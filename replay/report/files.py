@@ -51,6 +51,20 @@ def _is_trace(path: Path) -> bool:
         return False
 
 
+FORMULA = r"^[=+\-@\t\r]"
+"""What a spreadsheet takes for the beginning of a formula."""
+
+
+def safe(frame: pl.DataFrame) -> pl.DataFrame:
+    """The table with an apostrophe before each text that a spreadsheet would run as a formula."""
+    return frame.with_columns(
+        pl.when(pl.col(pl.String).str.contains(FORMULA))
+        .then("'" + pl.col(pl.String))
+        .otherwise(pl.col(pl.String))
+        .name.keep()
+    )
+
+
 def text(frame: pl.DataFrame, form: Format) -> str:
     """A table as CSV or JSON."""
     return frame.write_csv() if form is Format.CSV else frame.write_json()

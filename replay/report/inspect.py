@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import Final
 
 import polars as pl
 
 from replay.report import notes
+from replay.support.text import byte_size
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 
@@ -31,10 +34,14 @@ def classified(trace: Trace) -> pl.DataFrame:
 
 
 def kinds(rows: pl.DataFrame) -> pl.DataFrame:
-    """Pages and extents of each type and kind of mapping."""
+    """Pages, those in folios above order 0, and extents of each type and kind of mapping."""
     return (
         rows.group_by("type", "kind")
-        .agg(pl.col("pages").cast(pl.UInt64).sum(), pl.len().alias("extents"))
+        .agg(
+            pl.col("pages").cast(pl.UInt64).sum(),
+            pl.col("pages").filter(pl.col("order") > 0).cast(pl.UInt64).sum().alias("large"),
+            pl.len().alias("extents"),
+        )
         .sort("pages", descending=True)
     )
 
@@ -71,6 +78,63 @@ def orders(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([small, large]).sort("type", "order", "kind")
 
 
+def in_large_folios(rows: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
+    """Mapped pages, and how many of them lie in folios above order 0: columns `by pages large share_pct`."""
+    count = pl.col("pages").cast(pl.UInt64)
+    keys = [pl.col(name) for name in by] or [pl.lit(0).alias("all")]
+    return (
+        rows.filter(pl.col("kind").is_in(MAPPED))
+        .group_by(*keys, maintain_order=True)
+        .agg(count.sum().alias("pages"), count.filter(pl.col("order") > 0).sum().alias("large"))
+        .with_columns(share_pct=pl.col("large") / pl.col("pages") * 100)
+        .select(*by, "pages", "large", "share_pct")
+    )
+
+
+TYPES: Final = {"anon": "anonymous", "file": "file", "shmem": "shmem", "hugetlb": "hugetlb"}
+"""Types of mapped memory, as a sentence names them."""
+
+
+def answer(trace: Trace, rows: pl.DataFrame) -> str:
+    """How much of the mapped memory lies in large folios: what people ask first."""
+    page = trace.meta.page_size
+    everything = in_large_folios(rows)
+    if everything.is_empty():
+        return "in large folios: nothing is mapped"
+    pages, _, share = everything.row(0)
+    parts = [
+        f"{TYPES[name]} {part:.1f} %"
+        for name, _, _, part in in_large_folios(rows, ["type"]).sort("pages", descending=True).iter_rows()
+        if name in TYPES
+    ]
+    said = f" ({', '.join(parts)})" if parts else ""
+    return f"in large folios: {share:.1f} % of {byte_size(pages * page)}{said}"
+
+
+def processes(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per address space, the largest first.
+
+    Columns `mm pid comm pages large`, `<type>_pages` and `<type>_large` of anon and file, `cmdline`.
+    """
+    count = pl.col("pages").cast(pl.UInt64)
+    large = pl.col("order") > 0
+    parts = {name: pl.col("type") == name for name in ("anon", "file")}
+    found = (
+        rows.filter(pl.col("kind").is_in(MAPPED))
+        .group_by("mm", "pid", "comm")
+        .agg(
+            count.sum().alias("pages"),
+            count.filter(large).sum().alias("large"),
+            *(count.filter(which).sum().alias(f"{name}_pages") for name, which in parts.items()),
+            *(count.filter(which & large).sum().alias(f"{name}_large") for name, which in parts.items()),
+        )
+        .with_columns(pl.col("comm").cast(pl.String))
+        .sort(["pages", "mm"], descending=[True, False])
+    )
+    cmdlines = [trace.meta.address_spaces[mm].cmdline for mm in found["mm"]]
+    return found.with_columns(pl.Series("cmdline", cmdlines, pl.String))
+
+
 def sharing(rows: pl.DataFrame) -> pl.DataFrame:
     """Mapped pages by who maps them, per type."""
     others = pl.col("mapcount") > pl.col("own")
@@ -102,6 +166,11 @@ def vmas(rows: pl.DataFrame) -> pl.DataFrame:
             pl.col("vma_perms").first().cast(pl.String),
             pl.col("vma_name").first().cast(pl.String),
             pl.col("pages").filter(pl.col("kind").is_in(MAPPED)).cast(pl.UInt64).sum().alias("mapped"),
+            pl.col("pages")
+            .filter(pl.col("kind").is_in(MAPPED) & (pl.col("order") > 0))
+            .cast(pl.UInt64)
+            .sum()
+            .alias("large"),
             pl.col("pages").filter(pl.col("kind") == "swap").cast(pl.UInt64).sum().alias("swapped"),
             pl.len().alias("extents"),
             pl.col("order").max().alias("largest_order"),
@@ -110,8 +179,8 @@ def vmas(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def header(trace: Trace) -> list[str]:
-    """A few lines on where a trace comes from."""
+def header(trace: Trace, rows: pl.DataFrame) -> list[str]:
+    """The answer first, then a few lines on where a trace comes from."""
     meta = trace.meta
     spaces = meta.address_spaces
     who = ", ".join(f"{space.comm} ({space.pid})" for space in spaces[:5])
@@ -119,6 +188,7 @@ def header(trace: Trace) -> list[str]:
     absent = f"{len(trace.left_out):,} of them without rows: " if trace.left_out else ""
     thp = meta.thp.get("enabled", "")
     return [
+        answer(trace, rows),
         f"{trace.name}: {notes.spaces(len(spaces))}: {absent}{who}{more}",
         f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of "
         f"{meta.page_size} bytes",
@@ -137,6 +207,11 @@ def as_json(trace: Trace, rows: pl.DataFrame) -> str:
         "trace": trace.name,
         "units": "pages of metadata.page_size bytes; vma_start is a page number",
         "metadata": dataclasses.asdict(trace.meta),
+        "in_large_folios": {
+            "all": in_large_folios(rows).to_dicts(),
+            "by_type": in_large_folios(rows, ["type"]).to_dicts(),
+        },
+        "processes": processes(trace, rows).to_dicts(),
         "missing": list(trace.notes),
         "kinds": kinds(rows).to_dicts(),
         "orders": orders(rows).to_dicts(),

@@ -5,15 +5,19 @@ No number is ever cut or folded: of what does not fit the width, the last column
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from replay.report import inspect
+from replay.report import diff, inspect, whatif
 from replay.support.text import printable
 from replay.teardown.algorithms import BASELINE
+from replay.teardown.counters import COUNTERS
 from replay.trace.frame import Trace
 
 SHOWN = ("rmap_calls", "atomics", "locks", "release_entries", "release_calls", "deferred_split_queued")
@@ -22,27 +26,42 @@ SHOWN = ("rmap_calls", "atomics", "locks", "release_entries", "release_calls", "
 GAP = 3
 """Columns of the terminal between two of a table."""
 
-FREE = ("name", "causes")
+FREE = ("name", "causes", "command line")
 """Columns of text that may be cut to `FREE_WIDTH`."""
 FREE_WIDTH = 12
 
 
-def comparison(compared: pl.DataFrame, title: str, width: int) -> Table:
-    """The comparison of one total: a row per algorithm, counts with the baseline's share avoided."""
+RUNNING = " *"
+"""Behind the name of what the kernel does that the trace was taken on."""
+
+
+def comparison(
+    compared: pl.DataFrame,
+    title: str,
+    width: int,
+    baseline: str = BASELINE,
+    running: Collection[str] = (),
+) -> Sheet:
+    """The comparison of one total: a row per algorithm, counts with their change against the baseline.
+
+    running: names of the algorithms to mark.
+    """
     rows = compared.to_dicts()
-    cells = {"algorithm": [row["algorithm"] for row in rows]}
-    cells |= {name: [_cell(row, name) for row in rows] for name in SHOWN}
-    styles = ["dim" if row["algorithm"] == BASELINE else None for row in rows]
-    return _table(cells, title, width, right=SHOWN, styles=styles)
+    marks = [RUNNING if row["algorithm"] in running else "" for row in rows]
+    cells = {"algorithm": [f"{row['algorithm']}{mark}" for row, mark in zip(rows, marks, strict=True)]}
+    cells |= {name: [_cell(row, name, baseline) for row in rows] for name in SHOWN}
+    styles = ["dim" if row["algorithm"] == baseline else None for row in rows]
+    note = f"Changes are against {baseline}. {_meanings(SHOWN)}"
+    return _table(cells, title, width, right=SHOWN, styles=styles, note=note)
 
 
-def _cell(row: Mapping[str, object], name: str) -> str:
+def _cell(row: Mapping[str, object], name: str, baseline: str) -> str:
     count = f"{row[name]:,}"
     avoided, share = row[f"{name}_avoided"], row[f"{name}_avoided_pct"]
-    if row["algorithm"] == BASELINE or avoided == 0:
+    if row["algorithm"] == baseline or avoided == 0:
         return count
     if share is None:
-        return f"{count}\n(baseline: 0)"
+        return f"{count}\n(from 0)"
     return f"{count}\n{_change(int(str(row[name])), int(str(avoided)))} %"
 
 
@@ -54,11 +73,190 @@ def _change(count: int, avoided: int) -> str:
     return next(told, texts[-1])
 
 
-def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = ()) -> Table:
+RANKED = ("rmap_calls", "atomics", "locks", "release_calls")
+"""The counters of the ranking."""
+
+
+def ranked(
+    compared: pl.DataFrame,
+    cmdlines: Mapping[tuple[str, int], str],
+    names: tuple[str, str],
+    top: int,
+    width: int,
+) -> Sheet:
+    """Address spaces in the order of the frame, one a row, then all of them together.
+
+    compared: rows of one algorithm of `compare.compare`, each an address space; cmdlines: by trace and mm;
+    names: of the algorithm and of its baseline.
+    """
+    algorithm, baseline = names
+    rows = compared.head(top).to_dicts()
+    counted = [*RANKED, *(f"{name}_avoided" for name in RANKED), "ptes"]
+    rows.append(compared.select(pl.col(counted).sum()).to_dicts()[0])
+    last = len(rows) - 1
+    lines = [cmdlines.get((row["trace"], row["mm"]), "") for row in rows[:last]]
+    cells: dict[str, list[str]] = {
+        "pid": [*(str(row["pid"]) for row in rows[:last]), ""],
+        "process": [*(printable(row["comm"]) for row in rows[:last]), f"all {len(compared):,}"],
+    }
+    if compared["trace"].n_unique() > 1:
+        cells = {"trace": [*(printable(row["trace"]) for row in rows[:last]), ""]} | cells
+    cells["PTEs"] = [f"{row['ptes']:,}" for row in rows]
+    for name in RANKED:
+        cells[name] = [
+            f"{row[name]:,}{_against(row[name], row[name] + row[f'{name}_avoided'])}" for row in rows
+        ]
+    if any(lines):
+        cells["command line"] = [*map(printable, lines), ""]
+    note = f"Counts of {algorithm}, in brackets the change against {baseline}. {_meanings(RANKED)}"
+    if len(compared) > top:
+        note += f" {len(compared) - top:,} address spaces more: --top shows them, -o writes all."
+    styles = [None] * last + ["bold"]
+    return _table(cells, f"Address spaces under {algorithm}", width, ("pid", "PTEs", *RANKED), styles, note)
+
+
+COUNTS_BY_ORDER = ("rmap_calls", "atomics", "locks", "release_calls")
+"""The counters of `by_order`, a table each."""
+
+
+def before_and_after(compared: pl.DataFrame, name: str, width: int) -> Sheet:
+    """Two forms of the memory (see `report.whatif`): a row per algorithm, each counter before and after."""
+    before, after = (
+        compared.filter(pl.col("what_if") == what).to_dicts() for what in (whatif.CAPTURED, name)
+    )
+    cells = {"algorithm": [row["algorithm"] for row in before]}
+    for counter in SHOWN:
+        cells[counter] = [
+            f"{old[counter]:,}\n{new[counter]:,}{_against(new[counter], old[counter])}"
+            for old, new in zip(before, after, strict=True)
+        ]
+    title = "Counts: the memory as captured, and below it the what-if"
+    return _table(cells, title, width, right=SHOWN, styles=[None] * len(before))
+
+
+def _against(count: int, base: int) -> str:
+    """How a count differs from another, in brackets: nothing if it does not."""
+    if count == base:
+        return ""
+    return f" ({_change(count, base - count)} %)" if base else " (from 0)"
+
+
+def by_order(
+    chosen: pl.DataFrame, everything: pl.DataFrame, title: str, page_size: int, width: int
+) -> Iterator[Sheet]:
+    """Algorithm by folio order: memory, then a table for each counter (frames of `whatif.compared`).
+
+    Percentages are against the baseline on the memory as captured.
+    """
+    found = whatif.memory(everything)
+    memory = {
+        "memory": list(found),
+        "folios": [
+            whatif.size(page_size << order) if order is not None else ""
+            for order in everything.unique("what_if", maintain_order=True)["order"]
+        ],
+        "resident": [whatif.size(rss * page_size) for _, rss in found.values()],
+        "added": [whatif.size(added * page_size, sign=True) if added else "" for added, _ in found.values()],
+    }
+    yield _table(memory, title, width, right=("folios", "resident", "added"))
+    base = everything.filter((pl.col("algorithm") == BASELINE) & (pl.col("what_if") == whatif.CAPTURED))
+    for counter in COUNTS_BY_ORDER:
+        grid = whatif.grid(chosen, counter)
+        cells: dict[str, list[str]] = {"algorithm": grid["algorithm"].to_list()}
+        for name in grid.columns[1:]:
+            cells[name] = [f"{count:,}\n{_plain_change(count, base[counter][0])}" for count in grid[name]]
+        yield _table(
+            cells, f"{_heading(counter)}, and against the baseline as captured", width, right=grid.columns[1:]
+        )
+
+
+def _plain_change(count: int, base: int) -> str:
+    if count == base or not base:
+        return ""
+    return f"{_change(count, base - count)} %"
+
+
+def difference(
+    before: diff.Side, after: diff.Side, changes: pl.DataFrame, top: int, width: int
+) -> Iterator[Sheet]:
+    """What changed between two traces or results: memory and kinds of VMA of traces, then counters."""
+    if before.trace is not None and after.trace is not None:
+        figures = [diff.memory(trace.meta) for trace in (before.trace, after.trace)]
+        memory = {
+            "memory": list(diff.MEMORY),
+            **{
+                name: [whatif.size(found[figure]) for figure in diff.MEMORY]
+                for name, found in zip(("before", "after"), figures, strict=True)
+            },
+            "change": [_plain_change(figures[1][name], figures[0][name]) for name in diff.MEMORY],
+        }
+        title = f"From {before.name} to {after.name}"
+        yield _table(memory, title, width, right=("before", "after", "change"))
+        pages = diff.vmas(before.trace, after.trace)
+        if before.trace.meta.page_size == after.trace.meta.page_size:
+            yield plain(pages, "Pages by kind of VMA (large: of folios above order 0)", width)
+    changed = diff.grouped(changes)
+    if changed.is_empty():
+        yield plain(changed.clear(), f"From {before.name} to {after.name}: no counter changed", width)
+        return
+    shown = changed.head(top).with_columns(
+        pl.struct("before", "after")
+        .map_elements(lambda pair: _plain_change(pair["after"], pair["before"]) or "new", pl.String)
+        .alias("change_pct")
+    )
+    title = f"Counters that changed: {len(shown):,} of {len(changed):,}, the largest change first"
+    yield plain(shown, title, width, right=("change_pct",))
+
+
+def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = (), note: str = "") -> Sheet:
     """Any small table; numbers and the columns of `right` are set to the right."""
     cells = {name: [_text(name, value) for value in frame[name]] for name in frame.columns}
     numbers = [name for name, dtype in frame.schema.items() if dtype.is_numeric()]
-    return _table(cells, title, width, right=[*numbers, *right])
+    return _table(cells, title, width, right=[*numbers, *right], note=note)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """A table as text: `cells` by column, and a line that says what the columns mean.
+
+    right: columns set to the right. styles: of rich, for each row. width: columns of the terminal.
+    """
+
+    cells: Mapping[str, Sequence[str]]
+    title: str
+    width: int
+    right: Sequence[str] = ()
+    styles: Sequence[str | None] = ()
+    note: str = ""
+
+    def __rich__(self) -> RenderableType:
+        """The table with as many of its columns as fit."""
+        return _drawn(self)
+
+
+def markdown(sheet: Sheet) -> str:
+    """The table for an issue or a mail, all of its columns."""
+
+    def line(cells: Iterable[str]) -> str:
+        inside = (printable(cell).replace("|", "\\|") for cell in cells)
+        return f"| {' | '.join(inside)} |"
+
+    names = list(sheet.cells)
+    rows = zip(*(sheet.cells[name] for name in names), strict=True)
+    parts = [
+        f"**{printable(sheet.title)}**",
+        "",
+        line(_heading(name) for name in names),
+        line("---:" if name in sheet.right else "---" for name in names),
+        *(line(_one_line(cell) for cell in row) for row in rows),
+    ]
+    return "\n".join([*parts, "", *([sheet.note, ""] if sheet.note else [])])
+
+
+def _one_line(cell: str) -> str:
+    """What is below another line comes in brackets behind it."""
+    first, _, below = cell.partition("\n")
+    return f"{first} {below if below.startswith('(') else f'({below})'}" if below else first
 
 
 def _table(
@@ -67,8 +265,14 @@ def _table(
     width: int,
     right: Sequence[str],
     styles: Sequence[str | None] = (),
-) -> Table:
-    """A table of these columns, as many as fit `width` columns of the terminal."""
+    note: str = "",
+) -> Sheet:
+    return Sheet(cells, title, width, right, styles, note)
+
+
+def _drawn(sheet: Sheet) -> RenderableType:
+    """A table of the columns that fit the terminal, with what they mean below it."""
+    cells, width = sheet.cells, sheet.width
     widths = {
         name: min(_widest(name, column), FREE_WIDTH if name in FREE else width)
         for name, column in cells.items()
@@ -79,7 +283,7 @@ def _table(
         shown.pop(-2 if shown[-1] == "name" and len(shown) > 2 else -1)
     hidden = [_heading(name) for name in cells if name not in shown]
     table = Table(
-        title=printable(title),
+        title=printable(sheet.title),
         caption=f"no room for: {', '.join(hidden)}" if hidden else None,
         title_justify="left",
         caption_justify="left",
@@ -90,14 +294,21 @@ def _table(
     for name in shown:
         table.add_column(
             _heading(name),
-            justify="right" if name in right else "left",
+            justify="right" if name in sheet.right else "left",
             min_width=widths[name],
             overflow="ellipsis",
             no_wrap=name in FREE,
         )
     for number, row in enumerate(zip(*(cells[name] for name in shown), strict=True)):
-        table.add_row(*row, style=styles[number] if styles else None)
-    return table
+        table.add_row(*row, style=sheet.styles[number] if sheet.styles else None)
+    if not sheet.note:
+        return table
+    return Group(table, Text(sheet.note + "\n", style="dim"))
+
+
+def _meanings(names: Iterable[str]) -> str:
+    """What counters mean, a line."""
+    return "; ".join(f"{_heading(name)}: {COUNTERS[name]}" for name in names) + "."
 
 
 def _heading(name: str) -> str:
@@ -114,13 +325,26 @@ def _text(name: str, value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and name != "pid" else printable(str(value))
 
 
-def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> list[Table]:
-    """Kinds, folio orders, sharing and the largest VMAs of a trace, for so many columns of the terminal."""
+def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> Iterator[Sheet]:
+    """Kinds, processes, folio orders, sharing and the largest VMAs of a trace, for columns of a terminal."""
     kib = trace.meta.page_size // 1024
 
     def size(pages: str) -> pl.Expr:
         return (pl.col(pages) * kib).cast(pl.Int64).alias("KiB")
 
+    several = len(trace.meta.address_spaces) > 1
+    kinds = inspect.kinds(rows).select(
+        "type", "kind", "pages", size("pages"), _share("pages"), _large("large", "pages"), "extents"
+    )
+    yield plain(kinds, "What is mapped", width, SHARES, KINDS_NOTE)
+    if several:
+        yield _processes(trace, rows, width)
+    orders = inspect.orders(rows).select(
+        "type", "kind", "order", "folios", "whole", "pages", size("pages"), _share("pages")
+    )
+    yield plain(orders, "Folios by order", width, SHARES, ORDERS_NOTE)
+    sharing = inspect.sharing(rows).select("type", "mapped_by", "pages", size("pages"), _share("pages"))
+    yield plain(sharing, "Who maps the pages", width, SHARES, SHARING_NOTE)
     vmas = inspect.vmas(rows)
     largest = vmas.sort("mapped", "swapped", descending=True, maintain_order=True).head(most_vmas)
     shown = largest.select(
@@ -132,20 +356,74 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> 
         pl.col("vma_pages").alias("pages"),
         "mapped",
         "swapped",
+        _large("large", "mapped"),
         "extents",
         pl.col("largest_order").alias("order"),
         pl.col("vma_name").str.replace("^.*/", "").alias("name"),
     )
-    if len(trace.meta.address_spaces) == 1:
+    if not several:
         shown = shown.drop("pid")
     if vmas["swapped"].sum() == 0:
         shown = shown.drop("swapped")
-    found = {
-        "What is mapped": inspect.kinds(rows).select("type", "kind", "pages", size("pages"), "extents"),
-        "Folios by order (whole: every page of the folio is mapped here)": inspect.orders(rows).select(
-            "type", "kind", "order", "folios", "whole", "pages", size("pages")
+    title = f"VMAs with pages: the largest {len(shown):,} of {len(vmas):,}"
+    yield plain(shown, title, width, ("start", *SHARES), VMAS_NOTE)
+
+
+SHARES = ("share", "large")
+"""Columns of percentages."""
+
+KINDS_NOTE = (
+    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped; share: of all pages here; "
+    "large: of the pages, those in folios above order 0; extents: rows of the trace."
+)
+ORDERS_NOTE = (
+    "A folio has 2^order pages. whole: every page of the folio is mapped here; share: of all mapped pages. A "
+    "folio that several address spaces map counts in each."
+)
+SHARING_NOTE = "this: the address space that the pages are counted in; share: of all mapped pages."
+VMAS_NOTE = (
+    "pages: size of the VMA; mapped: pages of it that are there; large: of these, in folios above order 0; "
+    "order: of the largest folio."
+)
+PROCESSES_NOTE = (
+    "mapped: a page that several processes share counts in each; large: of the pages, those in folios above "
+    "order 0, then of anonymous memory and of files alone."
+)
+MOST_PROCESSES = 20
+"""Rows of the table of processes; JSON has all."""
+
+
+def _share(pages: str) -> pl.Expr:
+    """A column `share`: of all of the table."""
+    return _percent(pl.col(pages), pl.col(pages).sum()).alias("share")
+
+
+def _large(large: str, pages: str) -> pl.Expr:
+    return _percent(pl.col(large), pl.col(pages)).alias("large")
+
+
+def _percent(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
+    """Text: `94.9 %`, nothing of nothing."""
+    shares = pl.when(whole > 0).then(part * 100 / whole)
+    return shares.map_elements(lambda share: f"{share:.1f} %", pl.String).fill_null("")
+
+
+def _processes(trace: Trace, rows: pl.DataFrame, width: int) -> Sheet:
+    """Address spaces by what they map, with their shares in large folios."""
+    found = inspect.processes(trace, rows)
+    kib = trace.meta.page_size // 1024
+    shown = found.head(MOST_PROCESSES).select(
+        "pid",
+        pl.col("comm").alias("process"),
+        (pl.col("pages") * kib).cast(pl.Int64).alias("KiB"),
+        _large("large", "pages"),
+        *(
+            _percent(pl.col(f"{name}_large"), pl.col(f"{name}_pages")).alias(name)
+            for name in ("anon", "file")
         ),
-        "Who maps the pages": inspect.sharing(rows).select("type", "mapped_by", "pages", size("pages")),
-        f"VMAs with pages: the largest {len(shown):,} of {len(vmas):,} (order: of the largest folio)": shown,
-    }
-    return [plain(frame, title, width, right=("start",)) for title, frame in found.items()]
+        pl.col("cmdline").alias("command line"),
+    )
+    if not (found["cmdline"] != "").any():
+        shown = shown.drop("command line")
+    title = f"Processes: the largest {len(shown):,} of {len(found):,}"
+    return plain(shown, title, width, (*SHARES, "anon", "file"), PROCESSES_NOTE)

@@ -10,3 +10,15 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
+
+
+def byte_size(count: int, *, sign: bool = False) -> str:
+    """Bytes for people: `726 MiB`, with a sign if asked."""
+    value = float(count)
+    unit = "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    digits = 0 if abs(value) >= 100 or unit == "B" else 1
+    return f"{value:{'+' if sign else ''},.{digits}f} {unit}"

@@ -1,70 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
 """The teardown algorithms as data: what a gather entry is, how the rmap goes, how entries are released.
 
-An algorithm is nothing but three choices; `reference.py` and `machine.py` each have one loop that follows
-them. Message ids are those of the linux-mm archives.
+An algorithm is one `Algorithm(...)`: three choices and the sizes and habits of its kernel. `reference.py` and
+`machine.py` each have one loop that follows them; nothing else in the project knows an algorithm by its name.
+Each rule that follows from a choice is one property here. Message ids are those of the linux-mm archives.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Collection
 from enum import IntEnum
-from typing import Final
+from typing import Final, Self
 
-from replay.errors import UsageError
+MMU_GATHER_BUNDLE: Final = 8
+"""Slots of the bundle inside the mmu_gather itself: include/asm-generic/tlb.h."""
+MAX_GATHER_ENTRIES: Final = 10000
+"""Entries of all batches of a gather. The kernel has the number in MAX_GATHER_BATCH_COUNT, 10000 / slots."""
+MAX_NR_FOLIOS_PER_FREE: Final = 512
+"""Slots of a gather batch that are handed to the release at once: mm/mmu_gather.c."""
+SWAP_CLUSTER_MAX: Final = 32
+"""Entries after which release_pages() drops the lruvec lock: include/linux/swap.h."""
+PAGEVEC_SIZE: Final = 31
+"""Folios of a folio batch since v6.9, 15 before: include/linux/pagevec.h."""
+BATCH_HEADER_BYTES: Final = 16
+"""Bytes of a batch page before its slots: struct mmu_gather_batch."""
+TABLE_BATCH_HEADER_BYTES: Final = 24
+"""Bytes of a batch of page tables before its slots: struct mmu_table_batch."""
 
 
-class Entry(IntEnum):
+class Choice(IntEnum):
+    """A choice of an algorithm. Each member has a text, which `replay algorithms` shows."""
+
+    text: str
+
+    def __new__(cls, number: int, text: str) -> Self:
+        """Make a member with its number, which the machine uses, and its text."""
+        member = int.__new__(cls, number)
+        member._value_ = number
+        member.text = text
+        return member
+
+    @property
+    def word(self) -> str:
+        """The name as a user writes it: `page-run`."""
+        return self.name.lower().replace("_", "-")
+
+
+class Entry(Choice):
     """What one entry of the `mmu_gather` holds."""
 
-    PAGE = 0
-    """One page: one slot of 8 bytes."""
-    PAGE_RUN = 1
-    """A page in one slot, or a page and a count in two (encoded_nr_pages)."""
-    RANGE = 2
-    """A range of pages of one folio: one slot of 16 bytes."""
+    PAGE = 0, "a page"
+    PAGE_RUN = 1, "a page, or a page and a count in two slots (encoded_nr_pages)"
+    RANGE = 2, "a range of pages of one folio"
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot."""
+        return 16 if self is Entry.RANGE else 8
+
+    @property
+    def most_slots(self) -> int:
+        """Slots that one entry takes at most. A batch with fewer of them free counts as filled."""
+        return 2 if self is Entry.PAGE_RUN else 1
+
+    def slots(self, pages: int) -> int:
+        """Slots of an entry of so many pages."""
+        return self.most_slots if pages > 1 else 1
 
 
-class Rmap(IntEnum):
-    """In what units the rmap is removed."""
+class Rmap(Choice):
+    """In what units the rmap is removed.
 
-    PTE = 0
-    """One call per PTE, at once: page_remove_rmap()."""
-    ANON_RUN = 1
-    """One call per contiguous run of an anonymous large folio: folio_remove_rmap_range(); else per PTE."""
-    RUN = 2
-    """One call per contiguous run of any folio, at once: folio_remove_rmap_ptes().
-
-    On arm64 a run also ends where entries with the contiguous bit do: pte_same() of folio_pte_batch() sees
-    the bit (see `contiguous.py`).
+    On arm64 a run of `RUN` also ends where entries with the contiguous bit do: pte_same() of
+    folio_pte_batch() sees the bit (see `contiguous.py`).
     """
-    RANGE = 3
-    """One call per gathered range, at the end of each page-table page."""
+
+    PTE = 0, "per PTE, at once"
+    ANON_RUN = 1, "per contiguous run of an anonymous large folio, at once; else per PTE"
+    RUN = 2, "per contiguous run of one folio, at once"
+    RANGE = 3, "per gathered range, at the end of each page-table page"
 
 
-class Release(IntEnum):
-    """Who drops the references of a piece of at most 512 entries."""
+class Mapcounts(Choice):
+    """What one rmap removal does to the counts of a large folio, and when it splits the folio."""
 
-    RELEASE_PAGES = 0
-    """release_pages(): one call per piece."""
-    FOLIOS_PUT = 1
-    """folios_put(): one call per 15 entries (PAGEVEC_SIZE of v6.6)."""
-    FOLIOS_PUT_REFS = 2
-    """folios_put_refs() of the series: one call per piece, locks as in release_pages()."""
-    FOLIOS_PUT_REFS_BATCH = 3
-    """folios_put_refs() of v6.9: one call per 31 entries (PAGEVEC_SIZE of v6.9)."""
+    PAGES = (
+        0,
+        "page_remove_rmap(): each page has a mapcount, and each page that reaches zero lowers "
+        "_nr_pages_mapped; an anonymous folio goes to deferred_split_folio() each time, even at the last",
+    )
+    RANGE = (
+        1,
+        "folio_remove_rmap_range(): each page has a mapcount, and each call lowers _nr_pages_mapped once; an "
+        "anonymous folio goes to deferred_split_folio() if pages of it are still mapped. Single pages: as "
+        "page_remove_rmap()",
+    )
+    LARGE = (
+        2,
+        "folio_remove_rmap_ptes(): as ranges, but _nr_pages_mapped is lowered only if a page reached zero, "
+        "each call also lowers _large_mapcount, and a folio goes to deferred_split_folio() only until it is "
+        "marked as partially mapped",
+    )
+    NO_PAGE = (
+        3,
+        "folio_remove_rmap_ptes() with CONFIG_NO_PAGE_MAPCOUNT: pages of large folios have no mapcount, each "
+        "call lowers _large_mapcount once; a folio is partially mapped where that is above 0 and below its "
+        "number of pages. mapcount_atomics then counts small folios, and the entire mapcount of PMD mappings",
+    )
 
 
-RELEASE_BATCH: Final = {Release.FOLIOS_PUT: 15, Release.FOLIOS_PUT_REFS_BATCH: 31}
-"""Entries of one release call, where a piece is handed over in smaller batches."""
+class Release(Choice):
+    """Who drops the references of a chunk of gather entries."""
+
+    RELEASE_PAGES = 0, "release_pages(), page by page"
+    FOLIOS_PUT = 1, "folios_put()"
+    FOLIOS_PUT_RANGES = 2, "folios_put_refs() of the range series, range by range"
+    FOLIOS_PUT_REFS = 3, "folios_put_refs() of v6.9"
+
+    @property
+    def batch(self) -> int:
+        """Entries of one call in the kernel that has the function; 0: the whole chunk."""
+        return {Release.FOLIOS_PUT: 15, Release.FOLIOS_PUT_REFS: PAGEVEC_SIZE}.get(self, 0)
+
+    @property
+    def relocks(self) -> bool:
+        """Whether the function, in its kernel, takes the lruvec lock again and again during a call."""
+        return self in (Release.RELEASE_PAGES, Release.FOLIOS_PUT_RANGES)
+
+    @property
+    def small_last(self) -> bool:
+        """Whether a call frees large folios at once, and order-0 pages at its end, the last one first."""
+        return self in (Release.RELEASE_PAGES, Release.FOLIOS_PUT_RANGES)
+
+
+class PageTables(Choice):
+    """Where free_pgtables() puts page-table pages."""
+
+    GATHER_ON_X86 = 0, "through the gather on x86, by RCU on other architectures"
+    GATHER = 1, "through the gather"
+    RCU = 2, "by RCU, in batches of their own"
 
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """One teardown algorithm.
 
-    `delayed_rmap`: the rmap of file pages that are dirty in the PTE is removed only after the TLB flush
-    at the end of the page-table page (v6.2, commit 5df397dec7c4). `thps_queued`: anonymous PMD-sized folios
-    are on the deferred split queue from birth (v6.12, commit dafff3f4c850 "mm: split underused THPs").
+    The choices: `entry`, `rmap`, `mapcounts`, `release`, `page_tables`. The rest are sizes and habits of its
+    kernel: `variants.PARAMETERS` says what each stands for. `since`: the first release that
+    does this, None for what none does. `shown_by`: what tells a running kernel that does it from older ones:
+    functions of /proc/kallsyms and lines of its configuration. `in_summaries`: false for what counts
+    nearly as another one, where there is no room for all.
     """
 
     name: str
@@ -72,152 +159,86 @@ class Algorithm:
     source: str
     entry: Entry
     rmap: Rmap
+    mapcounts: Mapcounts
     release: Release
+    release_batch: int
+    relocks: bool
+    page_tables: PageTables = PageTables.GATHER_ON_X86
     delayed_rmap: bool = True
     thps_queued: bool = False
+    drains_lru: bool = True
+    bundle: int = MMU_GATHER_BUNDLE
+    batch_pages: int = 1
+    batch_slots: int = 0
+    max_gather_entries: int = MAX_GATHER_ENTRIES
+    max_folios_per_free: int = MAX_NR_FOLIOS_PER_FREE
+    lock_batch: int = SWAP_CLUSTER_MAX
     note: str = ""
+    since: tuple[int, int] | None = None
+    shown_by: tuple[str, ...] = ()
+    in_summaries: bool = True
 
     @property
-    def range_rmap(self) -> bool:
-        """Whether the rmap waits for the end of the page-table page."""
+    def defers_rmap(self) -> bool:
+        """Whether the rmap of every page waits for the end of the page-table page."""
         return self.rmap is Rmap.RANGE
 
+    @property
+    def anon_runs(self) -> bool:
+        """Whether a run of an anonymous large folio is taken together."""
+        return self.rmap in (Rmap.ANON_RUN, Rmap.RUN)
 
-ALGORITHMS: Final = {
-    algorithm.name: algorithm
-    for algorithm in (
-        Algorithm(
-            "baseline",
-            "the kernel that the series changes",
-            "mm-unstable b93868dbf9bc, about v6.6-rc1",
-            Entry.PAGE,
-            Rmap.PTE,
-            Release.RELEASE_PAGES,
-        ),
-        Algorithm(
-            "v6.1",
-            "baseline without delayed rmap removal",
-            "Linux v6.1 (before commit 5df397dec7c4, v6.2)",
-            Entry.PAGE,
-            Rmap.PTE,
-            Release.RELEASE_PAGES,
-            delayed_rmap=False,
-        ),
-        Algorithm(
-            "anon-batch",
-            "Optimize large folio teardown, v4: batches the rmap removal of anonymous large folios",
-            "<20230727141837.3386072-1-ryan.roberts@arm.com>",
-            Entry.PAGE,
-            Rmap.ANON_RUN,
-            Release.RELEASE_PAGES,
-        ),
-        Algorithm(
-            "v1",
-            "Optimize mmap_exit for large folios, v1: ranges of struct page pointers",
-            "<20230810103332.3062143-1-ryan.roberts@arm.com>",
-            Entry.RANGE,
-            Rmap.RANGE,
-            Release.FOLIOS_PUT_REFS,
-            delayed_rmap=False,
-            note="Counts as v2: they differ only without vmemmap, and for zone-device folios, where v1 leaks "
-            "references; procfs shows neither.",
-        ),
-        Algorithm(
-            "v2",
-            "Optimize mmap_exit for large folios, v2: ranges of pfns",
-            "<20230830095011.1228673-1-ryan.roberts@arm.com>",
-            Entry.RANGE,
-            Rmap.RANGE,
-            Release.FOLIOS_PUT_REFS,
-            delayed_rmap=False,
-            note="A page-table page that begins with page 1 of a folio just unmapped by its PMD entry joins "
-            "that entry's range, whose rmap counts as done: those pages are rmap_missed (v1 too).",
-        ),
-        Algorithm(
-            "folio-batch",
-            "Rearrange batched folio freeing: the competing series",
-            "<20230825135918.4164671-1-willy@infradead.org>",
-            Entry.PAGE,
-            Rmap.PTE,
-            Release.FOLIOS_PUT,
-        ),
-        Algorithm(
-            "mainline",
-            "what v6.9 merged and v6.12 runs: batched zap, page and count, folio batches of 31",
-            "Linux v6.12",
-            Entry.PAGE_RUN,
-            Rmap.RUN,
-            Release.FOLIOS_PUT_REFS_BATCH,
-            thps_queued=True,
-        ),
-    )
-}
+    @property
+    def file_runs(self) -> bool:
+        """Whether a run of another large folio is taken together."""
+        return self.rmap is Rmap.RUN
 
-BASELINE: Final = "baseline"
+    @property
+    def alike_runs(self) -> bool:
+        """Whether a run ends where the uffd-wp bit or the contiguous bit changes."""
+        return self.rmap is Rmap.RUN
 
-NOT_MODELLED: Final = (
-    "Preemption: need_resched() breaks zap_pte_range() off; where dirty PTEs wait, that flushes what was "
-    "gathered. In the builds of 'replay validate' no free moved by it.",
-    "References that procfs does not show (pins, pipes, buffers): folios with one are freed later.",
-    "LRU and mlock batches: until they are emptied they hold a reference to each of their folios; those of "
-    "other CPUs kept back folios at 4 to 44 % of the exits of a build, by the machine.",
-    "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
-    "and with them release calls, never rmap counts.",
-    "The contiguous bit of arm64's PTEs, where runs of 'mainline' end: inferred, every aligned "
-    "block of one folio has it that can (16 entries with 4 KiB pages).",
-    "Page tables of hugetlb that processes share (huge_pmd_unshare()): their pages count in each process.",
-    "page_poisoning and init_on_free, which make 'mainline' release pieces of fewer pages.",
-    "NUMA hinting: entries that it has made PROT_NONE end runs of 'mainline'; pagemap does not show them.",
-    "_nr_pages_mapped where another address space maps a folio by a PMD that this one maps by PTEs: "
-    "'nr_mapped_atomics' is too low there. v6.1 has no such counter yet; its row counts that of 'baseline'.",
-    "split_queue_lock where 'mainline' finds the folio queued already: 'locks' misses it.",
-    "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
-    "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",
-    "Several lruvecs (memory cgroups, NUMA nodes): one is assumed for lruvec_locks.",
-    "Zone-device folios: procfs shows neither their size nor their counts; a trace with one that a PMD maps "
-    "is refused.",
-)
+    @property
+    def run_references(self) -> int:
+        """References that are taken and dropped around each run, as operations."""
+        return 2 if self.rmap is Rmap.ANON_RUN else 0
+
+    @property
+    def counts_pages(self) -> bool:
+        """Whether the pages of a large folio have mapcounts."""
+        return self.mapcounts is not Mapcounts.NO_PAGE
+
+    @property
+    def splits_once(self) -> bool:
+        """Whether deferred_split_folio() is left out for folios that are marked as partially mapped."""
+        return self.mapcounts in (Mapcounts.LARGE, Mapcounts.NO_PAGE)
+
+    def slots_of_batch(self, page_size: int) -> int:
+        """Slots of one batch: 510 pages or 255 ranges in a page of 4 KiB."""
+        if self.batch_slots:
+            return self.batch_slots
+        return (page_size * self.batch_pages - BATCH_HEADER_BYTES) // self.entry.slot_bytes
+
+    def pages_of_batch(self, page_size: int) -> int:
+        """Pages allocated for one batch."""
+        if not self.batch_slots:
+            return self.batch_pages
+        pages = -(-(BATCH_HEADER_BYTES + self.batch_slots * self.entry.slot_bytes) // page_size)
+        return 1 << (pages - 1).bit_length()
+
+    def max_gather_batch_count(self, page_size: int) -> int:
+        """Batches of one gather at most: 19, or 39 of ranges, with 4 KiB pages."""
+        return self.max_gather_entries // self.slots_of_batch(page_size)
+
+    def gathers_tables(self, architecture: str) -> bool:
+        """Whether page-table pages go through the gather on this architecture."""
+        if self.page_tables is PageTables.GATHER_ON_X86:
+            return architecture in ("x86_64", "i686", "i386")
+        return self.page_tables is PageTables.GATHER
 
 
-def select(names: list[str] | None) -> list[Algorithm]:
-    """The algorithms of these names in their own order, all for None.
-
-    Raises `UsageError` for an unknown name, or none.
-    """
-    if names is not None and not names:
-        raise UsageError(f"no algorithm is named: choose from {', '.join(ALGORITHMS)}")
-    for name in names or []:
-        if name not in ALGORITHMS:
-            raise UsageError(f"unknown algorithm '{name}': choose from {', '.join(ALGORITHMS)}")
-    return [algorithm for algorithm in ALGORITHMS.values() if names is None or algorithm.name in names]
-
-
-MAX_GATHER_ENTRIES: Final = 10000
-"""Entries of the gather before it must flush: MAX_GATHER_BATCH_COUNT of include/asm-generic/tlb.h."""
-MAX_FOLIOS_PER_FREE: Final = 512
-"""Slots of one piece of a gather batch: MAX_NR_FOLIOS_PER_FREE of mm/mmu_gather.c."""
-BUNDLE_SLOTS: Final = 8
-"""Slots of the bundle inside the mmu_gather itself: MMU_GATHER_BUNDLE."""
-BATCH_HEADER_BYTES: Final = 16
-"""Bytes of a batch page before its slots: struct mmu_gather_batch."""
-
-
-def batch_slots(entry: Entry, page_size: int) -> int:
-    """Slots of one batch page: 510 pages or 255 ranges with 4 KiB pages."""
-    return (page_size - BATCH_HEADER_BYTES) // (16 if entry is Entry.RANGE else 8)
-
-
-def max_batches(entry: Entry, page_size: int) -> int:
-    """Batch pages of one gather at most: 19, or 39 of ranges, with 4 KiB pages."""
-    return MAX_GATHER_ENTRIES // batch_slots(entry, page_size)
-
-
-TABLE_BATCH_HEADER_BYTES: Final = 24
-"""Bytes of a batch of page tables before its slots: struct mmu_table_batch."""
-
-
-def table_batch(page_size: int) -> int:
-    """Page tables that RCU frees at once: MAX_TABLE_BATCH, 509 with 4 KiB pages."""
+def max_table_batch(page_size: int) -> int:
+    """Page tables that are handed to RCU at once: MAX_TABLE_BATCH, 509 with 4 KiB pages."""
     return (page_size - TABLE_BATCH_HEADER_BYTES) // 8
 
 
@@ -230,6 +251,184 @@ def flushes_for_tables(architecture: str) -> bool:
     return architecture == "aarch64"
 
 
-def tables_in_gather(architecture: str) -> bool:
-    """Whether page-table pages go through the gather: on x86 (up to v6.13, bare metal); elsewhere by RCU."""
-    return architecture in ("x86_64", "i686", "i386")
+BASELINE: Final = "baseline"
+"""What the others are compared with unless a user says otherwise."""
+
+_BASELINE: Final = Algorithm(
+    BASELINE,
+    "the kernel that the series changes",
+    "mm-unstable b93868dbf9bc, about v6.6-rc1",
+    Entry.PAGE,
+    Rmap.PTE,
+    Mapcounts.PAGES,
+    Release.RELEASE_PAGES,
+    release_batch=0,
+    relocks=True,
+    since=(6, 2),
+    shown_by=("tlb_flush_rmaps",),
+)
+
+_V2: Final = dataclasses.replace(
+    _BASELINE,
+    name="v2",
+    title="Optimize mmap_exit for large folios, v2: ranges of pfns",
+    source="<20230830095011.1228673-1-ryan.roberts@arm.com>",
+    entry=Entry.RANGE,
+    rmap=Rmap.RANGE,
+    mapcounts=Mapcounts.RANGE,
+    release=Release.FOLIOS_PUT_RANGES,
+    delayed_rmap=False,
+    since=None,
+    shown_by=(),
+    note="A page-table page that begins with page 1 of a folio just unmapped by its PMD entry joins "
+    "that entry's range, whose rmap counts as done: those pages are rmap_missed (v1 too).",
+)
+
+_V6_12: Final = Algorithm(
+    "v6.12",
+    "what v6.9 merged and v6.12 runs: batched zap, page and count, folio batches of 31",
+    "Linux v6.12",
+    Entry.PAGE_RUN,
+    Rmap.RUN,
+    Mapcounts.LARGE,
+    Release.FOLIOS_PUT_REFS,
+    release_batch=PAGEVEC_SIZE,
+    relocks=False,
+    thps_queued=True,
+    since=(6, 9),
+    shown_by=("tlb_flush_rmaps", "__tlb_remove_folio_pages"),
+)
+
+_MAINLINE: Final = dataclasses.replace(
+    _V6_12,
+    name="mainline",
+    title="Linux v7.3, the newest kernel that was traced; v6.16, v6.17 and v6.18 count alike",
+    source="Linux v7.3",
+    page_tables=PageTables.RCU,
+    drains_lru=False,
+    since=(6, 14),
+    shown_by=(*_V6_12.shown_by, "CONFIG_MM_ID=y"),
+    note="v6.14 and v6.15 were not traced: they free page tables by RCU too (commit 4817f70c25b6).",
+)
+
+ALGORITHMS: Final = {
+    algorithm.name: algorithm
+    for algorithm in (
+        _BASELINE,
+        dataclasses.replace(
+            _BASELINE,
+            name="v6.1",
+            title="baseline without delayed rmap removal",
+            source="Linux v6.1 (before commit 5df397dec7c4, v6.2)",
+            delayed_rmap=False,
+            in_summaries=False,
+            since=(0, 0),
+            shown_by=(),
+        ),
+        dataclasses.replace(
+            _BASELINE,
+            name="anon-batch",
+            title="Optimize large folio teardown, v4: batches the rmap removal of anonymous large folios",
+            source="<20230727141837.3386072-1-ryan.roberts@arm.com>",
+            rmap=Rmap.ANON_RUN,
+            mapcounts=Mapcounts.RANGE,
+            since=None,
+            shown_by=(),
+        ),
+        dataclasses.replace(
+            _V2,
+            name="v1",
+            title="Optimize mmap_exit for large folios, v1: ranges of struct page pointers",
+            source="<20230810103332.3062143-1-ryan.roberts@arm.com>",
+            in_summaries=False,
+            note="Counts as v2: they differ only without vmemmap, and for zone-device folios, where v1 leaks "
+            "references; procfs shows neither.",
+        ),
+        _V2,
+        dataclasses.replace(
+            _BASELINE,
+            name="folio-batch",
+            title="Rearrange batched folio freeing: the competing series",
+            source="<20230825135918.4164671-1-willy@infradead.org>",
+            release=Release.FOLIOS_PUT,
+            release_batch=15,
+            relocks=False,
+            since=None,
+            shown_by=(),
+        ),
+        _V6_12,
+        _MAINLINE,
+        dataclasses.replace(
+            _MAINLINE,
+            name="mainline-nomapcount",
+            title="mainline built with CONFIG_NO_PAGE_MAPCOUNT: pages of large folios have no mapcount",
+            source="Linux v7.3 (CONFIG_NO_PAGE_MAPCOUNT came with v6.15)",
+            mapcounts=Mapcounts.NO_PAGE,
+            in_summaries=False,
+            shown_by=(*_MAINLINE.shown_by, "CONFIG_NO_PAGE_MAPCOUNT=y"),
+            note="Off in Debian's kernels. Counts of a trace that was taken with the option are averages.",
+        ),
+    )
+}
+
+
+def of_kernel(shown: Collection[str]) -> Algorithm:
+    """What a running kernel does, by what it shows: see `Algorithm.shown_by`.
+
+    Not by its release: distributions carry changes to older releases.
+    """
+    real = [algorithm for algorithm in ALGORITHMS.values() if algorithm.since is not None]
+    fitting = [algorithm for algorithm in real if set(algorithm.shown_by) <= set(shown)]
+    return max(fitting, key=lambda algorithm: len(algorithm.shown_by))
+
+
+def of_release(release: str) -> Algorithm | None:
+    """What the kernel of this `uname -r` probably does; None if the text has no numbers.
+
+    Distributions carry changes to older releases: this is for a trace, whose kernel cannot be asked.
+    """
+    found = release_numbers(release)
+    if found is None:
+        return None
+    real = [
+        (algorithm.since, algorithm)
+        for algorithm in ALGORITHMS.values()
+        if algorithm.since is not None and algorithm.counts_pages
+    ]
+    return max((pair for pair in real if pair[0] <= found), key=lambda pair: pair[0])[1]
+
+
+def release_numbers(release: str) -> tuple[int, int] | None:
+    """The first two numbers of a `uname -r`, None if it has none."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return None if numbers is None else (int(numbers[1]), int(numbers[2]))
+
+
+NEWEST_TRACED: Final = (7, 3)
+"""The newest release whose teardown was traced and agreed with `mainline`."""
+
+NOT_MODELLED: Final = (
+    "Preemption: need_resched() breaks zap_pte_range() off; where dirty PTEs wait, that flushes what was "
+    "gathered. In the builds of 'replay validate' no free moved by it.",
+    "References that procfs does not show (pins, pipes, buffers): folios with one are freed later.",
+    "LRU and mlock batches hold a reference to each of their folios until they are emptied. Algorithms that "
+    "drain them take every folio off the LRU for drained; a kernel drains those of one CPU only. Algorithms "
+    "that do not drain keep every folio off the LRU. Nothing shows folios in the batches of MADV_COLD, "
+    "MADV_FREE and mark_page_accessed().",
+    "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
+    "and with them release calls, never rmap counts.",
+    "The contiguous bit of arm64's PTEs, where runs end since v6.9: inferred, every aligned "
+    "block of one folio has it that can (16 entries with 4 KiB pages).",
+    "Page tables of hugetlb that processes share (huge_pmd_unshare()): their pages count in each process.",
+    "page_poisoning and init_on_free, which make kernels since v6.9 release chunks of fewer pages.",
+    "NUMA hinting: entries that it has made PROT_NONE end runs since v6.9; pagemap does not show them.",
+    "_nr_pages_mapped where another address space maps a folio by a PMD that this one maps by PTEs: "
+    "'nr_mapped_atomics' is too low there. v6.1 has no such counter yet; its row counts that of v6.2.",
+    "split_queue_lock where a kernel since v6.12 finds the folio queued already: 'locks' misses it.",
+    "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
+    "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",
+    "Several lruvecs: lruvec_locks follows memory cgroups where the trace has them (column memcg); one NUMA "
+    "node is assumed.",
+    "Zone-device folios: procfs shows neither their size nor their counts; a trace with one that a PMD maps "
+    "is refused.",
+)

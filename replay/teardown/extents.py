@@ -8,8 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPCACHE, KPF_ZERO_PAGE, bit
-from replay.trace.schema import KINDS, SPECIAL, ptes_per_table
+from replay.trace.kpageflags import (
+    KPF_ANON,
+    KPF_HUGE,
+    KPF_LRU,
+    KPF_MLOCKED,
+    KPF_SWAPCACHE,
+    KPF_ZERO_PAGE,
+    bit,
+)
+from replay.trace.schema import KINDS, PAGE, PMD, SPECIAL, ptes_per_table
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -20,7 +28,9 @@ class Extents(NamedTuple):
 
     `table_end` is the page number behind the part of the VMA under the extent's PMD entry: with
     `vma`, it tells the page-table pages apart. `contiguous`: its entries have the contiguous bit, on arm64.
-    The other names are those of the trace.
+    `off_lru`: its folios are on no LRU list, so some CPU's LRU-add or mlock batch holds a reference to them;
+    never of hugetlb. `mlocked`: its folios are mlocked. `locked`: its VMA is VM_LOCKED. `memcg`: the
+    memory cgroup of its folios, 0 where the trace does not say. The other names are those of the trace.
     """
 
     vma: I64
@@ -42,6 +52,10 @@ class Extents(NamedTuple):
     uffd_wp: Bool
     dirty: Bool
     contiguous: Bool
+    off_lru: Bool
+    mlocked: Bool
+    locked: Bool
+    memcg: I64
 
 
 def decode(frame: pl.DataFrame, page_size: int) -> Extents:
@@ -62,12 +76,14 @@ def decode(frame: pl.DataFrame, page_size: int) -> Extents:
     vpn = integers("vpn")
     vma_end = integers(pl.col("vma_start") + pl.col("vma_pages"))
     kinds = frame["kind"].cast(pl.String)
+    kind = np.array(kinds.replace_strict(list(KINDS), range(len(KINDS)), return_dtype=pl.Int64).to_numpy())
+    hugetlb = flag(KPF_HUGE) | np.array((kinds == "hugetlb").to_numpy())
     return Extents(
         vma=integers("vma"),
         table_end=np.minimum((vpn // entries + 1) * entries, vma_end),
         vpn=vpn,
         pages=integers("pages"),
-        kind=np.array(kinds.replace_strict(list(KINDS), range(len(KINDS)), return_dtype=pl.Int64).to_numpy()),
+        kind=kind,
         pfn=integers("pfn"),
         mapcount=integers("mapcount"),
         own=integers("own"),
@@ -77,12 +93,24 @@ def decode(frame: pl.DataFrame, page_size: int) -> Extents:
         folio_mapcount=integers("folio_mapcount"),
         anon=flag(KPF_ANON),
         swapcache=flag(KPF_SWAPCACHE) & flag(KPF_ANON),
-        hugetlb=flag(KPF_HUGE) | np.array((kinds == "hugetlb").to_numpy()),
+        hugetlb=hugetlb,
         zero_page=flag(KPF_ZERO_PAGE),
         uffd_wp=bools("uffd_wp"),
         dirty=bools("dirty") & ~flag(KPF_ANON),
         contiguous=np.zeros(len(vpn), np.bool_),
+        off_lru=~flag(KPF_LRU) & ~hugetlb & np.isin(kind, (PAGE, PMD)),
+        mlocked=flag(KPF_MLOCKED),
+        locked=_locked(frame["vma_flags"]),
+        memcg=integers("memcg") if "memcg" in frame.columns else np.zeros(len(vpn), np.int64),
     )
+
+
+def _locked(flags: pl.Series) -> Bool:
+    """Whether VmFlags of smaps, two letters each, name `lo`: VM_LOCKED."""
+    found = [text for text in flags.unique().cast(pl.String).to_list() if text and "lo" in text.split()]
+    if not found:
+        return np.zeros(len(flags), np.bool_)
+    return np.array(flags.cast(pl.String).is_in(found).to_numpy())
 
 
 def huge_zero(extents: Extents, entries: int) -> Bool:

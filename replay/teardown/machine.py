@@ -1,26 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numba machine: the replay over extents, each taken in constant time, equal to `reference.py`.
 
 The gather is kept as *segments*: stretches of one extent that entered it together. A segment of n pages is
-n entries, one entry, or pages that join the entry before. It belongs to one piece of one batch, so that a
-flush never has to cut it; batch and piece boundaries are arithmetic. Pages that the address space maps once
-need no state: whether their mapcount reaches zero is known from the extent. Large folios, and pages mapped
-several times, have theirs in the folios table.
+n entries, one entry, or pages that join the entry before. It belongs to one chunk of one batch, so that a
+flush never has to cut it; batch and chunk boundaries are arithmetic. Pages that the address space maps once
+need no state: whether their mapcount reaches zero is known from the extent. Large folios, pages mapped
+several times, and pages that an mlock batch may get have theirs in the folios table.
 
 In every function e is the extents table, f the folios table, g the gather, r the rules, and c the counts with
-the registers of the gather and of the lruvec lock behind them (all in `state.py`).
+the registers of the gather, of the lruvec lock and of the mlock batch behind them (all in `state.py`). The
+functions stand in the same order as in `reference.py`, under the same names.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from replay.teardown.algorithms import BUNDLE_SLOTS, MAX_FOLIOS_PER_FREE, Entry, Rmap
-from replay.teardown.jit import Counts, Table, compile_all, jit
+from replay.jit.compiled import I64, I64s, compiled, inline
+from replay.teardown.algorithms import PAGEVEC_SIZE, Entry, Mapcounts
 from replay.teardown.state import (
     ACTIVE,
     ANON,
+    ANON_RUNS,
     BEGINS,
-    CONTIGUOUS,
+    CHUNK,
+    CHUNK_USED,
+    CLEARED,
     DEFERRED_SPLIT_CALLS,
     DEFERRED_SPLIT_DEQUEUED,
     DEFERRED_SPLIT_QUEUED,
@@ -30,35 +35,44 @@ from replay.teardown.state import (
     F_HUGETLB,
     F_MAPCOUNT,
     F_MAPPED,
-    F_MARKED,
+    F_MEMCG,
     F_ORDER,
+    F_PARTIALLY_MAPPED,
     F_PMDS,
     F_QUEUED,
     F_REFS,
     F_SWAPCACHE,
+    FILE_RUNS,
     FLAGS,
     FOLIO,
     FOLIO_END,
     FOLIOS_FREED,
     FREE_CALLS,
+    FREED_TABLES,
     FREED_WHILE_MAPPED,
     GATHER_FLUSHES,
     GATHER_PAGES_PEAK,
     GATHER_SLOTS,
     HELD,
+    HELD_MEMCG,
     HUGE_ZERO,
     HUGETLB,
     HUGETLB_PAGES,
     KIND,
     LARGE_MAPCOUNT_ATOMICS,
     LOCK_AGE,
+    LOCKED,
     LOCKED_CALL,
     LRUVEC_LOCKS,
     MAPCOUNT,
     MAPCOUNT_ATOMICS,
     MARK,
     MARKER,
+    MARKER_PTES,
+    MEMCG,
+    MLOCKED,
     NR_MAPPED_ATOMICS,
+    OFF_LRU,
     ORDER,
     PAGE,
     PAGE_ROW,
@@ -67,8 +81,6 @@ from replay.teardown.state import (
     PAGES,
     PAGES_FREED,
     PFN,
-    PIECE,
-    PIECE_USED,
     PMD,
     PMD_MAPPINGS,
     POSITION,
@@ -83,14 +95,13 @@ from replay.teardown.state import (
     RMAP_CALLS,
     RMAP_FLUSHES,
     RMAP_PAGES,
+    S_CHUNK,
     S_ENTRIES,
     S_EXTENT,
     S_OFFSET,
     S_PAGES,
     S_PENDING,
-    S_PIECE,
     SEGMENT_COLUMNS,
-    SEGMENT_RESERVE,
     SEGMENTS,
     SPECIAL_PTES,
     SWAP,
@@ -99,51 +110,92 @@ from replay.teardown.state import (
     SWAPCACHE_CHECKS,
     SWAPCACHE_FREES,
     TABLE,
+    TABLE_BATCHES,
     TABLE_END,
     TLB_FLUSHES,
-    UFFD_WP,
     USED,
     VPN,
     Rules,
 )
 
 ENTRY_PAGE_RUN, ENTRY_RANGE = int(Entry.PAGE_RUN), int(Entry.RANGE)
-RMAP_ANON_RUN, RMAP_RUN, RMAP_RANGE = int(Rmap.ANON_RUN), int(Rmap.RUN), int(Rmap.RANGE)
-
-ALIKE = UFFD_WP | CONTIGUOUS
-"""What the entries of a run have in common: bits of FLAGS."""
-
-LOCK_BATCH = 32
-"""Entries after which release_pages() drops the lruvec lock: SWAP_CLUSTER_MAX."""
+OF_PAGES, OF_RANGE, OF_NO_PAGE = int(Mapcounts.PAGES), int(Mapcounts.RANGE), int(Mapcounts.NO_PAGE)
 
 
-@jit
-def exit_mmap(e: Table, f: Table, r: Rules, page_tables: int) -> Counts:
+# ---------------------------------------------------------------------- the walk
+
+
+def exit_mmap(e: I64s, f: I64s, r: Rules, page_tables: int, mlocked: I64) -> I64:
     """Tear down one address space -> int64, shape (len(COUNTS),).
 
     e: extents, int64, shape (extents, EXTENT_COLUMNS). f: folios, int64, shape (folios, FOLIO_COLUMNS),
-    changed. r: `Rules`. page_tables: page-table pages that free_pgtables() puts through the gather.
+    changed. r: `Rules`. page_tables: page-table pages that free_pgtables() finds. mlocked: the mlock batch,
+    int64, shape (1 + room,): how many folios, then their rows; changed. It has room for those at the start
+    and PAGEVEC_SIZE more.
     """
-    c = np.zeros(REGISTERS, np.int64)
+    c = np.zeros(REGISTERS + len(mlocked), np.int64)
+    c[MLOCKED : MLOCKED + len(mlocked)] = mlocked
+    g = np.empty((len(e) + most_segments(e, r, page_tables), SEGMENT_COLUMNS), np.int64)
+    tear_down(e, f, g, c, np.array(r, np.int64), page_tables)
+    mlocked[:] = c[MLOCKED : MLOCKED + len(mlocked)]
+    return c[:SEGMENTS]
+
+
+def most_segments(e: I64s, r: Rules, page_tables: int) -> int:
+    """Segments of one flush beside one per extent: one for each end of a batch or chunk, or range there."""
+    slots = r.bundle + r.batches * r.slots
+    ends = 2 * (r.batches + 1) + slots // r.max_folios_per_free
+    return min(ends, page_tables + int(e[:, PAGES].sum())) + 4
+
+
+@compiled
+def tear_down(e: I64s, f: I64s, g: I64s, c: I64, rules: I64, page_tables: int) -> int:
+    """`exit_mmap` with a gather g to use, and counts c to fill in; rules: the fields of `Rules`, in order.
+
+    Returns how many extents there were.
+    """
+    r = Rules(
+        rules[0],  # entry
+        rules[1],  # runs
+        rules[2] != 0,  # delayed_rmap
+        rules[3] != 0,  # relocks
+        rules[4],  # release_batch
+        rules[5],  # slots
+        rules[6],  # batches
+        rules[7],  # table_batch
+        rules[8],  # queued_order
+        rules[9],  # mapcounts
+        rules[10],  # alike
+        rules[11],  # run_references
+        rules[12],  # bundle
+        rules[13],  # batch_pages
+        rules[14],  # max_folios_per_free
+        rules[15],  # lock_batch
+        rules[16] != 0,  # defers_rmap
+        rules[17] != 0,  # counts_pages
+        rules[18] != 0,  # splits_once
+        rules[19] != 0,  # drains_lru
+        rules[20] != 0,  # tables_by_rcu
+        rules[21] != 0,  # tlb_by_tables
+    )
     c[RANGE_NEXT] = -1
-    g = np.empty((len(e) + SEGMENT_RESERVE, SEGMENT_COLUMNS), np.int64)
     i = 0
     while i < len(e):
         if e[i, KIND] == PMD or e[i, KIND] == HUGETLB:
             i = zap_huge(e, f, g, r, c, i)
         elif e[i, KIND] == HUGE_ZERO:
             c[SPECIAL_PTES] += 1
+            c[CLEARED] = 1
             i += 1
         else:
-            i = zap_table(e, f, g, r, c, i)
-    free_page_tables(e, f, g, r, c, page_tables)
-    c[TLB_FLUSHES] += 1
-    flush_gather(e, f, g, r, c)
-    return c[:SEGMENTS]
+            i = zap_pte_range(e, f, g, r, c, i)
+    free_pgtables(e, f, g, r, c, page_tables)
+    force_flush(e, f, g, r, c)
+    return i
 
 
-@jit
-def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
+@inline
+def zap_huge(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
     """One PMD mapping or huge page -> the extent behind it: one rmap removal, one entry, one reference."""
     folio = e[first, FOLIO]
     unmapped = 0
@@ -153,14 +205,20 @@ def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> i
         unmapped += drop_mapcounts(e, f, i, 0, e[i, PAGES])[0]
         pages += e[i, PAGES]
         i += 1
+    c[CLEARED] = 1
     if e[first, KIND] == PMD:
         c[PMD_MAPPINGS] += 1
-        marked = r.rmap == RMAP_RUN and f[folio, F_MARKED]
-        if f[folio, F_ANON] and 0 < unmapped < pages and not marked:
-            deferred_split(f, c, folio, 1)
+        partially = 0 < unmapped < pages
+        if not r.counts_pages:
+            c[MAPCOUNT_ATOMICS] += 1
+            partially = 0 < f[folio, F_MAPCOUNT] < 1 << f[folio, F_ORDER]
+        if f[folio, F_ANON] and partially:
+            deferred_split(f, r, c, folio, 1)
+        if e[first, FLAGS] & LOCKED:
+            munlock_folio(f, r, c, folio)
     else:
         c[HUGETLB_PAGES] += 1
-    push(g, c, first, 0, 1, 1, 1, False)
+    tlb_remove(g, r, c, first, 0, 1, 1, 1, False)
     if r.entry == ENTRY_RANGE:
         open_range(e, c, first, 1)
     if batch_filled(r, c) and not next_batch(r, c):
@@ -168,12 +226,9 @@ def zap_huge(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> i
     return i
 
 
-# ---------------------------------------------------------------------- one page-table page
-
-
-@jit
-def zap_table(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> int:
-    """zap_pte_range() for one page-table page, restarted behind the entry that filled the gather."""
+@inline
+def zap_pte_range(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
+    """One page-table page, restarted behind the entry that filled the gather -> the extent behind it."""
     end = first
     while end < len(e) and e[end, TABLE] == e[first, TABLE]:
         end += 1
@@ -183,7 +238,7 @@ def zap_table(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> 
         c[MARK] = c[SEGMENTS]
         i, offset, flush, full = zap_pass(e, f, g, r, c, i, offset, end)
         if flush or full:
-            c[TLB_FLUSHES] += 1
+            tlb_flush(r, c)
         flush_rmaps(e, f, g, r, c)
         if flush or full:
             flush_gather(e, f, g, r, c)
@@ -191,37 +246,33 @@ def zap_table(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int) -> 
             return end
 
 
-@jit
-def next_vpn(e: Table, i: int, offset: int) -> int:
+@inline
+def next_vpn(e: I64s, i: int, offset: int) -> int:
     """The page behind the last one that was zapped."""
     if offset > 0:
         return e[i, VPN] + offset
     return e[i - 1, VPN] + e[i - 1, PAGES]
 
 
-@jit
+@inline
 def zap_pass(
-    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
+    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, int, bool, bool]:
     """Entries from page `offset` of extent i on, until the gather is full -> (extent, page, flush, full)."""
     flush = False
     while i < end:
         if e[i, KIND] != PAGE:
-            if e[i, KIND] != MARKER:
-                c[SWAP_ENTRIES if e[i, KIND] == SWAP else SPECIAL_PTES] += e[i, PAGES]
+            zap_other(e, c, i)
             i += 1
             continue
-        large = e[i, ORDER] > 0
-        if large and r.rmap == RMAP_RANGE:
-            done, full = zap_range(e, g, r, c, i, offset)
-            flush |= e[i, FLAGS] & DIRTY != 0
-        elif large and (r.rmap == RMAP_RUN or (r.rmap == RMAP_ANON_RUN and e[i, FLAGS] & ANON)):
+        if in_runs(e, r, i):
             done, full, dirty = zap_run(e, f, g, r, c, i, offset, end)
-            flush |= dirty
         else:
             done, full = zap_pages(e, f, g, r, c, i, offset)
-            flush |= e[i, FLAGS] & DIRTY != 0
+            dirty = e[i, FLAGS] & DIRTY != 0
+        flush |= dirty
         c[PTES] += done
+        c[CLEARED] = 1
         while done > 0:
             step = min(done, e[i, PAGES] - offset)
             done -= step
@@ -234,22 +285,46 @@ def zap_pass(
     return i, offset, flush, False
 
 
-@jit
-def zap_pages(e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> tuple[int, bool]:
-    """The rest of an extent, page by page -> (pages done, full)."""
-    waits = r.rmap == RMAP_RANGE or (r.delayed_rmap and e[i, FLAGS] & DIRTY != 0)
-    if waits and r.rmap != RMAP_RANGE:
+@inline
+def zap_other(e: I64s, c: I64, i: int) -> None:
+    """Entries without a page that has an rmap."""
+    if e[i, KIND] == SWAP:
+        c[SWAP_ENTRIES] += e[i, PAGES]
+    elif e[i, KIND] == MARKER:
+        c[MARKER_PTES] += e[i, PAGES]
+    else:
+        c[SPECIAL_PTES] += e[i, PAGES]
+        c[CLEARED] = 1
+
+
+@inline
+def continues_run(e: I64s, r: Rules, i: int) -> bool:
+    """Whether extent i goes on with the run that the extent before it is in."""
+    return (
+        e[i, KIND] == PAGE
+        and e[i, FOLIO] == e[i - 1, FOLIO]
+        and e[i, VPN] == e[i - 1, VPN] + e[i - 1, PAGES]
+        and e[i, PFN] == e[i - 1, PFN] + e[i - 1, PAGES]
+        and (e[i, FLAGS] & r.alike) == (e[i - 1, FLAGS] & r.alike)
+    )
+
+
+@inline
+def zap_pages(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int) -> tuple[int, bool]:
+    """The rest of an extent, each page for itself -> (pages done, full)."""
+    waits = r.defers_rmap
+    if r.delayed_rmap and e[i, FLAGS] & DIRTY != 0:
         c[DELAYED] = 1
-    c[RANGE_NEXT] = -1
-    done, full = gather_pages(g, r, c, i, offset, e[i, PAGES] - offset, waits)
+        waits = True
+    done, full = gather_extent(e, g, r, c, i, offset, waits)
     if not waits:
-        remove_rmap_each(e, f, c, i, offset, done)
+        remove_rmap_each(e, f, r, c, i, offset, done)
     return done, full
 
 
-@jit
+@inline
 def zap_run(
-    e: Table, f: Table, g: Table, r: Rules, c: Counts, i: int, offset: int, end: int
+    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, bool, bool]:
     """A run of one large folio, over several extents maybe -> (pages done, full, dirty)."""
     first = c[SEGMENTS]
@@ -260,56 +335,66 @@ def zap_run(
         pages += e[last, PAGES]
         dirty |= e[last, FLAGS] & DIRTY != 0
         last += 1
-    if r.rmap == RMAP_ANON_RUN:
-        c[REFCOUNT_ATOMICS] += 2
-        done = 0
-        full = False
-        while i < last and not full:
-            step, full = gather_pages(g, r, c, i, offset, e[i, PAGES] - offset, False)
-            done += step
-            offset = 0
-            i += 1
-        remove_rmap_batch(e, f, g, r, c, first, c[SEGMENTS])
-        return done, full, dirty
     waits = r.delayed_rmap and dirty
     if waits:
         c[DELAYED] = 1
-    slots = 2 if pages > 1 else 1
-    while i < last:
-        push(g, c, i, offset, e[i, PAGES] - offset, 1 if c[SEGMENTS] == first else 0, slots, waits)
-        slots = 0
+    c[REFCOUNT_ATOMICS] += r.run_references
+    done, full = gather_run(e, g, r, c, i, offset, last, pages, waits)
+    if not waits:
+        remove_rmap_run(e, f, g, r, c, first, c[SEGMENTS])
+    return done, full, dirty
+
+
+# ---------------------------------------------------------------------- the gather
+
+
+@inline
+def gather_run(
+    e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, last: int, pages: int, waits: bool
+) -> tuple[int, bool]:
+    """Add a run of so many pages, up to extent `last`, as one entry or several -> (pages added, full)."""
+    if r.entry == ENTRY_PAGE_RUN:
+        slots = 2 if pages > 1 else 1
+        entries = 1
+        while i < last:
+            tlb_remove(g, r, c, i, offset, e[i, PAGES] - offset, entries, slots, waits)
+            entries = 0
+            slots = 0
+            offset = 0
+            i += 1
+        return pages, batch_filled(r, c) and not next_batch(r, c)
+    done = 0
+    full = False
+    while i < last and not full:
+        step, full = gather_extent(e, g, r, c, i, offset, waits)
+        done += step
         offset = 0
         i += 1
-    if not waits:
-        remove_rmap_batch(e, f, g, r, c, first, c[SEGMENTS])
-    return pages, batch_filled(r, c) and not next_batch(r, c), dirty
+    return done, full
 
 
-@jit
-def continues_run(e: Table, r: Rules, i: int) -> bool:
-    """Whether extent i goes on with the run that the extent before it is in."""
-    return (
-        e[i, KIND] == PAGE
-        and e[i, VPN] == e[i - 1, VPN] + e[i - 1, PAGES]
-        and e[i, PFN] == e[i - 1, PFN] + e[i - 1, PAGES]
-        and e[i, FOLIO] == e[i - 1, FOLIO]
-        and (r.rmap == RMAP_ANON_RUN or (e[i, FLAGS] & ALIKE) == (e[i - 1, FLAGS] & ALIKE))
-    )
+@inline
+def gather_extent(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits: bool) -> tuple[int, bool]:
+    """Add the rest of an extent as single pages or as ranges -> (pages added, full)."""
+    if r.entry == ENTRY_RANGE and e[i, ORDER] > 0:
+        return gather_range(e, g, r, c, i, offset, waits)
+    c[RANGE_NEXT] = -1
+    return gather_pages(g, r, c, i, offset, e[i, PAGES] - offset, waits)
 
 
-@jit
-def zap_range(e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> tuple[int, bool]:
-    """The rest of an extent of a large folio, in the open range or in new ones -> (pages done, full)."""
+@inline
+def gather_range(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits: bool) -> tuple[int, bool]:
+    """The rest of an extent of a large folio, in the open range or in new ones -> (pages added, full)."""
     total = e[i, PAGES] - offset
     done = 0
     while done < total:
         if e[i, PFN] + offset + done == c[RANGE_NEXT]:
-            push(g, c, i, offset + done, total - done, 0, 0, True)
+            tlb_remove(g, r, c, i, offset + done, total - done, 0, 0, waits)
             open_range(e, c, i, e[i, PAGES])
             return total, False
         # the batch is checked after each page: its last range has one
         step = 1 if c[USED] + 1 == batch_limit(r, c) else total - done
-        push(g, c, i, offset + done, step, 1, 1, True)
+        tlb_remove(g, r, c, i, offset + done, step, 1, 1, waits)
         done += step
         open_range(e, c, i, offset + done)
         if batch_filled(r, c) and not next_batch(r, c):
@@ -317,71 +402,76 @@ def zap_range(e: Table, g: Table, r: Rules, c: Counts, i: int, offset: int) -> t
     return done, False
 
 
-@jit
-def open_range(e: Table, c: Counts, i: int, offset: int) -> None:
+@inline
+def open_range(e: I64s, c: I64, i: int, offset: int) -> None:
     """The last range ends before page `offset` of extent i: it stays open unless that is its folio's end."""
     following = e[i, PFN] + offset
     c[RANGE_NEXT] = following if following < e[i, FOLIO_END] else -1
 
 
-# ---------------------------------------------------------------------- the gather
-
-
-@jit
+@inline
 def gather_pages(
-    g: Table, r: Rules, c: Counts, extent: int, offset: int, pages: int, pending: bool
+    g: I64s, r: Rules, c: I64, extent: int, offset: int, pages: int, waits: bool
 ) -> tuple[int, bool]:
     """Add pages as one entry each, over as many batches as it takes -> (pages added, full)."""
     added = 0
     while added < pages:
-        if c[PIECE_USED] >= MAX_FOLIOS_PER_FREE:
-            c[PIECE] += 1
-            c[PIECE_USED] = 0
-        room = min(batch_limit(r, c) - c[USED], MAX_FOLIOS_PER_FREE - c[PIECE_USED])
+        if c[CHUNK_USED] >= r.max_folios_per_free:
+            c[CHUNK] += 1
+            c[CHUNK_USED] = 0
+        room = min(batch_limit(r, c) - c[USED], r.max_folios_per_free - c[CHUNK_USED])
         step = min(pages - added, room)
-        push(g, c, extent, offset + added, step, step, step, pending)
+        tlb_remove(g, r, c, extent, offset + added, step, step, step, waits)
         added += step
         if batch_filled(r, c) and not next_batch(r, c):
             return added, True
     return added, False
 
 
-@jit
-def push(
-    g: Table, c: Counts, extent: int, offset: int, pages: int, entries: int, slots: int, pending: bool
+@inline
+def tlb_remove(
+    g: I64s,
+    r: Rules,
+    c: I64,
+    extent: int,
+    offset: int,
+    pages: int,
+    entries: int,
+    slots: int,
+    waits: bool,
 ) -> None:
-    """Add a segment that takes so many slots of the batch in use."""
-    if entries > 0 and c[PIECE_USED] >= MAX_FOLIOS_PER_FREE:
-        c[PIECE] += 1
-        c[PIECE_USED] = 0
+    """__tlb_remove_page_size(): add a segment that takes so many slots of the batch in use."""
+    if entries > 0 and c[CHUNK_USED] >= r.max_folios_per_free:
+        c[CHUNK] += 1
+        c[CHUNK_USED] = 0
     n = c[SEGMENTS]
     g[n, S_EXTENT] = extent
     g[n, S_OFFSET] = offset
     g[n, S_PAGES] = pages
     g[n, S_ENTRIES] = entries
-    g[n, S_PIECE] = c[PIECE]
-    g[n, S_PENDING] = pending
+    g[n, S_CHUNK] = c[CHUNK]
+    g[n, S_PENDING] = waits
     c[SEGMENTS] = n + 1
     c[USED] += slots
-    c[PIECE_USED] += slots
+    c[CHUNK_USED] += slots
     c[GATHER_SLOTS] += slots
 
 
-@jit
-def batch_limit(r: Rules, c: Counts) -> int:
-    """Slots at which the batch in use counts as filled: a page and its count must always fit."""
-    slots = BUNDLE_SLOTS if c[ACTIVE] == 0 else r.slots
-    return slots - 1 if r.entry == ENTRY_PAGE_RUN else slots
-
-
-@jit
-def batch_filled(r: Rules, c: Counts) -> bool:
-    """Whether no further entry fits into the batch in use."""
+@inline
+def batch_filled(r: Rules, c: I64) -> bool:
+    """Whether an entry of the largest size no longer fits into the batch in use."""
     return c[USED] >= batch_limit(r, c)
 
 
-@jit
-def next_batch(r: Rules, c: Counts) -> bool:
+@inline
+def batch_limit(r: Rules, c: I64) -> int:
+    """Slots at which the batch in use counts as filled: a page and its count must always fit."""
+    slots = r.bundle if c[ACTIVE] == 0 else r.slots
+    return slots - 1 if r.entry == ENTRY_PAGE_RUN else slots
+
+
+@inline
+def next_batch(r: Rules, c: I64) -> bool:
     """tlb_next_batch(): move on if a batch is left; a waiting rmap forbids it, but from the bundle."""
     if c[DELAYED] and c[ACTIVE] != 0:
         return False
@@ -389,45 +479,69 @@ def next_batch(r: Rules, c: Counts) -> bool:
         return False
     c[ACTIVE] += 1
     c[USED] = 0
-    c[PIECE] += 1
-    c[PIECE_USED] = 0
+    c[CHUNK] += 1
+    c[CHUNK_USED] = 0
     c[RANGE_NEXT] = -1
-    c[GATHER_PAGES_PEAK] = max(c[GATHER_PAGES_PEAK], c[ACTIVE])
+    c[GATHER_PAGES_PEAK] = max(c[GATHER_PAGES_PEAK], c[ACTIVE] * r.batch_pages)
     return True
 
 
-@jit
-def free_page_tables(e: Table, f: Table, g: Table, r: Rules, c: Counts, page_tables: int) -> None:
-    """free_pgtables(): every page-table page is an entry of the same gather."""
+@inline
+def free_pgtables(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, page_tables: int) -> None:
+    """free_pgtables(): every page-table page is an entry of the gather, or goes to RCU."""
     c[PAGE_TABLES] += page_tables
+    if r.tables_by_rcu:
+        remove_tables(r, c, page_tables)
+        return
     left = page_tables
     while left > 0:
+        c[FREED_TABLES] = 1
         added, full = gather_pages(g, r, c, PAGE_TABLE, 0, left, False)
         left -= added
         if full:
             force_flush(e, f, g, r, c)
 
 
-@jit
-def force_flush(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def remove_tables(r: Rules, c: I64, page_tables: int) -> None:
+    """tlb_remove_table() for each table: a full batch is handed to RCU after a TLB flush."""
+    c[TABLE_BATCHES] += (page_tables + r.table_batch - 1) // r.table_batch
+    for _ in range(page_tables // r.table_batch):
+        c[FREED_TABLES] = 1
+        tlb_flush(r, c)
+    if page_tables % r.table_batch > 0:
+        c[FREED_TABLES] = 1
+
+
+@inline
+def force_flush(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_mmu()."""
-    c[TLB_FLUSHES] += 1
+    tlb_flush(r, c)
     flush_gather(e, f, g, r, c)
 
 
-@jit
-def flush_gather(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
-    """tlb_flush_mmu_free(): hand every piece over and begin anew with the bundle."""
-    c[GATHER_FLUSHES] += 1
+@inline
+def tlb_flush(r: Rules, c: I64) -> None:
+    """tlb_flush_mmu_tlbonly(): nothing, if nothing was cleared since the last one."""
+    if c[FREED_TABLES] or (c[CLEARED] and not r.tlb_by_tables):
+        c[TLB_FLUSHES] += 1
+    c[CLEARED] = 0
+    c[FREED_TABLES] = 0
+
+
+@inline
+def flush_gather(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
+    """tlb_flush_mmu_free(): hand every batch over, in chunks, and begin anew with the bundle."""
     segments = c[SEGMENTS]
+    c[GATHER_FLUSHES] += 1 if segments > 0 else 0
     first = 0
     while first < segments:
         last = first + 1
-        while last < segments and g[last, S_PIECE] == g[first, S_PIECE]:
+        while last < segments and g[last, S_CHUNK] == g[first, S_CHUNK]:
             last += 1
-        free_piece(e, f, g, r, c, first, last)
+        free_chunk(e, f, g, r, c, first, last)
         first = last
-    for name in (SEGMENTS, ACTIVE, USED, PIECE, PIECE_USED):
+    for name in (SEGMENTS, ACTIVE, USED, CHUNK, CHUNK_USED):
         c[name] = 0
     c[RANGE_NEXT] = -1
 
@@ -435,60 +549,65 @@ def flush_gather(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
 # ---------------------------------------------------------------------- rmap
 
 
-@jit
-def flush_rmaps(e: Table, f: Table, g: Table, r: Rules, c: Counts) -> None:
+@inline
+def flush_rmaps(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
     """tlb_flush_rmaps(): the rmaps that wait for the end of the page-table page."""
     segments = c[SEGMENTS]
     first = 0
-    if r.rmap == RMAP_RANGE:
+    if r.defers_rmap:
         c[RMAP_FLUSHES] += 1
-        # pages that joined an entry made before the mark count as done: the series' defect
+        # pages that joined an entry made before the mark count as done: a defect of the series
         first = c[MARK]
         while first < segments and g[first, S_ENTRIES] == 0:
             first += 1
     elif not c[DELAYED]:
+        c[RANGE_NEXT] = -1
         return
     while first < segments:
         last = first + 1
         while last < segments and g[last, S_ENTRIES] == 0:
             last += 1
-        if g[first, S_PENDING]:
-            remove_pending(e, f, g, r, c, first, last)
-        for i in range(first, last):
-            g[i, S_PENDING] = False
+        i = g[first, S_EXTENT]
+        if g[first, S_PENDING] and (e[i, ORDER] == 0 or g[first, S_ENTRIES] > 1):
+            remove_rmap_each(e, f, r, c, i, g[first, S_OFFSET], g[first, S_PAGES])
+        elif g[first, S_PENDING]:
+            remove_rmap_run(e, f, g, r, c, first, last)
+        for s in range(first, last):
+            g[s, S_PENDING] = False
         first = last
     c[DELAYED] = 0
     c[RANGE_NEXT] = -1
 
 
-@jit
-def remove_pending(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
-    """The rmap of one entry (segments first to last), or of a segment of single pages."""
-    i = g[first, S_EXTENT]
-    batched = e[i, ORDER] > 0 and (r.rmap == RMAP_RUN or r.rmap == RMAP_RANGE)
-    if batched:
-        remove_rmap_batch(e, f, g, r, c, first, last)
-    else:
-        remove_rmap_each(e, f, c, i, g[first, S_OFFSET], g[first, S_PAGES])
-
-
-@jit
-def remove_rmap_each(e: Table, f: Table, c: Counts, i: int, offset: int, pages: int) -> None:
-    """page_remove_rmap() for each page."""
+@inline
+def remove_rmap_each(e: I64s, f: I64s, r: Rules, c: I64, i: int, offset: int, pages: int) -> None:
+    """One call of page_remove_rmap(), or of what came after it, for each page."""
     c[RMAP_CALLS] += pages
     c[RMAP_PAGES] += pages
-    c[MAPCOUNT_ATOMICS] += pages
-    unmapped, cleared = drop_mapcounts(e, f, i, offset, pages)
-    if e[i, ORDER] > 0:
-        c[NR_MAPPED_ATOMICS] += cleared
-        if e[i, FLAGS] & ANON and unmapped > 0:
-            deferred_split(f, c, e[i, FOLIO], unmapped)
+    large = e[i, ORDER] > 0
+    if r.counts_pages or not large:
+        c[MAPCOUNT_ATOMICS] += pages
+    mapcounts = mapcounts_of(e, r, i)
+    locked = e[i, FLAGS] & LOCKED and not r.drains_lru
+    # calls that count alike are made at once
+    step = pages
+    if locked or (large and mapcounts != OF_PAGES):
+        step = 1
+    for start in range(offset, offset + pages, max(step, 1)):
+        unmapped, cleared = drop_mapcounts(e, f, i, start, step)
+        if large:
+            calls = count_large(f, r, c, e[i, FOLIO], mapcounts, unmapped, cleared)
+            if calls > 0 and e[i, FLAGS] & ANON:
+                deferred_split(f, r, c, e[i, FOLIO], calls)
+        if locked:
+            munlock_folio(f, r, c, e[i, FOLIO] if large else e[i, FOLIO] + start)
 
 
-@jit
-def remove_rmap_batch(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
-    """One call of folio_remove_rmap_range() or folio_remove_rmap_ptes() for segments first to last."""
-    folio = e[g[first, S_EXTENT], FOLIO]
+@inline
+def remove_rmap_run(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
+    """One call for the pages of one large folio in segments first to last."""
+    i = g[first, S_EXTENT]
+    folio = e[i, FOLIO]
     pages = 0
     unmapped = 0
     cleared = 0
@@ -499,19 +618,37 @@ def remove_rmap_batch(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: 
         cleared += of_segment[1]
     c[RMAP_CALLS] += 1
     c[RMAP_PAGES] += pages
-    c[MAPCOUNT_ATOMICS] += pages
-    if r.rmap == RMAP_RUN:
-        c[LARGE_MAPCOUNT_ATOMICS] += 1
-        c[NR_MAPPED_ATOMICS] += 1 if cleared > 0 else 0
-    else:
+    if r.counts_pages:
+        c[MAPCOUNT_ATOMICS] += pages
+    calls = count_large(f, r, c, folio, mapcounts_of(e, r, i), unmapped, cleared)
+    if calls > 0 and f[folio, F_ANON]:
+        # unlike for single pages, one call of deferred_split_folio() for all that were unmapped
+        deferred_split(f, r, c, folio, 1)
+    if e[i, FLAGS] & LOCKED:
+        munlock_folio(f, r, c, folio)
+
+
+@inline
+def count_large(f: I64s, r: Rules, c: I64, folio: int, mapcounts: int, unmapped: int, cleared: int) -> int:
+    """Count what an rmap call does to a large folio -> calls of deferred_split_folio() if it is anonymous.
+
+    unmapped: pages of the call that nothing maps any more; cleared: that no PTE maps any more.
+    """
+    if mapcounts == OF_PAGES:
+        c[NR_MAPPED_ATOMICS] += cleared
+        return unmapped
+    if mapcounts == OF_RANGE:
         c[NR_MAPPED_ATOMICS] += 1
-    marked = r.rmap == RMAP_RUN and f[folio, F_MARKED]
-    if f[folio, F_ANON] and unmapped > 0 and f[folio, F_MAPPED] > 0 and not marked:
-        deferred_split(f, c, folio, 1)
+        return 1 if unmapped > 0 and f[folio, F_MAPPED] > 0 else 0
+    c[LARGE_MAPCOUNT_ATOMICS] += 1
+    if mapcounts == OF_NO_PAGE:
+        return 1 if 0 < f[folio, F_MAPCOUNT] < 1 << f[folio, F_ORDER] else 0
+    c[NR_MAPPED_ATOMICS] += 1 if cleared > 0 else 0
+    return 1 if unmapped > 0 and f[folio, F_MAPPED] > 0 else 0
 
 
-@jit
-def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple[int, int]:
+@inline
+def drop_mapcounts(e: I64s, f: I64s, i: int, offset: int, pages: int) -> tuple[int, int]:
     """Lower the mapcounts of pages of one extent -> how many (are mapped no more, no more by a PTE)."""
     folio = e[i, FOLIO]
     if folio < 0:
@@ -528,8 +665,8 @@ def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple
         cleared = unmapped
     else:
         cleared = 0
-        place = e[i, PAGE_ROW] + offset
-        for page in range(place, place + pages):
+        first = e[i, PAGE_ROW] + offset
+        for page in range(first, first + pages):
             f[page, F_MAPCOUNT] -= 1
             f[page, F_PMDS] -= e[i, KIND] == PMD
             unmapped += f[page, F_MAPCOUNT] == 0
@@ -539,23 +676,51 @@ def drop_mapcounts(e: Table, f: Table, i: int, offset: int, pages: int) -> tuple
     return unmapped, cleared
 
 
-@jit
-def deferred_split(f: Table, c: Counts, folio: int, calls: int) -> None:
-    """deferred_split_folio(), called so often in a row."""
+@inline
+def deferred_split(f: I64s, r: Rules, c: I64, folio: int, calls: int) -> None:
+    """deferred_split_folio(), called so often in a row, and what its callers check before it."""
+    if r.splits_once and f[folio, F_PARTIALLY_MAPPED]:
+        return
     c[DEFERRED_SPLIT_CALLS] += calls
     if f[folio, F_ORDER] < 2 or f[folio, F_SWAPCACHE]:
         return
-    f[folio, F_MARKED] = True
+    f[folio, F_PARTIALLY_MAPPED] = True
     if not f[folio, F_QUEUED]:
         f[folio, F_QUEUED] = True
         c[DEFERRED_SPLIT_QUEUED] += 1
 
 
+@inline
+def munlock_folio(f: I64s, r: Rules, c: I64, folio: int) -> None:
+    """munlock_folio(): into the mlock batch, which holds a reference until it is emptied.
+
+    Kernels that drain the batch before each release free no folio later by it.
+    """
+    if r.drains_lru:
+        return
+    f[folio, F_REFS] += 1
+    c[MLOCKED] += 1
+    c[MLOCKED + c[MLOCKED]] = folio
+    if c[MLOCKED] >= PAGEVEC_SIZE or f[folio, F_ORDER] > 0:
+        mlock_folio_batch(f, c)
+
+
+@inline
+def mlock_folio_batch(f: I64s, c: I64) -> None:
+    """mlock_folio_batch(): empty the batch and drop its references, which may be the last ones."""
+    for n in range(MLOCKED + 1, MLOCKED + 1 + c[MLOCKED]):
+        folio = c[n]
+        f[folio, F_REFS] -= 1
+        if f[folio, F_REFS] == 0:
+            free_folio(f, c, folio)
+    c[MLOCKED] = 0
+
+
 # ---------------------------------------------------------------------- release
 
 
-@jit
-def free_piece(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, last: int) -> None:
+@inline
+def free_chunk(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
     """free_pages_and_swap_cache() for segments first to last: the swap cache first, then the references."""
     c[FREE_CALLS] += 1
     entries = 0
@@ -566,7 +731,7 @@ def free_piece(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, la
     c[SWAPCACHE_CHECKS] += entries
     c[RELEASE_ENTRIES] += entries
     c[REFCOUNT_ATOMICS] += entries
-    c[RELEASE_CALLS] += 1 if r.release_batch == 0 else (entries + r.release_batch - 1) // r.release_batch
+    c[RELEASE_CALLS] += (entries + r.release_batch - 1) // r.release_batch
     c[HELD] = 0
     c[POSITION] = 0
     c[LOCKED_CALL] = -1
@@ -576,7 +741,7 @@ def free_piece(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, la
         if i == PAGE_TABLE:
             pass_entries(r, c, g[s, S_ENTRIES])
         elif e[i, FOLIO] < 0:
-            release_pages(e, r, c, i, g[s, S_PAGES])
+            release_alike(e, r, c, i, g[s, S_PAGES])
         elif e[i, ORDER] == 0:
             for page in range(e[i, FOLIO] + g[s, S_OFFSET], e[i, FOLIO] + g[s, S_OFFSET] + g[s, S_PAGES]):
                 release_folio(f, r, c, page, 1, 1)
@@ -584,8 +749,8 @@ def free_piece(e: Table, f: Table, g: Table, r: Rules, c: Counts, first: int, la
             release_folio(f, r, c, e[i, FOLIO], g[s, S_ENTRIES], g[s, S_PAGES])
 
 
-@jit
-def free_swap_cache(e: Table, f: Table, c: Counts, i: int, offset: int, pages: int) -> None:
+@inline
+def free_swap_cache(e: I64s, f: I64s, c: I64, i: int, offset: int, pages: int) -> None:
     """free_swap_cache() for pages of one extent: folios that are no longer mapped leave the swap cache."""
     if not e[i, FLAGS] & SWAPCACHE:
         return
@@ -604,29 +769,32 @@ def free_swap_cache(e: Table, f: Table, c: Counts, i: int, offset: int, pages: i
             f[n, F_REFS] -= 1 << f[n, F_ORDER]
 
 
-@jit
-def release_pages(e: Table, r: Rules, c: Counts, i: int, pages: int) -> None:
+@inline
+def release_alike(e: I64s, r: Rules, c: I64, i: int, pages: int) -> None:
     """References of order-0 pages that this address space maps once: all are freed or none."""
-    if not (e[i, FLAGS] & ANON and e[i, MAPCOUNT] == 1):
+    waits = e[i, FLAGS] & OFF_LRU and not r.drains_lru
+    if waits or not (e[i, FLAGS] & ANON and e[i, MAPCOUNT] == 1):
         pass_entries(r, c, pages)
         return
     c[FOLIOS_FREED] += pages
     c[PAGES_FREED] += pages
-    if not r.relock:
-        lock_calls(r, c, c[POSITION], pages)
-    elif c[HELD]:
-        age = c[LOCK_AGE] + pages
-        c[LRUVEC_LOCKS] += age // LOCK_BATCH
-        c[LOCK_AGE] = age % LOCK_BATCH
-    else:
-        c[LRUVEC_LOCKS] += (pages + LOCK_BATCH - 1) // LOCK_BATCH
-        c[HELD] = 1
-        c[LOCK_AGE] = (pages - 1) % LOCK_BATCH
-    c[POSITION] += pages
+    if not r.relocks:
+        lock_calls(r, c, c[POSITION], pages, e[i, MEMCG])
+        c[POSITION] += pages
+        return
+    left = pages
+    while left > 0:
+        room = r.release_batch - c[POSITION] % r.release_batch
+        step = min(left, room)
+        if room == r.release_batch:
+            c[HELD] = 0
+        relock(r, c, step, e[i, MEMCG])
+        c[POSITION] += step
+        left -= step
 
 
-@jit
-def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages: int) -> None:
+@inline
+def release_folio(f: I64s, r: Rules, c: I64, folio: int, entries: int, pages: int) -> None:
     """So many entries of one folio, `pages` references; the last of them may free it."""
     pass_entries(r, c, entries)
     f[folio, F_REFS] -= pages
@@ -634,46 +802,91 @@ def release_folio(f: Table, r: Rules, c: Counts, folio: int, entries: int, pages
         c[REFERENCES_DROPPED_TWICE] += min(pages, -f[folio, F_REFS])
     if f[folio, F_REFS] != 0:
         return
-    if f[folio, F_QUEUED]:
-        f[folio, F_QUEUED] = False
-        c[DEFERRED_SPLIT_DEQUEUED] += 1
     lru = not f[folio, F_HUGETLB]
-    if not r.relock:
+    if not r.relocks:
         if lru:
-            lock_calls(r, c, c[POSITION] - 1, 1)
+            lock_calls(r, c, c[POSITION] - 1, 1, f[folio, F_MEMCG])
         else:
             # free_huge_folio() must not be called under the lock: the next folio takes it again
             c[LOCKED_CALL] = min(c[LOCKED_CALL], (c[POSITION] - 1) // r.release_batch - 1)
     elif f[folio, F_ORDER] > 0:
         c[HELD] = 0
         c[LRUVEC_LOCKS] += lru
-    elif not c[HELD]:
+    elif not c[HELD] or c[HELD_MEMCG] != f[folio, F_MEMCG]:
         c[HELD] = 1
+        c[HELD_MEMCG] = f[folio, F_MEMCG]
         c[LOCK_AGE] = 0
         c[LRUVEC_LOCKS] += 1
-    if lru:
-        c[FOLIOS_FREED] += 1
-        c[PAGES_FREED] += 1 << f[folio, F_ORDER]
-        c[FREED_WHILE_MAPPED] += f[folio, F_MAPCOUNT]
+    free_folio(f, c, folio)
 
 
-@jit
-def pass_entries(r: Rules, c: Counts, entries: int) -> None:
-    """Entries that free nothing: release_pages() drops a lock that it has held for LOCK_BATCH of them."""
+@inline
+def relock(r: Rules, c: I64, entries: int, memcg: int) -> None:
+    """Entries of one release call that each free an order-0 page, where the lock is dropped now and then.
+
+    The lock of another cgroup's lruvec is dropped first: folio_lruvec_relock_irqsave().
+    """
+    if c[HELD] and c[HELD_MEMCG] == memcg:
+        age = c[LOCK_AGE] + entries
+        c[LRUVEC_LOCKS] += age // r.lock_batch
+        c[LOCK_AGE] = age % r.lock_batch
+    else:
+        c[LRUVEC_LOCKS] += (entries + r.lock_batch - 1) // r.lock_batch
+        c[HELD] = 1
+        c[HELD_MEMCG] = memcg
+        c[LOCK_AGE] = (entries - 1) % r.lock_batch
+
+
+@inline
+def pass_entries(r: Rules, c: I64, entries: int) -> None:
+    """Go on by so many entries: the lock is dropped at its age, and at the end of a release call."""
+    before = (c[POSITION] - 1) // r.release_batch
     c[POSITION] += entries
-    if r.relock and c[HELD]:
+    if r.relocks and c[HELD]:
         c[LOCK_AGE] += entries
-        if c[LOCK_AGE] >= LOCK_BATCH:
+        if c[LOCK_AGE] >= r.lock_batch or (c[POSITION] - 1) // r.release_batch != before:
             c[HELD] = 0
 
 
-@jit
-def lock_calls(r: Rules, c: Counts, position: int, entries: int) -> None:
-    """Entries from `position` on free LRU folios: each release call that has one takes the lock once."""
+@inline
+def lock_calls(r: Rules, c: I64, position: int, entries: int, memcg: int) -> None:
+    """Entries from `position` on free LRU folios of one memory cgroup.
+
+    Each release call takes the lock at the first of them, and again where the lruvec changes.
+    """
+    if position // r.release_batch == c[LOCKED_CALL] and c[HELD_MEMCG] != memcg:
+        c[LRUVEC_LOCKS] += 1
+    c[HELD_MEMCG] = memcg
     first = max(position // r.release_batch, c[LOCKED_CALL] + 1)
     last = (position + entries - 1) // r.release_batch
     c[LRUVEC_LOCKS] += max(last - first + 1, 0)
     c[LOCKED_CALL] = max(last, c[LOCKED_CALL])
 
 
-compile_all(__name__)
+@inline
+def free_folio(f: I64s, c: I64, folio: int) -> None:
+    """A folio whose last reference is gone."""
+    if f[folio, F_QUEUED]:
+        f[folio, F_QUEUED] = False
+        c[DEFERRED_SPLIT_DEQUEUED] += 1
+    if not f[folio, F_HUGETLB]:
+        c[FOLIOS_FREED] += 1
+        c[PAGES_FREED] += 1 << f[folio, F_ORDER]
+        c[FREED_WHILE_MAPPED] += f[folio, F_MAPCOUNT]
+
+
+# ---------------------------------------------------------------------- what the algorithm takes together
+
+
+@inline
+def mapcounts_of(e: I64s, r: Rules, i: int) -> int:
+    """How the mappings of a folio are counted: folio_remove_rmap_range() is for runs and ranges only."""
+    if r.mapcounts == OF_RANGE and not (r.defers_rmap or in_runs(e, r, i)):
+        return OF_PAGES
+    return r.mapcounts
+
+
+@inline
+def in_runs(e: I64s, r: Rules, i: int) -> bool:
+    """Whether PTEs that map a folio one after the other are taken together."""
+    return e[i, ORDER] > 0 and r.runs & (ANON_RUNS if e[i, FLAGS] & ANON else FILE_RUNS) != 0

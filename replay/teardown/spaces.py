@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 
 from replay.teardown import contiguous as contpte
-from replay.teardown.algorithms import flushes_for_tables
 from replay.teardown.extents import I64, Extents, decode, huge_zero
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
-from replay.trace.metadata import AddressSpace, Metadata
+from replay.trace.metadata import AddressSpace
 from replay.trace.schema import PMD, ptes_per_table
 
 
-def address_spaces(
-    trace: Trace, contiguous: I64 | None = None
-) -> Iterator[tuple[int, AddressSpace, Extents]]:
-    """Each address space of a trace: its number, what is known of it, its extents (none for an empty one).
+@dataclasses.dataclass(frozen=True)
+class AddressSpaceInput:
+    """What one address space brings to a teardown.
+
+    mm: its number in the trace. page_tables: page-table pages that free_pgtables() finds.
+    """
+
+    mm: int
+    pid: int
+    comm: str
+    extents: Extents
+    page_tables: int
+    page_size: int
+    architecture: str
+
+
+def address_spaces(trace: Trace, contiguous: I64 | None = None) -> Iterator[AddressSpaceInput]:
+    """Each address space of a trace; one that maps nothing has no extents.
 
     contiguous: of an arm64 trace of one address space, the first page numbers of the blocks of contiguous
     entries; inferred if None.
     """
-    everything = decode(trace.frame, trace.meta.page_size)
-    alike = _alike(trace.frame, trace.meta.page_size) if trace.meta.architecture == "aarch64" else None
+    page_size, architecture = trace.meta.page_size, trace.meta.architecture
+    everything = decode(trace.frame, page_size)
+    alike = _alike(trace.frame, page_size) if architecture == "aarch64" else None
     mm = trace.frame["mm"].to_numpy()
     numbers = np.arange(len(trace.meta.address_spaces))
     begins = np.searchsorted(mm, numbers, side="left")
@@ -36,8 +51,9 @@ def address_spaces(
         rows = slice(int(begins[number]), int(ends[number]))
         extents = Extents._make(column[rows] for column in everything)
         if alike is not None:
-            extents = contpte.cut(extents, alike[rows], trace.meta.page_size, contiguous)
-        yield number, space, extents
+            extents = contpte.cut(extents, alike[rows], page_size, contiguous)
+        tables = page_tables(extents, space, page_size)
+        yield AddressSpaceInput(number, space.pid, space.comm, extents, tables, page_size, architecture)
 
 
 def _alike(frame: pl.DataFrame, page_size: int) -> I64:
@@ -60,21 +76,11 @@ def _alike(frame: pl.DataFrame, page_size: int) -> I64:
     return np.array(np.where(without, -1, alike), np.int64)
 
 
-def page_tables(extents: Extents, space: AddressSpace, meta: Metadata) -> int:
+def page_tables(extents: Extents, space: AddressSpace, page_size: int) -> int:
     """Page-table pages that free_pgtables() finds: VmPTE less the tables deposited under anonymous PMDs.
 
     A deposited table is freed with its PMD entry (zap_deposited_table()); the huge zero page has one too.
     """
-    entries = ptes_per_table(meta.page_size)
+    entries = ptes_per_table(page_size)
     deposited = huge_zero(extents, entries) | ((extents.kind == PMD) & extents.anon)
     return max(space.page_tables - int(np.count_nonzero(deposited & (extents.vpn % entries == 0))), 0)
-
-
-def rcu_tables(extents: Extents, space: AddressSpace, meta: Metadata, in_gather: bool) -> int | None:
-    """Page-table pages freed by RCU, where only they make TLB flushes; None elsewhere.
-
-    in_gather: whether page-table pages go through the gather.
-    """
-    if in_gather or not flushes_for_tables(meta.architecture):
-        return None
-    return page_tables(extents, space, meta)

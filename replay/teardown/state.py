@@ -24,17 +24,22 @@ from replay.teardown.counters import COUNTED
     FLAGS,  # bits below
     FOLIO,  # row of its folio in the folios table (order-0 pages: of its first page), or NO_FOLIO
     PAGE_ROW,  # row of its first page there, for pages of large folios mapped more than once, or NO_FOLIO
+    MEMCG,  # memory cgroup of its folios
     EXTENT_COLUMNS,
-) = range(13)
+) = range(14)
 
 PAGE, PMD, HUGETLB, SPECIAL, SWAP, MARKER, HUGE_ZERO = range(7)
 """Kinds: those of a trace, and the huge zero page, which is special but has one entry."""
 
-ANON, SWAPCACHE, UFFD_WP, DIRTY, BEGINS, CONTIGUOUS = 1, 2, 4, 8, 16, 32
-"""Bits of FLAGS; BEGINS: the first extent of a huge mapping (its pages may differ in a column)."""
+ANON, SWAPCACHE, UFFD_WP, DIRTY, BEGINS, CONTIGUOUS, OFF_LRU, LOCKED = (1 << n for n in range(8))
+"""Bits of FLAGS.
+
+BEGINS: the first extent of a huge mapping (its pages may differ in a column). OFF_LRU: folios that wait in an
+LRU or mlock batch. LOCKED: the VMA is VM_LOCKED.
+"""
 
 NO_FOLIO: Final = -1
-"""No state is needed: order-0 pages that the address space maps once."""
+"""No state is needed: order-0 pages that the address space maps once, and that no mlock batch gets."""
 
 # -- the folios table, changed by the replay -----------------------------------------------------------------
 (
@@ -45,11 +50,16 @@ NO_FOLIO: Final = -1
     F_MAPCOUNT,  # sum of the mapcounts; of a PAGE_ROW: of the page
     F_REFS,
     F_SWAPCACHE,
-    F_MARKED,  # folio_test_partially_mapped()
+    F_PARTIALLY_MAPPED,  # folio_test_partially_mapped()
     F_QUEUED,  # on the deferred split queue
     F_PMDS,  # of a PAGE_ROW: how many of the mappings of the page are by this address space's PMD entries
+    F_WAITS,  # the batch that it waits in at capture: below, or 0
+    F_MEMCG,
     FOLIO_COLUMNS,
-) = range(11)
+) = range(13)
+
+LRU_ADD_BATCH, MLOCK_BATCH = 1, 2
+"""Values of F_WAITS."""
 
 # -- the gather: one row per segment -------------------------------------------------------------------------
 (
@@ -57,16 +67,13 @@ NO_FOLIO: Final = -1
     S_OFFSET,  # first page in the extent
     S_PAGES,
     S_ENTRIES,  # as many as pages, 1, or 0 for pages that join the entry before
-    S_PIECE,  # pieces of batches, numbered since the last flush
+    S_CHUNK,  # chunks of batches, numbered since the last flush
     S_PENDING,  # its rmap waits for the end of the page-table page
     SEGMENT_COLUMNS,
 ) = range(7)
 
 PAGE_TABLE: Final = -1
 """Extent of a segment of page-table pages."""
-
-SEGMENT_RESERVE: Final = 256
-"""Segments of a flush beside one per extent: one for each batch and piece boundary."""
 
 # -- the counts ----------------------------------------------------------------------------------------------
 COUNTS: Final = (*COUNTED, "freed_while_mapped", "references_dropped", "references_dropped_twice")
@@ -75,9 +82,11 @@ COUNTS: Final = (*COUNTED, "freed_while_mapped", "references_dropped", "referenc
     PTES,
     SWAP_ENTRIES,
     SPECIAL_PTES,
+    MARKER_PTES,
     PMD_MAPPINGS,
     HUGETLB_PAGES,
     PAGE_TABLES,
+    TABLE_BATCHES,
     RMAP_CALLS,
     RMAP_PAGES,
     MAPCOUNT_ATOMICS,
@@ -107,36 +116,61 @@ COUNTS: Final = (*COUNTED, "freed_while_mapped", "references_dropped", "referenc
     SEGMENTS,  # in use
     ACTIVE,  # batch in use, 0 is the bundle
     USED,  # its slots used
-    PIECE,  # piece under way
-    PIECE_USED,  # its slots used
+    CHUNK,  # chunk under way
+    CHUNK_USED,  # its slots used
     DELAYED,  # whether a delayed rmap waits
     MARK,  # first segment of the pass
     RANGE_NEXT,  # pfn that would extend the open range, or -1
-    # and of the lruvec lock in a release call
+    CLEARED,  # whether entries were cleared since the last TLB flush
+    FREED_TABLES,  # whether page tables were freed since the last TLB flush
+    # of the lruvec lock in a release call
     HELD,
+    HELD_MEMCG,  # whose lruvec it is
     LOCK_AGE,  # entries since it was taken
-    POSITION,  # entries of the piece released so far
-    LOCKED_CALL,  # last release call of the piece that took it
+    POSITION,  # entries of the chunk released so far
+    LOCKED_CALL,  # last release call of the chunk that took it
+    # and the mlock batch: how many folios, then the folios
+    MLOCKED,
     REGISTERS,
-) = range(44)
+) = range(50)
+
+
+WHOLE_CHUNK: Final = 1 << 40
+"""Entries of a release call that takes a whole chunk: more than any chunk has."""
+
+ANON_RUNS, FILE_RUNS = 1, 2
+"""Bits of `Rules.runs`: large folios whose runs are taken together."""
 
 
 class Rules(NamedTuple):
-    """An algorithm as numbers: all that the machine knows of it.
+    """An algorithm as numbers: all that the machine knows of it. Names are those of `algorithms.Algorithm`.
 
-    entry, rmap: `algorithms.Entry`, `algorithms.Rmap`. delayed_rmap: the rmap of dirty file pages waits.
-    relock: the lruvec lock is handled as in release_pages(). release_batch: entries of a release call, 0 for
-    the whole piece. slots, batches: of the gather. table_batch: page tables that RCU frees at once.
-    queued_order: order of the anonymous folios that are on
-    the deferred split queue from birth, or -1.
+    entry, mapcounts: numbers of `algorithms.Entry`, `algorithms.Mapcounts`. runs: `ANON_RUNS`, `FILE_RUNS`.
+    release_batch: entries of a release call, or `WHOLE_CHUNK`. slots, batches: of the gather. table_batch:
+    page tables handed to RCU at once. queued_order: order of the anonymous folios that are on the deferred
+    split queue from birth, or -1. alike: bits of FLAGS that all extents of a run share. tlb_by_tables: only
+    freed page tables make TLB flushes.
     """
 
     entry: int
-    rmap: int
+    runs: int
     delayed_rmap: bool
-    relock: bool
+    relocks: bool
     release_batch: int
     slots: int
     batches: int
     table_batch: int
     queued_order: int
+    mapcounts: int = 0
+    alike: int = 0
+    run_references: int = 0
+    bundle: int = 0
+    batch_pages: int = 0
+    max_folios_per_free: int = 0
+    lock_batch: int = 0
+    defers_rmap: bool = False
+    counts_pages: bool = False
+    splits_once: bool = False
+    drains_lru: bool = False
+    tables_by_rcu: bool = False
+    tlb_by_tables: bool = False

@@ -31,10 +31,11 @@ class AddressSpace:
     """What is known of one address space beside its extents; figures in pages.
 
     `page_tables` is VmPTE, `rss_anon` to `hugetlb` are the figures of /proc/PID/status at capture. `cmdline`:
-    /proc/PID/cmdline with spaces between the arguments, empty where it was not kept. `unaccounted`: by how
-    many pages the rows exceed a figure, for each figure where that is not 0, and pages of `UNCOUNTED`; None
-    where nobody wrote that down. `held_ms`: milliseconds for which the capture held the process.
-    `shared_with`: other processes that use the same address space.
+    /proc/PID/cmdline with spaces between the arguments, empty where it was not kept. `ended_by`: what tore it
+    down after a capture in mode `exit`: `exit` or `exec`. `unaccounted`: by how many pages the rows exceed a
+    figure, for each figure where that is not 0, and pages of `UNCOUNTED`; None where nobody wrote that down.
+    `held_ms`: milliseconds for which the capture held the process. `shared_with`: other processes that use
+    the same address space.
     """
 
     pid: int
@@ -46,6 +47,7 @@ class AddressSpace:
     swap: int = 0
     hugetlb: int = 0
     cmdline: str = ""
+    ended_by: str = "exit"
     unaccounted: Mapping[str, int] | None = None
     held_ms: float = 0.0
     shared_with: tuple[int, ...] = ()
@@ -84,7 +86,7 @@ class Metadata:
 
 
 LATER: Final = frozenset(
-    ("what_if", "part", "cmdline", "unaccounted", "held_ms", "shared_with", "format_version")
+    ("what_if", "part", "cmdline", "ended_by", "unaccounted", "held_ms", "shared_with", "format_version")
 )
 """Fields that version 1 does not have, and that a file may lack."""
 
@@ -124,7 +126,9 @@ def _as_json(space: AddressSpace) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name not in LATER or value or (name == "unaccounted" and value is not None)
+        if name not in LATER
+        or (value and not (name == "ended_by" and value == "exit"))
+        or (name == "unaccounted" and value is not None)
     }
 
 
@@ -197,6 +201,8 @@ def _address_space(item: Any) -> AddressSpace:
             changes[field.name] = value.encode(errors="backslashreplace").decode()
         elif field.type == "int":
             _check_number(value, MAX_NUMBERS.get(field.name, MAX_PAGES), f"{field.name} = {value!r} {who}")
+    if space.ended_by not in ENDED_BY:
+        raise ValueError(f"ended_by = {space.ended_by!r} {who}")
     if not isinstance(space.held_ms, (int, float)) or not 0 <= space.held_ms < MAX_PAGES:
         raise ValueError(f"held_ms = {space.held_ms!r} {who}")
     if not isinstance(space.shared_with, (list, tuple)):
@@ -209,6 +215,8 @@ def _address_space(item: Any) -> AddressSpace:
 
 
 MAX_NUMBERS: Final = {"page_tables": MAX_TABLES, "pid": MAX_PID + 1}
+
+ENDED_BY: Final = ("exit", "exec")
 
 
 def _check_number(value: Any, limit: int, what: str) -> None:

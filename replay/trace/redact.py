@@ -28,6 +28,8 @@ def redact(trace: Trace) -> Trace:
     """Replace names and command lines; renumber processes, page frames, swap offsets, VMAs' places and
     cgroups.
 
+    Memory that is anonymous by its name ([anon:NAME]) stays so.
+
     What stays: sizes, permissions and flags of VMAs and their order and distances within a gibibyte; which
     rows share a page, a folio, a process or a name; all counts; [heap] and the like; the kernel's version
     numbers, the day, page size, architecture and THP settings.
@@ -40,21 +42,24 @@ def redact(trace: Trace) -> Trace:
     comms = _numbered([space.comm for space in meta.address_spaces], "process")
     pids = {pid: number for number, pid in enumerate(dict.fromkeys(_pids(trace)), 1)}
     memcgs = {memcg: number for number, memcg in enumerate(filter(None, frame["memcg"].unique().sort()), 1)}
-    named = [
-        name
-        for name in frame["vma_name"].cast(pl.String).unique(maintain_order=True)
-        if not _is_kernels(name)
-    ]
-    files = _numbered(named, "file")
+    found = frame["vma_name"].cast(pl.String).unique(maintain_order=True).to_list()
+    named = [name for name in found if not _is_kernels(name)]
+    names = _numbered([name for name in named if not _prefix(name)], "file")
+    for prefix in ANON_NAMES:
+        anon = _numbered([name for name in named if _prefix(name) == prefix], "name")
+        names |= {name: f"{prefix}{new}]" for name, new in anon.items()}
     swap = frame["kind"].cast(pl.String) == "swap"
     align = max([ptes_per_table(meta.page_size), *(1 << order for order in frame["order"].unique())])
     pfn, folio = _renumbered(frame.with_columns(swap.alias("swap")), align)
+    # a marker is nowhere
+    marker = (frame["kind"].cast(pl.String) == "marker").to_numpy()
+    pfn[marker], folio[marker] = 0, 0
     down = _shifts(frame, meta.page_size)
     redacted = frame.with_columns(
         pl.col("comm").cast(pl.String).replace(comms),
         pl.col("pid").replace(pids),
         pl.col("memcg").replace(memcgs),
-        pl.col("vma_name").cast(pl.String).replace(files),
+        pl.col("vma_name").cast(pl.String).replace(names),
         pl.Series("pfn", pfn),
         pl.Series("folio", folio),
         pl.col("vpn") - pl.Series(down),
@@ -118,7 +123,15 @@ def _shifts(frame: pl.DataFrame, page_size: int) -> I64:
 
 def _is_kernels(name: str) -> bool:
     """Names that the kernel gives, which tell nothing of the process; not those of PR_SET_VMA_ANON_NAME."""
-    return name == "" or (name.startswith("[") and not name.startswith("[anon"))
+    return name in ("", "/dev/zero") or (name.startswith("[") and not _prefix(name))
+
+
+ANON_NAMES: Final = ("[anon:", "[anon_shmem:")
+"""How the names of PR_SET_VMA_ANON_NAME begin, in private and in shared memory."""
+
+
+def _prefix(name: str) -> str:
+    return next((prefix for prefix in ANON_NAMES if name.startswith(prefix)), "")
 
 
 def _numbered(names: list[str], what: str) -> dict[str, str]:

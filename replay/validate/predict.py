@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import numpy as np
 import polars as pl
 
-from replay.procfs import files
 from replay.procfs.files import U64
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS, Algorithm, tables_in_gather
+from replay.teardown.algorithms import ALGORITHMS, Algorithm, PageTables, of_kernel
 from replay.teardown.extents import I64, Bool, Extents
-from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
+from replay.teardown.spaces import address_spaces
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
-from replay.trace.schema import HUGETLB, MARKER, PAGE, SPECIAL, SWAP
+from replay.trace.schema import PAGE, PMD
 
-ALGORITHM_SINCE: Final = (((6, 9), "mainline"), ((6, 2), "baseline"), ((0, 0), "v6.1"))
-"""Releases from which on the kernel does what the algorithm does, newest first."""
+TABLES_BY_RCU = "CONFIG_PT_RECLAIM=y"
+"""With it x86 frees page-table pages by RCU, as other architectures do.
+
+Linux kernel commit 4817f70c25b6 "x86: select ARCH_SUPPORTS_PT_RECLAIM if X86_64" (in v6.14).
+"""
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,16 @@ class Prediction:
     clean_counters: Mapping[str, int]
 
 
-def predict(trace: Trace, algorithm: Algorithm, in_gather: bool) -> Prediction:
-    """Replay the one address space of a trace.
-
-    in_gather: whether its page-table pages go through the gather.
-    """
-    [(_, space, extents)] = address_spaces(trace)
-    tables = page_tables(extents, space, trace.meta) if in_gather else 0
-    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
-    found = reference.replay(extents, tables, trace.meta.page_size, algorithm, by_rcu)
+def predict(trace: Trace, algorithm: Algorithm) -> Prediction:
+    """Replay the one address space of a trace."""
+    [space] = address_spaces(trace)
+    extents = space.extents
+    found = reference.replay(space, algorithm)
     clean = found
     dirty = int(extents.pages[extents.dirty].sum())
     if dirty:
         without = extents._replace(dirty=np.zeros_like(extents.dirty))
-        clean = reference.replay(without, tables, trace.meta.page_size, algorithm, by_rcu)
+        clean = reference.replay(dataclasses.replace(space, extents=without), algorithm)
     return Prediction(
         folios=folios(extents, trace.frame["kpageflags"].to_numpy()),
         freed=tuple(found.freed),
@@ -95,18 +91,17 @@ def predict(trace: Trace, algorithm: Algorithm, in_gather: bool) -> Prediction:
     )
 
 
-def dirty_counters(trace: Trace, algorithm: Algorithm, in_gather: bool) -> tuple[int, Mapping[str, int]]:
+def dirty_counters(trace: Trace, algorithm: Algorithm) -> tuple[int, Mapping[str, int]]:
     """PTEs that can be dirty for all that procfs shows, and the counters if all of them are.
 
     They are those of page cache folios in shared VMAs; in one that must not be written they can be left.
     """
-    [(_, space, extents)] = address_spaces(trace)
-    tables = page_tables(extents, space, trace.meta) if in_gather else 0
+    [space] = address_spaces(trace)
+    extents = space.extents
     shared = trace.frame["vma_perms"].cast(pl.String).str.ends_with("s").to_numpy()
     dirty = np.array(extents.dirty | (shared & (extents.kind == PAGE) & ~extents.anon))
-    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
-    found = reference.replay(extents._replace(dirty=dirty), tables, trace.meta.page_size, algorithm, by_rcu)
-    return int(extents.pages[dirty].sum()), found.counters
+    changed = dataclasses.replace(space, extents=extents._replace(dirty=dirty))
+    return int(extents.pages[dirty].sum()), reference.replay(changed, algorithm).counters
 
 
 def _batch_ends(found: reference.Outcome) -> frozenset[int]:
@@ -116,7 +111,7 @@ def _batch_ends(found: reference.Outcome) -> frozenset[int]:
 
 def folios(e: Extents, flags: U64) -> Folios:
     """The folios behind extents. flags: kpageflags of each extent's folios."""
-    rows = np.flatnonzero((e.kind != SPECIAL) & (e.kind != SWAP) & (e.kind != MARKER) & (e.kind != HUGETLB))
+    rows = np.flatnonzero(np.isin(e.kind, (PAGE, PMD)))
     # order-0 neighbours share an extent: one row per page, one per extent for the others
     times = np.where(e.order[rows] == 0, e.pages[rows], 1)
     row = np.repeat(rows, times)
@@ -138,18 +133,14 @@ def folios(e: Extents, flags: U64) -> Folios:
     )
 
 
-def algorithm_of(release: str) -> Algorithm:
-    """The algorithm of a kernel, by `uname -r`: nothing that procfs shows tells them apart."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
-    return ALGORITHMS[next(name for since, name in ALGORITHM_SINCE if numbers >= since)]
+def shown_names() -> frozenset[str]:
+    """What must be looked for in a kernel to know what it does: functions and lines of its configuration."""
+    return frozenset().union(*(algorithm.shown_by for algorithm in ALGORITHMS.values()), [TABLES_BY_RCU])
 
 
-def page_tables_in_gather(root: Path, architecture: str) -> bool:
-    """Whether this kernel puts page-table pages through the gather, by its configuration.
-
-    Linux kernel commit 4817f70c25b6 "x86: select ARCH_SUPPORTS_PT_RECLAIM if X86_64" (in v6.14) makes x86
-    free them by RCU, as other architectures do; before, only paravirtualised guests did.
-    """
-    if not tables_in_gather(architecture):
-        return False
-    return "CONFIG_PT_RECLAIM=y" not in files.kernel_config(root).splitlines()
+def algorithm_of(shown: Collection[str]) -> Algorithm:
+    """What a kernel does at exit, by those of `shown_names()` that it has."""
+    algorithm = of_kernel(shown)
+    if TABLES_BY_RCU in shown:
+        return dataclasses.replace(algorithm, page_tables=PageTables.RCU)
+    return algorithm

@@ -83,8 +83,8 @@ def put_back(inherited: list[int]) -> Iterator[Undo]:
 
 
 def _selected(text: str) -> str:
-    """`always [madvise] never` -> `madvise`."""
-    return text.partition("[")[2].partition("]")[0]
+    """`always [madvise] never` -> `madvise`; a number as it is."""
+    return text.partition("[")[2].partition("]")[0] or text.strip()
 
 
 @contextlib.contextmanager

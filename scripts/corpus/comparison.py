@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 import polars as pl
 
-SHOWN = ("baseline", "anon-batch", "v2", "folio-batch", "mainline")
-RANGE_ENTRIES = ("v1", "v2")
-"""Algorithms whose gather entries have 16 bytes; those of the others have 8."""
+from replay.teardown.algorithms import ALGORITHMS
+
+SHOWN = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.in_summaries)
+SLOT_BYTES = {name: algorithm.entry.slot_bytes for name, algorithm in ALGORITHMS.items()}
 
 BUILD, BUILD_LARGE = "build", "build-32k"
 
@@ -16,7 +17,7 @@ COUNTERS = {
     "locks": "Acquisitions of the split queue's and of the LRU list's lock.",
     "release_entries": "Entries handed to the release code: one refcount operation each.",
     "release_calls": "Calls of the release function. `folio-batch` passes at most 15 entries in one, "
-    "`mainline` 31, the others 512: more calls, but short ones.",
+    "`v6.12` and `mainline` 31, the others 512: more calls, but short ones.",
     "gather_pages_peak": "Pages allocated for gather batches, at most 19 with page entries and 39 with "
     "ranges; of traces with several address spaces the largest.",
 }
@@ -95,7 +96,7 @@ def _totals(results: pl.DataFrame) -> pl.DataFrame:
     keys = {"trace", "mm", "pid", "comm", "algorithm"}
     peak = "gather_pages_peak"
     sums = [name for name in results.columns if name not in keys | {peak} and "_avoided" not in name]
-    entry_bytes = pl.when(pl.col("algorithm").is_in(RANGE_ENTRIES)).then(16).otherwise(8)
+    entry_bytes = pl.col("algorithm").replace_strict(SLOT_BYTES)
     return results.group_by("trace", "algorithm", maintain_order=True).agg(
         pl.len().alias("spaces"),
         pl.col(peak).max(),

@@ -13,13 +13,16 @@ from lab.case import Evidence, lay_out
 from lab.errors import LabError
 from replay.capture.live import capture_process
 from replay.teardown import reference
-from replay.teardown.algorithms import ALGORITHMS, tables_in_gather
+from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.contiguous import BLOCK
 from replay.teardown.replayer import run_checked
-from replay.teardown.spaces import address_spaces, page_tables, rcu_tables
+from replay.teardown.spaces import address_spaces
 
 # What a folio that stays, because something else holds a reference, takes with it.
 _OF_FREED = {"folios_freed", "pages_freed", "freed_in_order", "deferred_split_dequeued", "lruvec_locks"}
+
+
+UNEXPLAINED = "unexplained"
 
 
 class Row(NamedTuple):
@@ -75,12 +78,9 @@ def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         ).trace
     assert trace is not None
     known = _blocks(expected["contiguous_ptes"] or [], trace.meta.page_size)
-    [(_, space, extents)] = address_spaces(trace, known)
-    [(_, _, inferred)] = address_spaces(trace)
-    in_gather = tables_in_gather(trace.meta.architecture)
-    tables = page_tables(extents, space, trace.meta) if in_gather else 0
-    by_rcu = rcu_tables(extents, space, trace.meta, in_gather)
-    outcome = reference.replay(extents, tables, trace.meta.page_size, algorithm, by_rcu)
+    [space] = address_spaces(trace, known)
+    [inferred] = address_spaces(trace)
+    outcome = reference.replay(space, algorithm)
     row = run_checked(trace, [algorithm.name], contiguous=known).row(0, named=True)
     unequal = [name for name, value in outcome.counters.items() if row[name] != value]
     if unequal:
@@ -92,7 +92,7 @@ def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         "release_sizes": outcome.release_sizes,
         "flush_groups": outcome.flush_groups,
         "freed": [list(folio) for folio in outcome.freed],
-        "contiguous": [int(each.pages[each.contiguous].sum()) for each in (extents, inferred)],
+        "contiguous": [int(each.pages[each.contiguous].sum()) for each in (space.extents, inferred.extents)],
         "differ_by_inference": [name for name in outcome.counters if row[name] != by_inferred[name]],
     }
 
@@ -123,8 +123,9 @@ def _cause(fact: str, expected: Mapping[str, Any], evidence: Evidence, held: int
         moved = ", ".join(f"{name} {by:+}" for name, by in evidence.moved.items())
         return f"background work between dump and exit: {moved}"
     if held and fact in _OF_FREED:
-        return f"{held} folios have references that procfs does not show"
-    return "unexplained"
+        folios = "1 folio has" if held == 1 else f"{held} folios have"
+        return f"{folios} references that procfs does not show"
+    return UNEXPLAINED
 
 
 def _contiguous(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str, str] | None:

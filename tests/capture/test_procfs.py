@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.native.words import read_pieces
 from replay.procfs import files
 from replay.procfs import kernel as tree_settings
+from replay.procfs.pagemap_words import read_pieces
 
 WORDS = 300
 

@@ -19,11 +19,13 @@ import replay
 from replay.errors import ReplayError, UsageError
 from replay.fleet import parts, sources, workers
 from replay.fleet.sweep import FAILURES, options_text, sweep
+from replay.teardown.algorithms import ALGORITHMS
+from replay.teardown.variants import encoded
 from tests.teardown.address_spaces import Piece, trace_of
 
 CAPTURES = Path(__file__).parents[2] / "captures"
 
-OPTIONS = options_text(["baseline", "v2"], None)
+OPTIONS = options_text([encoded(ALGORITHMS[name]) for name in ("baseline", "v2")], None)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_a_restart_skips_what_is_finished_and_unchanged(traces: Path, tmp_path: 
     trace_of([Piece(count=7)], 3).write(traces / "t3.parquet", force=True)
     swept = sweep(sources.find([str(traces)]), out, OPTIONS, jobs=1)
     assert (swept.traces, swept.skipped) == (2, 2)
-    other = sweep(sources.find([str(traces)]), out, options_text(["v2"], None), jobs=1)
+    other = sweep(sources.find([str(traces)]), out, options_text([encoded(ALGORITHMS["v2"])], None), jobs=1)
     assert other.skipped == 0
 
 

@@ -9,7 +9,15 @@ import polars as pl
 from hypothesis import strategies as st
 
 from replay.trace.frame import SCHEMA, Trace
-from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_LRU, KPF_SWAPBACKED, KPF_SWAPCACHE, bit
+from replay.trace.kpageflags import (
+    KPF_ANON,
+    KPF_HUGE,
+    KPF_LRU,
+    KPF_MLOCKED,
+    KPF_SWAPBACKED,
+    KPF_SWAPCACHE,
+    bit,
+)
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.schema import ptes_per_table
 
@@ -28,9 +36,10 @@ class Piece:
     """What comes next in an address space.
 
     what: `pages` (of folios of `order`, `count` pages from page `first` of the first folio on), `again` (the
-    last `count` pages once more), `pmd`, `hugetlb`, `swap`, `special`. gap: pages left out before it; stride:
-    every so manieth page; new_vma, new_table: begins one. others: mappings by others of each `every`th page
-    of the folios, whether we map it or not. cut: extents have at most so many pages.
+    last `count` pages once more), `pmd`, `hugetlb`, `swap`, `special`, `marker`. gap: pages left out before
+    it; stride: every so manieth page; new_vma, new_table: begins one. others: mappings by others of each
+    `every`th page of the folios, whether we map it or not. cut: extents have at most so many pages. off_lru,
+    mlocked: flags of its folios. locked: of a VMA that begins with it.
     """
 
     what: str = "pages"
@@ -47,6 +56,9 @@ class Piece:
     dirty: int = 0
     uffd_wp: int = 0
     cut: int = UNCUT
+    off_lru: bool = False
+    mlocked: bool = False
+    locked: bool = False
 
 
 COUNTS = st.one_of(
@@ -59,7 +71,9 @@ def pieces(counts: st.SearchStrategy[int] = COUNTS) -> st.SearchStrategy[Piece]:
     """Any piece."""
     return st.builds(
         Piece,
-        what=st.sampled_from(["pages"] * 8 + ["again"] * 3 + ["pmd", "pmd", "hugetlb", "swap", "special"]),
+        what=st.sampled_from(
+            ["pages"] * 8 + ["again"] * 3 + ["pmd", "pmd", "hugetlb", "swap", "special", "marker"]
+        ),
         type=st.sampled_from(["anon", "anon", "anon", "swapcache", "file", "shmem"]),
         order=st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5, 9]),
         first=st.integers(0, 520),
@@ -73,6 +87,9 @@ def pieces(counts: st.SearchStrategy[int] = COUNTS) -> st.SearchStrategy[Piece]:
         dirty=st.sampled_from([0, 1, 3]),
         uffd_wp=st.sampled_from([0, 0, 0, 1, 3]),
         cut=st.sampled_from([UNCUT, UNCUT, 1, 7, 100]),
+        off_lru=st.sampled_from([False, False, True]),
+        mlocked=st.sampled_from([False, False, True]),
+        locked=st.sampled_from([False, True]),
     )
 
 
@@ -85,6 +102,7 @@ class Entry:
     folio: int
     piece: Piece
     begins: bool
+    locked: bool
 
 
 class Layout:
@@ -94,6 +112,7 @@ class Layout:
         self.table = ptes_per_table(page_size)
         self.pmd_order = self.table.bit_length() - 1
         self.entries: list[Entry] = []
+        self.locked = False
         self.order: dict[int, int] = {}
         self.flags: dict[int, int] = {}
         self.others: Counter[int] = Counter()
@@ -108,6 +127,10 @@ class Layout:
         self.next_pfn = head + size
         self.order[head] = order
         self.flags[head] = TYPES["anon" if hugetlb and piece.type != "file" else piece.type]
+        if piece.off_lru:
+            self.flags[head] &= ~bit(KPF_LRU)
+        if piece.mlocked:
+            self.flags[head] |= bit(KPF_MLOCKED)
         if hugetlb:
             self.flags[head] |= bit(KPF_HUGE)
         if piece.others:
@@ -119,6 +142,8 @@ class Layout:
         huge = piece.what in ("pmd", "hugetlb")
         if piece.new_vma:
             self.vma += 1
+        if piece.new_vma or not self.entries:
+            self.locked = piece.locked
         self.vpn += piece.gap
         if piece.new_table or huge:
             self.vpn = -(-self.vpn // self.table) * self.table
@@ -133,7 +158,8 @@ class Layout:
             self._huge(piece, "hugetlb", self.folio(piece, self.pmd_order, hugetlb=True))
         else:
             for n in range(piece.count):
-                self._put(piece, piece.what, 77 + n * piece.stride, 77 + n * piece.stride)
+                place = 0 if piece.what == "marker" else 77 + n * piece.stride
+                self._put(piece, piece.what, place, place)
 
     def _pages(self, piece: Piece) -> None:
         size = 1 << piece.order
@@ -160,7 +186,7 @@ class Layout:
             self._put(piece, kind, head + n, head, begins=n == 0)
 
     def _put(self, piece: Piece, kind: str, pfn: int, folio: int, begins: bool = False) -> None:
-        self.entries.append(Entry(self.vpn, self.vma, kind, pfn, folio, piece, begins))
+        self.entries.append(Entry(self.vpn, self.vma, kind, pfn, folio, piece, begins, self.locked))
         self.vpn += 1
 
     # ------------------------------------------------------------------ entries -> extents
@@ -183,6 +209,7 @@ class Layout:
                 "vma": e.vma,
                 "vma_start": ends[e.vma][0],
                 "vma_pages": ends[e.vma][1] - ends[e.vma][0],
+                "vma_flags": "rd wr lo" if e.locked else "rd wr",
                 "vpn": e.vpn,
                 "pages": 1,
                 "kind": e.kind,
@@ -253,7 +280,6 @@ def trace_of(
         "pid": 1,
         "comm": "made-up",
         "vma_perms": "rw-p",
-        "vma_flags": "rd wr",
         "vma_name": "",
         "file": False,
         "exclusive": False,

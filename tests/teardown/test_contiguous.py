@@ -12,7 +12,7 @@ from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.extents import Extents
 from replay.teardown.replayer import run_checked
-from replay.teardown.spaces import address_spaces
+from replay.teardown.spaces import AddressSpaceInput, address_spaces
 from replay.trace.frame import Trace
 from tests.teardown.address_spaces import Piece, trace_of
 
@@ -21,8 +21,8 @@ AT = 1 << 20  # where the first piece is
 
 def extents_of(trace: Trace, known: list[int] | None = None) -> Extents:
     blocks = None if known is None else np.array(known, np.int64)
-    [(_, _, extents)] = address_spaces(trace, blocks)
-    return extents
+    [space] = address_spaces(trace, blocks)
+    return space.extents
 
 
 def bits(extents: Extents) -> list[tuple[int, int, bool]]:
@@ -32,7 +32,8 @@ def bits(extents: Extents) -> list[tuple[int, int, bool]]:
 
 
 def rmap_sizes(extents: Extents, algorithm: str = "mainline") -> dict[int, int]:
-    return dict(reference.replay(extents, 0, 4096, ALGORITHMS[algorithm]).rmap_sizes)
+    space = AddressSpaceInput(0, 1, "made-up", extents, 0, 4096, "aarch64")
+    return dict(reference.replay(space, ALGORITHMS[algorithm]).rmap_sizes)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def _within(value: Any, kind: pl.DataType) -> Any:
         return str(value)
     if kind == pl.Boolean():
         return bool(_number(value) % 2)
-    bits = {pl.UInt8(): 8, pl.UInt32(): 32, pl.UInt64(): 64}.get(kind, 63)
+    widths: dict[pl.DataType, int] = {pl.UInt8(): 8, pl.UInt32(): 32, pl.UInt64(): 64}
+    bits = widths.get(kind, 63)
     return _number(value) % (1 << bits)
 
 

@@ -19,7 +19,7 @@ from replay.errors import TraceError
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.replayer import run_checked
-from replay.teardown.spaces import address_spaces, page_tables
+from replay.teardown.spaces import address_spaces
 from replay.trace.frame import Trace
 from tests.trace.mutations import KINDS, mutated, small_traces
 
@@ -102,14 +102,13 @@ def assert_counted_literally(trace: Trace, results: pl.DataFrame, what: str) -> 
     """Each address space under one algorithm, in turn, entry by entry."""
     counted = {(row["mm"], row["algorithm"]): row for row in results.iter_rows(named=True)}
     names = list(ALGORITHMS)
-    for mm, space, extents in address_spaces(trace):
-        tables = page_tables(extents, space, trace.meta)
-        name = names[(mm + len(what)) % len(names)]
-        row = counted[mm, name]
-        assert row["ptes"] == extents.pages[extents.kind == 0].sum(), what
-        if tables > MANY_TABLES or trace.meta.architecture != "x86_64":
+    for space in address_spaces(trace):
+        name = names[(space.mm + len(what)) % len(names)]
+        row = counted[space.mm, name]
+        assert row["ptes"] == space.extents.pages[space.extents.kind == 0].sum(), what
+        if space.page_tables > MANY_TABLES or trace.meta.architecture != "x86_64":
             continue
-        literal = reference.replay(extents, tables, trace.meta.page_size, ALGORITHMS[name])
+        literal = reference.replay(space, ALGORITHMS[name])
         assert {key: row[key] for key in literal.counters} == literal.counters, what
 
 

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled loops of a capture, made ready together."""
+
+from __future__ import annotations
+
+from replay.capture import cut, extents, folios, rss, runs
+from replay.jit import compiled
+from replay.procfs import pagemap_words
+
+
+def prepare() -> None:
+    """Load the loops; where they are not in the cache, compile all in one go, which takes seconds.
+
+    Raises `ReplayError` if that fails. Called before a process is held still.
+    """
+    compiled.prepare(pagemap_words, runs, folios, extents, cut, rss)

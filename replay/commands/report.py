@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`replay report`: the comparison as a page or a picture."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replay.commands.options import Force
+from replay.commands.output import load_numpy, note
+from replay.errors import UsageError
+
+ENDINGS = (".html", ".svg", ".png")
+
+
+def report(
+    traces: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Traces made by capture, record or whatif.",
+            metavar="TRACE...",
+            show_default=False,
+            readable=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="A page (.html) or a picture (.svg, .png); default TRACE.html."),
+    ] = None,
+    what_if: Annotated[
+        str,
+        typer.Option(
+            "--what-if",
+            metavar="ORDERS",
+            help="Folio orders or sizes of the curves; 'none' leaves them out. Each takes a replay more.",
+        ),
+    ] = "0,2,3,4,6,9",
+    force: Force = False,
+) -> None:
+    """Make a page to show: what tearing down this memory costs, by algorithm and by folio order.
+
+    The page is one file that needs nothing else: it opens offline, in light and in dark, prints, and fits a
+    phone. It names processes and files: use traces of 'replay redact' for others to see.
+    """
+    path = output or Path(f"{traces[0].stem}.html")
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"cannot tell the format of {path}: let it end in {', '.join(ENDINGS)}")
+    load_numpy()
+    from replay.report import charts, page, whatif
+    from replay.support.atomic_file import atomic_file
+    from replay.trace import file
+    from replay.trace.whatif import parse_orders
+
+    atomic_file(path, force=force)
+    charts.check()
+    loaded = file.read_all(traces)
+    orders = [
+        [] if what_if == "none" or trace.meta.what_if else parse_orders(what_if, trace.meta.page_size)
+        for trace in loaded
+    ]
+    if any(orders) and not all(orders):
+        # curves of some traces beside counts of all would not go together
+        note("note: no curves over folio order: a trace is a what-if already")
+        orders = [[] for _ in loaded]
+    results = whatif.by_order(loaded, orders)
+    with atomic_file(path, force=force, mode=0o644) as target:
+        if path.suffix.lower() == ".html":
+            named = [shlex.quote(str(trace)) for trace in traces]
+            target.write(page.page(loaded, results, named).encode())
+        else:
+            target.write(charts.picture(page.overview(results), path.suffix.lower()[1:]))
+    note(f"wrote {path}: {path.stat().st_size / 1024:,.0f} KiB")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled functions -> objects: numba makes C functions of them, LLVM optimises and emits them.
+
+This runs in a child process (`main`): numba takes half a second to import, and would stay in the parent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import marshal
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba import carray, types
+from numba.extending import overload, register_jitable
+
+from replay.jit import compiled, pread
+
+if TYPE_CHECKING:
+    from replay.jit.compiled import Compiled
+
+LIBRARY: Final = frozenset({"pread", "memcpy", "memmove", "memset"})
+"""What an object may call: pread(2), and what LLVM makes of loops that copy or fill."""
+
+OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy"}
+"""A division by zero gives a number: nothing raises."""
+
+SPEED_LEVEL: Final = 3
+
+_pread: Any = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
+)
+
+
+@overload(pread.pread)
+def _overload_pread(fd: Any, out: Any, at: Any, count: Any, first: Any) -> Any:
+    def machine(fd: Any, out: Any, at: Any, count: Any, first: Any) -> Any:
+        size = _pread(np.int32(fd), np.uint64(out.ctypes.data + at * 8), np.uint64(count * 8), first * 8)
+        return size >> 3  # -1 stays -1
+
+    return machine
+
+
+def main() -> None:
+    """Compile the modules that the command line names, and print their objects."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no object
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    for function in compiled.inline_functions():
+        if function is not pread.pread:
+            register_jitable(**OPTIONS)(function)
+    with output:
+        output.write(marshal.dumps({module: object_of(module) for module in sys.argv[1:]}))
+
+
+def object_of(module: str) -> bytes:
+    """The object of a module's compiled functions, each under its name, for any processor of this kind."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu="generic", opt=SPEED_LEVEL, codemodel="jitdefault", jit=True
+    )
+    linked = llvm.parse_assembly("")
+    for function in compiled.functions_of(module).values():
+        linked.link_in(_llvm_module(function))
+    # what is not called from outside can be inlined, and dropped: numba's exceptions and reference counts
+    wanted = compiled.functions_of(module)
+    for each in linked.functions:
+        if not each.is_declaration and each.name not in wanted:
+            each.linkage = "internal"
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(SPEED_LEVEL))
+    builder.getModulePassManager().run(linked, builder)
+    needed = {each.name for each in linked.functions if each.is_declaration}
+    missing = sorted(name for name in needed - LIBRARY if not name.startswith("llvm."))
+    if missing:
+        raise NotImplementedError(f"{module} calls {', '.join(missing)}: it may allocate or raise")
+    return machine.emit_object(linked)
+
+
+def _llvm_module(function: Compiled) -> llvm.ModuleRef:
+    """A function as a C function of its name: an array is passed as its address and shape."""
+    names, values, kinds = [], [], []
+    for number, array in enumerate(function.arguments):
+        sizes = [f"s{number}_{axis}" for axis in range(array.ndim if array else 0)]
+        names += [f"a{number}", *sizes]
+        values.append(f"carray(a{number}, ({', '.join(sizes)},))" if array else f"a{number}")
+        kinds += [types.CPointer(numba.from_dtype(np.dtype(array.dtype))) if array else types.int64]
+        kinds += [types.int64] * len(sizes)
+    source = f"def entry({', '.join(names)}):\n    return target({', '.join(values)})\n"
+    space = {"carray": carray, "target": numba.njit(**OPTIONS)(function.python)}
+    exec(source, space)
+    entry = numba.cfunc(types.int64(*kinds), **OPTIONS)(space["entry"])
+    module = llvm.parse_assembly(entry.inspect_llvm())
+    module.get_function(entry.native_name).name = function.name
+    return module

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions that run as machine code: how they are marked, called, and made ready.
+
+`compiled` marks a function that Python calls, `inline` one that only compiled functions call. A compiled
+function takes integers, and NumPy arrays in C order; it returns an integer, allocates nothing and raises
+nothing. Its annotations are `int` and the array types below. While it runs, other threads can run Python.
+With NUMBA_DISABLE_JIT=1 the functions run as plain Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.jit.pread import pread
+
+
+class Array(NamedTuple):
+    """What an annotation says of an array: the name of its dtype, and its dimensions."""
+
+    dtype: str
+    ndim: int
+
+
+I64 = Annotated[npt.NDArray[np.int64], Array("int64", 1)]
+I64s = Annotated[npt.NDArray[np.int64], Array("int64", 2)]
+I32 = Annotated[npt.NDArray[np.int32], Array("int32", 1)]
+I32s = Annotated[npt.NDArray[np.int32], Array("int32", 2)]
+U8 = Annotated[npt.NDArray[np.uint8], Array("uint8", 1)]
+U8s = Annotated[npt.NDArray[np.uint8], Array("uint8", 2)]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_functions: dict[str, dict[str, Compiled]] = {}
+"""Compiled functions by module and name."""
+_inline: set[Callable[..., Any]] = {pread}
+_lock: Final = threading.RLock()
+
+
+class Compiled:
+    """A compiled function. It takes the same arguments as the Python function that it is made of."""
+
+    def __init__(self, python: Callable[..., int]) -> None:
+        self.python = python
+        self.module = python.__module__
+        self.name = f"{python.__module__}.{python.__qualname__}"
+        self.run: Callable[..., int] | None = None
+
+    def __call__(self, *arguments: Any) -> int:
+        if self.run is None:
+            prepare(sys.modules[self.module])
+        assert self.run
+        # plain Python may return an integer of NumPy
+        return int(self.run(*arguments))
+
+    @functools.cached_property
+    def arguments(self) -> tuple[Array | None, ...]:
+        """What each argument is: an array, or None for an integer."""
+        hints = typing.get_type_hints(self.python, include_extras=True)
+        hints.pop("return", None)
+        return tuple(None if hint is int else hint.__metadata__[0] for hint in hints.values())
+
+
+def compiled(function: Callable[..., int]) -> Compiled:
+    """Mark a function that Python calls."""
+    made = Compiled(function)
+    _functions.setdefault(made.module, {})[made.name] = made
+    return made
+
+
+def inline(function: _Function) -> _Function:
+    """Mark a function that compiled functions call; as with C's keyword, LLVM decides about the inlining."""
+    _inline.add(function)
+    return function
+
+
+def functions_of(module: str) -> dict[str, Compiled]:
+    """The compiled functions of a module, by name; the module has been imported."""
+    return _functions.get(module, {})
+
+
+def prepare(*modules: types.ModuleType) -> None:
+    """Make the compiled functions of some modules ready: load their code, compile what is not in the cache.
+
+    What is missing is compiled in one go, which takes seconds and is said on standard error. Raises
+    `ReplayError` if that fails.
+    """
+    with _lock:
+        names = [
+            module.__name__
+            for module in modules
+            if any(function.run is None for function in functions_of(module.__name__).values())
+        ]
+        if not names:
+            return
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            for name in names:
+                for function in functions_of(name).values():
+                    function.run = function.python
+            return
+
+        from replay.jit import cache, load
+
+        functions = [function for name in names for function in functions_of(name).values()]
+        objects = cache.objects({name: content(name) for name in names})
+        addresses = load.addresses(objects.values(), [function.name for function in functions])
+        for function in functions:
+            function.run = _machine_code(function, addresses[function.name])
+
+
+def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
+    """The machine code at an address as a Python function, which checks what it is given."""
+    expected = function.arguments
+    kinds = [kind for array in expected for kind in _c_types(array)]
+    entry = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(address)
+
+    def run(*arguments: Any) -> int:
+        words: list[int] = []
+        for value, array in zip(arguments, expected, strict=True):
+            if array is None:
+                words.append(value)
+            elif (
+                isinstance(value, np.ndarray)
+                and value.dtype.name == array.dtype
+                and value.ndim == array.ndim
+                and value.flags.c_contiguous
+            ):
+                words.append(value.ctypes.data)
+                words.extend(value.shape)
+            else:  # machine code would read what is not there
+                raise TypeError(
+                    f"{function.name}: not a {array.ndim}-d array of {array.dtype} in C order: {value!r}"
+                )
+        return entry(*words)
+
+    return run
+
+
+def _c_types(array: Array | None) -> list[Any]:
+    """How an argument is passed: an integer, or the address and the shape of an array."""
+    return [ctypes.c_int64] if array is None else [ctypes.c_void_p, *[ctypes.c_int64] * array.ndim]
+
+
+# -- what a function is made of ------------------------------------------------------------------------------
+
+
+def content(module: str) -> str:
+    """All that the machine code of a module follows from: bytecode and constants, also of inline functions.
+
+    Raises `TypeError` if a function uses a value whose change would go unnoticed.
+    """
+    functions = functions_of(module)
+    lines = [f"{function.name} takes {function.arguments}" for function in functions.values()]
+    wanted: list[Any] = [function.python for function in functions.values()]
+    seen = set(wanted)
+    while wanted:
+        function = wanted.pop()
+        code = function.__code__
+        lines.append(f"{function.__module__}.{function.__qualname__} {_bytecode(function)}")
+        for name in code.co_names:
+            value = function.__globals__.get(name, _NOTHING)
+            if isinstance(value, types.FunctionType) and value in _inline:
+                if value not in seen and value is not pread:  # whose compiled form is in `build`
+                    seen.add(value)
+                    wanted.append(value)
+            elif value is not _NOTHING:
+                lines.append(f"{name} = {_constant(function, name, value)}")
+    return "\n".join(lines)
+
+
+_NOTHING: Final = object()
+
+
+def _bytecode(function: Any) -> str:
+    code = function.__code__
+    if function.__defaults__ or any(isinstance(value, types.CodeType) for value in code.co_consts):
+        raise TypeError(f"{function.__qualname__}: compiled code has no defaults and no functions inside")
+    return repr((code.co_code, code.co_consts, code.co_names, code.co_varnames))
+
+
+def _constant(function: Callable[..., Any], name: str, value: Any) -> str:
+    """A global of a function, as far as the function can depend on it."""
+    if isinstance(value, int):
+        return repr(int(value))
+    if isinstance(value, type) and issubclass(value, tuple):
+        return f"{value.__qualname__}{value._fields}"  # type: ignore[attr-defined]
+    if value is np:
+        return "numpy"
+    raise TypeError(f"{function.__qualname__} uses {name}: no integer, NamedTuple or inline function")
+
+
+def inline_functions() -> frozenset[Callable[..., Any]]:
+    """All functions that are marked `inline`, of the modules imported so far."""
+    return frozenset(_inline)

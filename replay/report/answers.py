@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answer in a sentence or two: what the algorithms save, and what larger folios would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import polars as pl
+
+from replay.report import inspect, notes, whatif
+from replay.teardown.algorithms import BASELINE
+from replay.trace.frame import Trace
+
+NEWEST: Final = "mainline"
+"""The algorithm that what-ifs speak of."""
+SUBJECTS: Final = {NEWEST: "Mainline", "v2": "The series (v2)"}
+"""The algorithms that are set against the baseline, as a sentence names them."""
+
+
+def sentences(traces: Sequence[Trace], frame: pl.DataFrame) -> list[str]:
+    """What a report says first. frame: totals of `whatif.compared`, with or without what-ifs."""
+    captured = {str(row["algorithm"]): row for row in _rows(frame, whatif.CAPTURED)}
+    base = captured[BASELINE]
+    count = sum(len(trace.meta.address_spaces) for trace in traces)
+    rss = sum(whatif.resident(trace) * trace.meta.page_size for trace in traces)
+    rows = pl.concat([inspect.classified(trace).select("kind", "pages", "order") for trace in traces])
+    share = inspect.in_large_folios(rows)["share_pct"].to_list() or [0.0]
+    what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
+    what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
+    said = [
+        f"Tearing down {what} ({whatif.size(rss)} resident, {share[0]:.1f} % in large folios) takes the "
+        f"baseline {base['rmap_calls']:,} rmap removals, {base['atomics']:,} atomic operations and "
+        f"{base['locks']:,} lock acquisitions."
+    ]
+    said += [
+        f"{subject} {_changes(captured[name], base)}."
+        for name, subject in SUBJECTS.items()
+        if name in captured
+    ]
+    best = _best(frame)
+    if best is not None:
+        said.append(best)
+    return said
+
+
+def _rows(frame: pl.DataFrame, what: str) -> list[dict[str, int]]:
+    return frame.filter(pl.col("what_if") == what).to_dicts()
+
+
+def _changes(row: dict[str, int], base: dict[str, int]) -> str:
+    words = {"rmap_calls": "rmap removals", "atomics": "atomics", "locks": "locks"}
+    return "makes " + ", ".join(f"{_change(row[name], base[name])} {word}" for name, word in words.items())
+
+
+def _change(count: int, base: int) -> str:
+    if count == base:
+        return "as many"
+    if not base:
+        return f"{count:,}"
+    change = (count - base) / base * 100
+    digits = 1 if abs(change) >= 0.05 else 2
+    return f"{abs(change):.{digits}f} % {'more' if change > 0 else 'fewer'}"
+
+
+def _best(frame: pl.DataFrame) -> str | None:
+    """The folio order that saves most for the newest algorithm, and what memory it takes."""
+    name = NEWEST if NEWEST in frame["algorithm"].to_list() else BASELINE
+    rows = frame.filter((pl.col("algorithm") == name) & (pl.col("order").fill_null(0) > 0))
+    if rows.is_empty():
+        return None
+    captured = next(row for row in _rows(frame, whatif.CAPTURED) if row["algorithm"] == name)
+    said = []
+    for row in rows.sort("order").iter_rows(named=True):
+        if row["order"] in (4, rows["order"].max()):
+            memory = row["pages_added"] / max(captured["resident_pages"], 1) * 100
+            change = _change(row["rmap_calls"], captured["rmap_calls"])
+            said.append(f"of order {row['order']}, {change} rmap removals for {memory:.1f} % more memory")
+    return f"With anonymous folios {'; '.join(said)} (what-if, {name} against itself as captured)."

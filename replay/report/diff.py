@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changed from one trace or result to another: by counter, by kind of VMA, in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replay.errors import ReplayError, UsageError
+from replay.report import compare
+from replay.report.inspect import classified
+from replay.teardown import replayer
+from replay.teardown.counters import CHECKS, COUNTERS
+from replay.trace.file import read
+from replay.trace.frame import Trace
+from replay.trace.metadata import Metadata
+
+MEMORY: Final = ("rss", "rss_anon", "rss_file", "rss_shmem", "swap")
+"""Figures of memory that a threshold can name beside the counters; of traces only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a comparison: totals per algorithm, and the trace if it is one."""
+
+    name: str
+    totals: pl.DataFrame
+    trace: Trace | None
+
+
+def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str | None = None) -> Side:
+    """A trace, which is replayed, or a result of `replay run` (.csv, .json, .parquet).
+
+    Raises `ReplayError` for what is neither, and as reading a trace does.
+    """
+    if path.suffix.lower() not in (".csv", ".json") and (_is_trace(path) or not _is_parquet(path)):
+        trace = read(path)
+        names = None if algorithms is None else list(algorithms)
+        results = replayer.run_checked(trace, names, page_tables=page_tables).drop(list(CHECKS))
+        return Side(trace.name, compare.total(results), trace)
+    frame = _result(path)
+    if algorithms is not None:
+        frame = frame.filter(pl.col("algorithm").is_in(list(algorithms)))
+    return Side(path.stem, compare.total(frame), None)
+
+
+def _is_parquet(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b"format_version" in (pq.read_metadata(file).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _result(path: Path) -> pl.DataFrame:
+    wrong = f"{path} is no result of 'replay run'"
+    try:
+        readers: dict[str, Callable[[Path], pl.DataFrame]] = {".csv": pl.read_csv, ".json": pl.read_json}
+        frame = readers.get(path.suffix.lower(), pl.read_parquet)(path)
+    except FileNotFoundError:
+        raise ReplayError(f"no such file: {path}") from None
+    except (pl.exceptions.PolarsError, OSError, ValueError):
+        raise ReplayError(f"{wrong}: it cannot be read as {path.suffix[1:] or 'parquet'}") from None
+    missing = [name for name in ("algorithm", *COUNTERS) if name not in frame.columns]
+    if missing:
+        raise ReplayError(f"{wrong}: it has no column '{missing[0]}': make one with 'replay run -o'")
+    if "what_if" in frame.columns:
+        raise ReplayError(f"{path} compares folio orders ('run --what-if'): compare results of one order")
+    return frame.with_columns(pl.col(list(COUNTERS)).cast(pl.Int64))
+
+
+def counters(before: Side, after: Side) -> pl.DataFrame:
+    """Columns `algorithm counter before after change change_pct`, the largest relative change first.
+
+    Algorithms of both sides; `change_pct` is empty where `before` is 0. Raises `UsageError` if they have no
+    algorithm in common.
+    """
+
+    def long(side: Side) -> pl.DataFrame:
+        return side.totals.unpivot(
+            list(COUNTERS), index="algorithm", variable_name="counter", value_name="count"
+        )
+
+    joined = long(before).join(
+        long(after), on=["algorithm", "counter"], suffix="_after", maintain_order="left"
+    )
+    if joined.is_empty():
+        raise UsageError(f"{before.name} and {after.name} have no algorithm in common")
+    old, new = pl.col("count"), pl.col("count_after")
+    return joined.select(
+        "algorithm",
+        "counter",
+        old.alias("before"),
+        new.alias("after"),
+        (new - old).alias("change"),
+        pl.when(old == new).then(0.0).when(old > 0).then((new - old) / old * 100).alias("change_pct"),
+    ).sort(
+        pl.col("change_pct").abs().fill_null(float("inf")),
+        pl.col("change").abs(),
+        descending=True,
+        maintain_order=True,
+    )
+
+
+def grouped(changes: pl.DataFrame) -> pl.DataFrame:
+    """`counters`, algorithms that changed alike in one row, without counters that did not change."""
+    alike = ["counter", "before", "after", "change", "change_pct"]
+    return (
+        changes.filter(pl.col("change") != 0)
+        .group_by(alike, maintain_order=True)
+        .agg(pl.col("algorithm").str.join(", ").alias("algorithms"))
+        .select("counter", "before", "after", "change", "change_pct", "algorithms")
+    )
+
+
+KIND_OF_VMA: Final = "kind_of_vma"
+
+
+def vma_kinds(trace: Trace) -> pl.DataFrame:
+    """Pages by kind of VMA: columns `kind_of_vma pages large extents`; large: in folios of order > 0."""
+    rows = classified(trace)
+    name = pl.col("vma_name").cast(pl.String)
+    count = pl.col("pages").cast(pl.Int64)
+    kind = (
+        pl.when(pl.col("type").is_in(["special", "swap", "hugetlb"]))
+        .then(pl.col("type"))
+        .when(pl.col("type") == "file")
+        .then(pl.lit("file"))
+        .when(pl.col("type") == "shmem")
+        .then(pl.lit("shared memory"))
+        .when(name == "[heap]")
+        .then(pl.lit("heap"))
+        .when(name.str.starts_with("[stack"))
+        .then(pl.lit("stack"))
+        .when((name == "") | name.str.starts_with("["))
+        .then(pl.lit("anonymous"))
+        .otherwise(pl.lit("copies of file pages"))
+    )
+    return rows.group_by(kind.alias(KIND_OF_VMA)).agg(
+        count.sum().alias("pages"),
+        count.filter(pl.col("order") > 0).sum().alias("large"),
+        pl.len().cast(pl.Int64).alias("extents"),
+    )
+
+
+def vmas(before: Trace, after: Trace) -> pl.DataFrame:
+    """Columns `kind_of_vma before after change large_before large_after`, pages; the largest change first."""
+    joined = vma_kinds(before).join(
+        vma_kinds(after), on=KIND_OF_VMA, how="full", coalesce=True, suffix="_after"
+    )
+    filled = joined.with_columns(pl.exclude(KIND_OF_VMA).fill_null(0))
+    return filled.select(
+        KIND_OF_VMA,
+        pl.col("pages").alias("before"),
+        pl.col("pages_after").alias("after"),
+        (pl.col("pages_after") - pl.col("pages")).alias("change"),
+        pl.col("large").alias("large_before"),
+        pl.col("large_after"),
+    ).sort(pl.col("change").abs(), "before", KIND_OF_VMA, descending=[True, True, False])
+
+
+def memory(meta: Metadata) -> dict[str, int]:
+    """Figures of `MEMORY` of all address spaces together, in bytes."""
+
+    def total(name: str) -> int:
+        return sum(getattr(space, name) for space in meta.address_spaces) * meta.page_size
+
+    parts = {name: total(name) for name in MEMORY[1:]}
+    return {"rss": parts["rss_anon"] + parts["rss_file"] + parts["rss_shmem"]} | parts
+
+
+# ------------------------------------------------------------------ thresholds
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """By how much a figure may grow: in percent of the first side, or absolutely."""
+
+    name: str
+    limit: float
+    percent: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.limit:g}{'%' if self.percent else ''}"
+
+
+def parse_threshold(text: str) -> Threshold:
+    """`rmap_calls=5%` or `locks=1000`. Raises `UsageError`."""
+    match = re.fullmatch(r"([a-z_]+)=(\d+(?:\.\d+)?)(%?)", text.strip())
+    if not match:
+        raise UsageError(f"'{text}' is no threshold: give COUNTER=PERCENT%, as in 'rmap_calls=5%'")
+    if match[1] not in (*COUNTERS, *MEMORY):
+        raise UsageError(
+            f"no counter '{match[1]}': choose one of 'replay algorithms', or of {', '.join(MEMORY)}"
+        )
+    return Threshold(match[1], float(match[2]), bool(match[3]))
+
+
+def exceeded(thresholds: Sequence[Threshold], changes: pl.DataFrame, before: Side, after: Side) -> list[str]:
+    """Which thresholds are exceeded, a line each; a figure that shrinks never is.
+
+    changes: of `counters`. Raises `UsageError` where a figure of memory is asked for of a result.
+    """
+    lines = []
+    for threshold in thresholds:
+        if threshold.name in MEMORY:
+            if before.trace is None or after.trace is None:
+                raise UsageError(f"{threshold.name} is known of traces, not of results: compare the traces")
+            old, new = (memory(side.trace.meta)[threshold.name] for side in (before, after) if side.trace)
+            figures = [("", old, new)]
+        else:
+            rows = changes.filter(pl.col("counter") == threshold.name)
+            figures = [
+                (f" of {algorithm}", old, new)
+                for algorithm, old, new in rows.select("algorithm", "before", "after").iter_rows()
+            ]
+        lines += [
+            f"{threshold.name}{of} grew from {old:,} to {new:,}, more than {threshold}"
+            for of, old, new in figures
+            if _grew(threshold, old, new)
+        ]
+    return lines
+
+
+def _grew(threshold: Threshold, old: int, new: int) -> bool:
+    growth = new - old
+    return growth > (threshold.limit / 100 * old if threshold.percent else threshold.limit)
