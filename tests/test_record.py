@@ -474,7 +474,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8k", "none", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=72k", "none", folder], capture_output=True, check=False
     ).returncode:
         pytest.skip("no right to mount")
     yield folder
@@ -486,7 +486,7 @@ def test_full_disk(tree: str, small_disk: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(encoder, "ROW_GROUP_ROWS", 1000)
     mark = tmp_path / "mark"
     with pytest.raises(ReplayError, match="No space left"):
-        record(["sh", "-c", f"{tree} bomb 50; touch {mark}"], small_disk / "t.parquet")
+        record(["sh", "-c", f"{tree} bomb 200; touch {mark}"], small_disk / "t.parquet")
     assert mark.exists()
     assert no_file(small_disk)
 
