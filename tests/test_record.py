@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -635,3 +636,11 @@ def test_a_task_with_the_number_of_one_before(tree: str, tmp_path: Path) -> None
     if result.status == 77:
         pytest.skip("the number cannot be chosen here: no ns_last_pid, or another task took it")
     assert trace.meta.address_spaces[0].rss_anon >= 16 << 8
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full"])
+def test_the_status_is_kept_though_nobody_can_read_the_notes(redirected: str, tmp_path: Path) -> None:
+    out = tmp_path / "t.parquet"
+    command = f"{shlex.join(REPLAY)} record -o {out} -- sh -c 'exit 7' {redirected}"
+    assert subprocess.run(command, shell=True, check=False).returncode == 7
+    assert out.exists()
