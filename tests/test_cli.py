@@ -345,7 +345,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(command: list[str]) -> None
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
 def test_a_full_disk_behind_standard_output_is_one_line() -> None:
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run([*REPLAY, "algorithms"], stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
 
