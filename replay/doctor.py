@@ -239,13 +239,12 @@ def machine() -> str:
 
 
 def _compiled_code() -> Check:
-    place = cache.find()
+    place = cache.find(make=False)
     if not place.trouble:
         return Check("compiled code", State.WORKS, f"kept in {place.folder}")
-    cause, _, remedy = place.trouble.rpartition(": ")
     return Check(
         "compiled code",
         State.LIMITED,
-        f"{cause}: compiled anew by each command, which takes seconds",
-        remedy,
+        f"cannot be kept: {place.trouble}: each command compiles anew, which takes seconds",
+        cache.REMEDY,
     )

@@ -34,7 +34,7 @@ DAY: Final = 86_400
 
 REMEDY: Final = "set XDG_CACHE_HOME to a folder of your own"
 
-ROOT: Final = Path(__file__).parent.parent.parent
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
 """What `replay` is imported from."""
 
 PROCESSOR: Final = "generic"
@@ -42,10 +42,15 @@ PROCESSOR: Final = "generic"
 
 
 class Place(NamedTuple):
-    """The cache folder, and why it is not used; empty: it is. folder: None if there is no home either."""
+    """The cache folder.
+
+    folder: None if the user has no home. trouble: why it cannot be written to, empty if it can.
+    readable: what is in it may be loaded.
+    """
 
     folder: Path | None
     trouble: str = ""
+    readable: bool = False
 
 
 def objects(contents: Mapping[str, str]) -> dict[str, bytes]:
@@ -56,21 +61,19 @@ def objects(contents: Mapping[str, str]) -> dict[str, bytes]:
     place = find()
     keys = {module: key(module, content) for module, content in contents.items()}
     found = {}
-    if place.folder and not place.trouble:
+    if place.folder and place.readable:
         for module in contents:
             content = _read(_path(place.folder, module, keys[module]), keys[module])
             if content is not None:
                 found[module] = content
     missing = [module for module in contents if module not in found]
     if missing:
-        ignored = sorted(
-            name for name in os.environ if name.startswith("NUMBA_") and name != "NUMBA_DISABLE_JIT"
-        )
-        also = f" ({', '.join(ignored)}: ignored)" if ignored else ""
+        ignored = ", ".join(sorted(name for name in os.environ if name.startswith("NUMBA_")))
+        also = f", without {ignored}" if ignored else ""
         if place.trouble:
-            _say(f"compiling for this start only, a few seconds{also}: {place.trouble}")
+            _say(f"compiling for this start only, a few seconds{also}: {place.trouble}: {REMEDY}")
         else:
-            _say(f"compiling, once: a few seconds{also}")
+            _say(f"compiling its loops, once: a few seconds{also}")
         made = _compile(missing)
         found |= made
         if place.folder and not place.trouble:
@@ -78,21 +81,23 @@ def objects(contents: Mapping[str, str]) -> dict[str, bytes]:
     return found
 
 
-def find() -> Place:
-    """The cache folder, made if there is none, with the reason if it cannot be used."""
+def find(*, make: bool = True) -> Place:
+    """The cache folder, with the reason if it cannot be used. make: it is made if there is none."""
     folder = _folder()
     if folder is None:
-        return Place(None, f"there is no home folder: {REMEDY}")
+        return Place(None, "there is no home folder")
     try:
-        _make(folder)
+        existing = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+        doubt = _distrust(existing, is_cache=existing == folder)
+        if doubt:
+            return Place(folder, doubt)
+        if not os.access(existing, os.W_OK | os.X_OK):
+            return Place(folder, f"cannot write to {existing}", readable=existing == folder)
+        if make:
+            _make(folder)
     except OSError as error:
-        return Place(folder, f"cannot make {folder}: {error.strerror}: {REMEDY}")
-    doubt = distrust(folder)
-    if doubt:
-        return Place(folder, f"{doubt}: {REMEDY}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return Place(folder, f"cannot write to {folder}: {REMEDY}")
-    return Place(folder)
+        return Place(folder, f"cannot use {folder}: {error.strerror}")
+    return Place(folder, readable=True)
 
 
 def _folder() -> Path | None:
@@ -108,33 +113,30 @@ def _folder() -> Path | None:
 
 def _make(folder: Path) -> None:
     """Make a folder and its parents, for their owner only, whatever the umask."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            each.mkdir(0o700)
+    for each in reversed((folder, *folder.parents)):
+        if not each.exists():
+            with contextlib.suppress(FileExistsError):
+                each.mkdir(0o700)
+                each.chmod(0o700)
 
 
-def distrust(path: Path) -> str:
-    """Why others could have put something in a folder of ours; empty if nobody but root could."""
-    try:
-        own = path.stat()
-        if not stat.S_ISDIR(own.st_mode):
-            return f"{path} is no folder"
-        if own.st_uid != os.geteuid():
-            return f"{path} belongs to another user"
-        for each in dict.fromkeys((path, *path.parents, *path.resolve().parents)):
-            found = each.stat()
-            if found.st_uid not in (0, os.geteuid()):
-                return f"{each} belongs to another user"
-            # in a sticky folder, such as /tmp, nobody can rename what is not his own
-            sticky = found.st_mode & stat.S_ISVTX and each != path
-            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
-                return f"others can write to {each}"
-    except OSError as error:
-        return f"cannot use {path}: {error.strerror}"
+def _distrust(path: Path, *, is_cache: bool) -> str:
+    """Why others could put something into a folder, or below it; empty if only this user and root can.
+
+    is_cache: it is the cache folder itself; root's would be another user's.
+    """
+    if not path.is_dir():
+        return f"{path} is no folder"
+    if is_cache and path.stat().st_uid != os.geteuid():
+        return f"{path} belongs to another user"
+    for each in dict.fromkeys((path, *path.parents, *(path.resolve(), *path.resolve().parents))):
+        found = each.stat()
+        if found.st_uid not in (0, os.geteuid()):
+            return f"{each} belongs to another user"
+        # in a sticky folder, such as /tmp, nobody can rename what belongs to another user
+        sticky = found.st_mode & stat.S_ISVTX and not (is_cache and each == path)
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+            return f"others can write to {each}"
     return ""
 
 
@@ -205,15 +207,19 @@ def _keep(folder: Path, made: Mapping[str, tuple[str, bytes]]) -> None:
         return
     for other in folder.iterdir():
         with contextlib.suppress(OSError):
-            if other.is_file() and time.time() - other.stat().st_mtime > KEPT_DAYS * DAY:
+            if other.name.endswith(SUFFIX) and time.time() - other.stat().st_mtime > KEPT_DAYS * DAY:
                 other.unlink()
 
 
 def _compile(modules: list[str]) -> dict[str, bytes]:
-    """Have a child process compile modules; variables of numba have no say in it."""
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from replay.jit import build; build.main()"
+    """Have a child process compile modules.
+
+    numba's variables and a .numba_config.yaml in the current folder have no say in it: an object is the same
+    for all starts.
+    """
+    path = [str(ROOT), *map(os.path.abspath, sys.path)]
+    program = f"import sys; sys.path[:] = {path!r}; from replay.jit import build; build.main()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-    # numba's types come from NumPy, whose threads are of no use here
     environment |= {"NUMBA_CPU_NAME": PROCESSOR, "NUMBA_CPU_FEATURES": "", "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -238,5 +244,6 @@ def _compile(modules: list[str]) -> dict[str, bytes]:
 
 def _say(line: str) -> None:
     """A line for people: if it cannot be written, the work goes on."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f"replay: {line}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # print() would take standard output instead
+        with contextlib.suppress(OSError, ValueError):
+            print(f"replay: {line}", file=sys.stderr, flush=True)

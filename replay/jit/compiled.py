@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 import os
 import sys
 import threading
@@ -120,18 +121,20 @@ def prepare(*modules: types.ModuleType) -> None:
 
 def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
     """The machine code at an address as a Python function, which checks what it is given."""
-    expected = function.arguments
-    kinds = [kind for array in expected for kind in _c_types(array)]
+    expected = [(array, None if array is None else np.dtype(array.dtype)) for array in function.arguments]
+    kinds = [kind for array in function.arguments for kind in _c_types(array)]
     entry = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(address)
 
     def run(*arguments: Any) -> int:
+        if len(arguments) != len(expected):
+            raise TypeError(f"{function.name} takes {len(expected)} arguments, not {len(arguments)}")
         words: list[int] = []
-        for value, array in zip(arguments, expected, strict=True):
+        for value, (array, dtype) in zip(arguments, expected, strict=True):
             if array is None:
-                words.append(value)
+                words.append(_int64(value))
             elif (
                 isinstance(value, np.ndarray)
-                and value.dtype.name == array.dtype
+                and value.dtype == dtype
                 and value.ndim == array.ndim
                 and value.flags.c_contiguous
             ):
@@ -144,6 +147,14 @@ def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
         return entry(*words)
 
     return run
+
+
+def _int64(value: Any) -> int:
+    """An integer of Python or NumPy; ctypes would cut off what does not fit."""
+    number = operator.index(value)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise OverflowError(f"{number} does not fit into int64")
+    return number
 
 
 def _c_types(array: Array | None) -> list[Any]:

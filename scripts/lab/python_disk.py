@@ -16,6 +16,7 @@ from lab import initramfs
 Ignore = Callable[[Any, list[str]], set[str]]
 """What shutil.copytree() asks which names of a folder to leave out."""
 REPOSITORY = Path(__file__).resolve().parents[2]
+DISTRIBUTION = "mm-replay"
 ENVIRONMENT = Path("/env")
 PYTHON = ENVIRONMENT / "bin" / "python"
 SOURCES = ENVIRONMENT / "sources"
@@ -23,8 +24,9 @@ CACHE = ENVIRONMENT / "cache"
 TESTS = ENVIRONMENT / "repository" / "tests"
 PREPARE = "import sys; sys.path[:0] = sys.argv[1:]; from replay.capture import loops; loops.prepare()"
 DISK_MIB = 2048  # sparse: what is not written takes no room
-# Of what replay depends on: what is to be compiled for `replay validate` is compiled here.
-NOT_NEEDED = ("numba", "llvmlite")
+# The guest compiles nothing: of numba it needs the version, which objects in the cache depend on.
+NUMBA = "numba"
+NUMBA_FILES = ("__init__.py", "_version.py")
 # Of their files: what only builds and tests of theirs need.
 SKIPPED = shutil.ignore_patterns(
     "test", "tests", "include", "idlelib", "ensurepip", "tkinter", "config-*", "*.a"
@@ -52,7 +54,7 @@ def make(root: Path, image: Path, kernel: Path) -> list[str]:
         if Path("/", name).is_symlink():
             (root / name).symlink_to(f"usr/{name}")
     installed = [name for name in ("pytest",) if _is_installed(name)]
-    _copy_python(root, ["replay", *installed])
+    _copy_python(root, [DISTRIBUTION, *installed])
     for name in PROGRAMS:
         _copy_program(name, root)
     if all(shutil.which(name) for name in COMPILER):
@@ -101,13 +103,17 @@ def _copy_python(root: Path, distributions: list[str]) -> None:
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     packages = _below(root, ENVIRONMENT) / "lib" / version / "site-packages"
     for source in _packages(distributions):
-        if source.is_dir():
+        if source.name == NUMBA:
+            (packages / NUMBA).mkdir(parents=True)
+            for file in NUMBA_FILES:
+                shutil.copy2(source / file, packages / NUMBA)
+        elif source.is_dir():
             _copy_tree(source, packages / source.name)
         else:
             packages.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, packages)
     _copy_tree(REPOSITORY / "replay", packages / "replay")
-    _compile(packages, _below(root, CACHE))
+    _compile(_below(root, CACHE))
     tests = _below(root, TESTS)
     (tests / "validate").mkdir(parents=True)
     for path in (REPOSITORY / "tests" / "__init__.py", *(REPOSITORY / "tests" / "validate").glob("*.py")):
@@ -118,10 +124,10 @@ def _copy_python(root: Path, distributions: list[str]) -> None:
     (_below(root, ENVIRONMENT) / "pyvenv.cfg").write_text(f"home = {interpreter.parent}\n")
 
 
-def _compile(packages: Path, cache: Path) -> None:
-    """Compile replay's native functions for the guest, which has no numba; its XDG_CACHE_HOME is CACHE."""
+def _compile(cache: Path) -> None:
+    """Compile replay's loops for the guest, which has no numba to do it; its XDG_CACHE_HOME is CACHE."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
-    subprocess.run([sys.executable, "-c", PREPARE, str(packages)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", PREPARE, str(REPOSITORY)], env=environment, check=True)
 
 
 def _of_standard_library(folder: str, names: list[str]) -> set[str]:
@@ -133,12 +139,12 @@ def _packages(distributions: list[str]) -> Iterator[Path]:
     wanted, seen = [*distributions], set()
     while wanted:
         name = wanted.pop()
-        if name in seen or name in NOT_NEEDED or not _is_installed(name):
+        if name in seen or not _is_installed(name):
             continue
         seen.add(name)
         found = importlib.metadata.distribution(name)
         wanted += [re.split(r"[^\w.-]", each)[0] for each in found.requires or () if ";" not in each]
-        if name != "replay":
+        if name != DISTRIBUTION:
             tops = {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}
             yield from (Path(str(found.locate_file(top))) for top in sorted(tops))
 
