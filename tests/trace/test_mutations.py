@@ -25,7 +25,7 @@ from tests.trace.mutations import KINDS, mutated, small_traces
 
 COUNT = int(os.environ.get("REPLAY_MUTATIONS", "150"))
 
-UNUSED = ("file", "exclusive", "soft_dirty", "vma_flags", "vma_name", "memcg")
+UNUSED = ("file", "exclusive", "soft_dirty", "vma_flags", "vma_name")
 """Columns that no algorithm looks at."""
 
 MANY_TABLES = 10_000
