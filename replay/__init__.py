@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 __version__ = "0.2.0"
 
-__all__ = ["capture_all", "capture_cgroup", "capture_process", "compare", "read_trace", "record", "run"]
+__all__ = [
+    "capture_all",
+    "capture_cgroup",
+    "capture_process",
+    "capture_processes",
+    "compare",
+    "read_trace",
+    "record",
+    "run",
+]
 
 if TYPE_CHECKING:
-    from replay.capture.live import capture_all, capture_cgroup, capture_process
+    from replay.capture.live import capture_all, capture_cgroup, capture_process, capture_processes
     from replay.recording.recorder import record
     from replay.report.compare import compare
     from replay.teardown.replayer import run
@@ -25,6 +34,7 @@ _PLACES: Final = {
     "capture_all": ("replay.capture.live", "capture_all"),
     "capture_cgroup": ("replay.capture.live", "capture_cgroup"),
     "capture_process": ("replay.capture.live", "capture_process"),
+    "capture_processes": ("replay.capture.live", "capture_processes"),
     "compare": ("replay.report.compare", "compare"),
     "read_trace": ("replay.trace.file", "read"),
     "record": ("replay.recording.recorder", "record"),

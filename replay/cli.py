@@ -29,6 +29,7 @@ from replay.commands import (
 )
 from replay.commands.output import note
 from replay.errors import ReplayError
+from replay.support import shortage
 
 app = typer.Typer(
     help="How Linux tears down a process's memory, replayed over page tables of real processes.",
@@ -55,6 +56,9 @@ app.command()(algorithms.algorithms)
 app.command(context_settings=OTHERS_OPTIONS)(validate.validate)
 app.command()(calibrate.calibrate)
 app.command()(doctor.doctor)
+
+FOLLOWS: Final = frozenset(("record", "capture", "validate", "calibrate"))
+"""Commands that trace processes, or hold them, and must do so themselves."""
 
 COLLECT_AFTER: Final = 100_000
 """Objects made between two searches for garbage: what is loaded at the start is none."""
@@ -83,6 +87,13 @@ def main() -> None:
     """
     gc.set_threshold(COLLECT_AFTER)
     _open_streams()
+    if shortage.is_limited() and not FOLLOWS.intersection(sys.argv[1:2]):
+        os._exit(shortage.supervised(_ended))
+    os._exit(_ended())
+
+
+def _ended() -> int:
+    """Run the command; its exit status, when all is written."""
     status = _status()
     try:
         sys.stdout.flush()
@@ -92,7 +103,7 @@ def main() -> None:
         note(f"replay: cannot write to standard output: {error.strerror}")
         status = 1
     sys.stderr.flush()
-    os._exit(status)
+    return status
 
 
 def _open_streams() -> None:
@@ -122,9 +133,15 @@ def _status() -> int:
     except BrokenPipeError:
         # whoever read our output has what it wanted; nothing may be flushed to the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        name = f" {error.filename}" if error.filename else ""
-        note(f"replay: cannot go on:{name} {error.strerror or error}")
+    except BaseException as error:
+        # a panic of polars is a BaseException
+        line = shortage.told(error)
+        if line is None and isinstance(error, OSError):
+            name = f" {error.filename}" if error.filename else ""
+            line = f"cannot go on:{name} {error.strerror or error}"
+        if line is None:
+            raise
+        note(f"replay: {line}")
         return 1
     return 0
 

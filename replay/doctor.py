@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -10,11 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from replay.errors import ReplayError
 from replay.jit import cache
-from replay.procfs import files, kernel, pagemap_scan
+from replay.procfs import files, kernel, own_page, pagemap_scan
 
 CAPABILITIES: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 
@@ -100,28 +97,28 @@ def _namespaces() -> Check:
 
 
 def _page_frames() -> Check:
-    page = ctypes.create_string_buffer(b"present", os.sysconf("SC_PAGE_SIZE"))
-    word = np.zeros(1, np.uint64)
     try:
-        fd = files.open_pagemap(files.PROC, os.getpid())
+        with own_page.own_frame() as frame:
+            if frame:
+                return Check("pagemap", State.WORKS, "page frames are shown")
     except ReplayError as error:
         return Check("pagemap", State.FAILS, str(error), "a kernel with CONFIG_PROC_PAGE_MONITOR")
-    try:
-        files.read_words(fd, ctypes.addressof(page) // len(page), word)
-    finally:
-        os.close(fd)
-    if word[0] & files.PM_PFRAME:
-        return Check("pagemap", State.WORKS, "page frames are shown")
     return Check("pagemap", State.FAILS, "page frames read as 0", f"CAP_SYS_ADMIN: run as root; {DOCKER}")
 
 
 def _kpage(name: str) -> Check:
     try:
-        fd = files.open_kpage(files.PROC, name)
+        with own_page.own_frame() as frame:
+            descriptor = files.open_kpage(files.PROC, name)
+            try:
+                own_page.check_kpage(descriptor, files.PROC / name, frame)
+            finally:
+                os.close(descriptor)
     except ReplayError as error:
         return Check(name, State.FAILS, str(error), "run as root, on a kernel with CONFIG_PROC_PAGE_MONITOR")
-    os.close(fd)
-    return Check(name, State.WORKS, "readable")
+    if not frame:
+        return Check(name, State.LIMITED, "can be opened; without page frames it says nothing", DOCKER)
+    return Check(name, State.WORKS, f"says of a page of our own: {own_page.EXPECTED[name]}")
 
 
 def _pagemap_scan() -> Check:

@@ -160,6 +160,33 @@ def test_page_tables_can_take_the_rcu_path(path: Path):
         assert frame.select("page_tables", "table_batches").rows() == [(9, batches)]
 
 
+def test_run_against_any_algorithm_shows_it(path: Path):
+    shown = on_terminal("run", path, "-a", "mainline", "--baseline", "v6.12")
+    assert "v6.12" in shown and "mainline" in shown
+    frame = pl.read_csv(io.StringIO(call("run", path, "-a", "mainline", "--baseline", "v6.12").stdout))
+    assert frame.select("algorithm", "release_entries_avoided").rows() == [("mainline", 9)]
+
+
+def test_run_with_algorithms_of_ones_own(path: Path, tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text('[mine]\nbase = "v2"\nbundle = 16\n')
+    done = call(
+        "run", path, "-a", file, "-a", "mine,bundle=32,name=more", "--vary", "max_folios_per_free=1,2"
+    )
+    assert pl.read_csv(io.StringIO(done.stdout))["algorithm"].to_list() == [
+        *(f"mine,max_folios_per_free={n}" for n in (1, 2)),
+        *(f"more,max_folios_per_free={n}" for n in (1, 2)),
+    ]
+    assert "it must be a whole number" in line(call("run", path, "-a", "v2,bundle=x"), 2)
+    assert "--together" in line(call("run", path, "--order", "1"), 2)
+
+
+def test_run_checks_itself(path: Path):
+    done = call("run", path, "-a", "v2,mainline", "--check")
+    assert done.returncode == 0
+    assert "machine and reference agree in 3 of 3 replays of 1 of 1 address spaces" in done.stderr
+
+
 def test_a_reader_that_stops_reading(path: Path):
     done = subprocess.run(
         f"{' '.join(REPLAY)} run {path} | head -c 10", shell=True, capture_output=True, text=True, check=False

@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,24 +24,28 @@ sys.path.insert(0, str(SCRIPTS))
 
 from lab import (  # noqa: E402
     boot,
+    build,
     catalogue,
     compare,
     counts,
     initramfs,
+    packages,
     pages,
     probes,
+    report,
     run,
     trace,
     validate,
     validate_report,
 )
 from lab.architecture import ARCHITECTURES, OWN, compiler  # noqa: E402
-from lab.case import Evidence  # noqa: E402
+from lab.case import Boot, Evidence  # noqa: E402
 from lab.errors import LabError  # noqa: E402
 
 from replay.validate.tracefs import Event, parse_format  # noqa: E402
 
 STRUCT_PAGES = 0xFFFFEA0000000000
+FREE_TABLES = 0xFFFFFFFF816D0D80
 FORMAT = """name: free_calls
 ID: 777
 format:
@@ -64,7 +70,7 @@ def page(content: bytes, commit_flags: int = 0) -> bytes:
     return (struct.pack("<QQ", 1, len(content) | commit_flags) + content).ljust(4096, b"\0")
 
 
-def event(name: str, pid: int = 5, **fields: int) -> Event:
+def event(name: str, pid: int = 5, **fields: int | bytes) -> Event:
     return Event(0, 0, name, pid, False, fields)
 
 
@@ -114,7 +120,7 @@ def test_what_one_exit_did():
         event("tlb_finished"),
     ]
     probed = {each.name: each.name for each in stream} | {"deferred_split": "deferred_split_folio"}
-    found = counts.observe(stream, 5, probed, leaves, flags, STRUCT_PAGES)
+    found = counts.observe(stream, 5, probed, leaves, flags, STRUCT_PAGES, FREE_TABLES)
     assert (found.counters["rmap_calls"], found.counters["free_calls"]) == (1, 1)
     assert found.counters["deferred_split_queued"] == found.counters["deferred_split_dequeued"] == 1
     assert (found.counters["lruvec_locks"], found.counters["pages_freed"]) == (1, 8)
@@ -122,9 +128,9 @@ def test_what_one_exit_did():
     assert (found.rmap_sizes, found.release_sizes, found.flush_groups) == ({4: 1}, [1], [[2]])
     assert (found.freed, found.preempted) == ([[8, 3]], False)
     other = [*stream[:3], event("resched", pid=7), *stream[3:]]
-    assert counts.observe(other, 5, probed, leaves, flags, STRUCT_PAGES).preempted
+    assert counts.observe(other, 5, probed, leaves, flags, STRUCT_PAGES, FREE_TABLES).preempted
     with pytest.raises(counts.NoExitError):
-        counts.observe(stream, 6, probed, leaves, flags, STRUCT_PAGES)
+        counts.observe(stream, 6, probed, leaves, flags, STRUCT_PAGES, FREE_TABLES)
 
 
 def test_page_table_leaves_are_decoded():
@@ -133,23 +139,23 @@ def test_page_table_leaves_are_decoded():
     flags[9:16] = 1 << pages.TAIL | 1 << pages.ANON
     flags[32] = 1 << pages.HEAD | 1 << pages.HUGE
     flags[40] = 1 << pages.ZERO_PAGE
-    level = [np.uint64(n << 60) for n in range(3)]
+    level = [n << 60 for n in range(3)]
     present, layout = pages.PRESENT, pages.layout_of("x86_64", (6, 12))
     dirty, saved_dirty = (mask for mask, _ in layout.dirty)
-    prot_none = (~np.uint64(21 << 12) & np.uint64(layout.frame)) | np.uint64(layout.prot_none)
+    prot_none = ~(21 << 12) & layout.frame | layout.prot_none
     entries = [
-        (level[1] + np.uint64(100), 20 << 12 | present | dirty),  # file, dirty
-        (level[1] + np.uint64(101), prot_none),  # file, clean
-        (level[1] + np.uint64(102), 9 << 12 | present | dirty),  # anonymous: its dirty bit says nothing
-        (level[1] + np.uint64(103), 41 << 12 | present | layout.special),  # zero page
-        (level[1] + np.uint64(104), 5 << 12),  # swap entry
-        (level[1] + np.uint64(700), 22 << 12 | present | layout.special),  # VM_PFNMAP
-        (level[2] + np.uint64(512), 8 << 12 | present),
-        (level[2] + np.uint64(1024), 32 << 12 | present),
-        (level[2] + np.uint64(1536), 40 << 12 | present),
-        (level[1] + np.uint64(2000), 23 << 12 | present | saved_dirty),
+        (level[1] + 100, 20 << 12 | present | dirty),  # file, dirty
+        (level[1] + 101, prot_none),  # file, clean
+        (level[1] + 102, 9 << 12 | present | dirty),  # anonymous: its dirty bit says nothing
+        (level[1] + 103, 41 << 12 | present | layout.special),  # zero page
+        (level[1] + 104, 5 << 12),  # swap entry
+        (level[1] + 700, 22 << 12 | present | layout.special),  # VM_PFNMAP
+        (level[2] + 512, 8 << 12 | present),
+        (level[2] + 1024, 32 << 12 | present),
+        (level[2] + 1536, 40 << 12 | present),
+        (level[1] + 2000, 23 << 12 | present | saved_dirty),
     ]
-    raw = np.array([(int(w), int(e)) for w, e in entries], pages._LEAF).tobytes()
+    raw = np.array(entries, pages._LEAF).tobytes()
     smaps = "2bc000-2bd000 r--p 00000000 00:00 0 [vvar]\nVmFlags: rd mr pf \n"
     found = pages.decode(raw, smaps, flags, layout, 4096)
     assert found.pte_vpn.tolist() == [100, 101, 102, 2000]
@@ -227,6 +233,25 @@ def test_folios_held_by_others_need_their_references_as_proof():
     assert compare.held_by_others([[1, 0], [2, 0]], replayed, proof) == 0  # 3 has no reference too many
 
 
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no C compiler")
+def test_files_of_the_guest_call_only_files_before_them(tmp_path: Path):
+    defined: set[str] = set()
+    for name in initramfs.INIT_SOURCES:
+        built = tmp_path / f"{name}.o"
+        subprocess.run(["gcc", "-c", "-o", str(built), str(initramfs.SOURCES / name)], check=True)
+        listed = subprocess.run(["nm", str(built)], capture_output=True, text=True, check=True).stdout
+        symbols = [line.split()[-2:] for line in listed.splitlines()]
+        needed = {symbol for kind, symbol in symbols if kind == "U"}
+        assert needed.isdisjoint(_functions_of_the_guest() - defined), name
+        defined |= {symbol for kind, symbol in symbols if kind == "T"}
+
+
+def _functions_of_the_guest() -> set[str]:
+    """What lab.h declares."""
+    text = (initramfs.SOURCES / "lab.h").read_text()
+    return set(re.findall(r"^(?:void|int|uint64_t|size_t) (\w+)\(", text, re.MULTILINE))
+
+
 def test_archive_is_what_cpio_reads():
     data = initramfs.cpio([("a", 0o40755, b""), ("a/b", 0o100644, b"12345")])
     assert len(data) % 4 == 0
@@ -234,9 +259,85 @@ def test_archive_is_what_cpio_reads():
     assert data.index(b"a/b\0") < data.index(b"12345") < data.index(b"TRAILER!!!")
 
 
+def test_the_newest_package_is_told_by_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = ["linux-image-6.18.9+deb13-cloud-amd64", "linux-image-6.18.15+deb13-cloud-amd64"]
+    other = "linux-image-6.18.20+deb13-rt-amd64"
+    apt = packages.Apt(OWN, cache=tmp_path)
+    monkeypatch.setattr(apt, "_run", lambda *command, **_: "\n".join([*names, other]))
+    assert apt.newest("linux-image-6.18.*-cloud-amd64") == names[1]
+    assert apt.newest("linux-image-9.9.*-cloud-amd64") == ""
+
+
+def test_a_kernel_is_made_of_the_packages_that_its_image_needs():
+    needs = ["initramfs-tools", "linux-base-7.3.4-x", "linux-modules-7.3.4-x", "linux-binary-7.3.4-x", "kmod"]
+    assert set(packages._parts(needs)) == {*needs[1:4]}
+    assert packages._parts(["linux-base-x", "linux-image-7.3.4-x"])[0] == "linux-image-7.3.4-x"
+
+
+def test_suites_have_caches_of_their_own(tmp_path: Path):
+    homes = [
+        packages.Apt(each, suite, tmp_path).home
+        for each in ARCHITECTURES.values()
+        for suite in packages.SUITES
+    ]
+    assert len(set(homes)) == len(homes)
+
+
+def test_a_configuration_that_the_source_does_not_have_is_refused(tmp_path: Path):
+    config = tmp_path / ".config"
+    config.write_text("CONFIG_A=y\n# CONFIG_B is not set\n")
+    build._check_config(config, "# why\nCONFIG_A=y\n")
+    with pytest.raises(LabError, match="CONFIG_B=y"):
+        build._check_config(config, "CONFIG_A=y\nCONFIG_B=y\n")
+
+
+@pytest.mark.parametrize(
+    ("config", "algorithm"),
+    [
+        ("", "v6.12"),
+        ("CONFIG_MM_ID=y\nCONFIG_PT_RECLAIM=y\n", "mainline"),
+        ("CONFIG_MM_ID=y\nCONFIG_NO_PAGE_MAPCOUNT=y\n", "mainline-nomapcount"),
+    ],
+)
+def test_the_algorithm_of_a_kernel_is_what_it_shows(tmp_path: Path, config: str, algorithm: str):
+    image = tmp_path / "vmlinuz"
+    (tmp_path / "config-built").write_text(config)
+    functions = frozenset({"tlb_flush_rmaps", "__tlb_remove_folio_pages", "schedule"})
+    info = Boot("7.3.4", {}, {}, 0, 4096, -1, functions)
+    assert run._algorithm(run.Kernel("x", OWN, image, None), info) == algorithm
+
+
+def test_batches_of_page_tables_are_told_by_the_function_that_frees_them():
+    calls = [event("table_batch", func=func) for func in (FREE_TABLES, 1, FREE_TABLES)]
+    stream = [event("exit_mmap_entry", mm=2), *calls, event("tlb_finish"), event("tlb_finished")]
+    no = np.empty(0, np.int64)
+    leaves = pages.Leaves(no, no, np.empty(0, bool), None, no, no, 0, 0)
+    probed = {each.name: each.name for each in stream}
+    flags = np.zeros(1, np.uint64)
+    found = counts.observe(stream, 5, probed, leaves, flags, STRUCT_PAGES, FREE_TABLES)
+    assert found.counters["table_batches"] == 2
+
+
+def test_the_report_tells_explained_from_unexplained_cases():
+    def row(case: str, agrees: bool, cause: str) -> compare.Row:
+        return compare.Row("v7.3", "7.3.4", case, "folios_freed", "1", "1" if agrees else "2", agrees, cause)
+
+    rows = [
+        row("a", True, ""),
+        row("b", False, "1 folio has references"),
+        row("c", False, compare.UNEXPLAINED),
+    ]
+    result = run.Result("v7.3", "7.3.4", "mainline", rows)
+    assert (result.differing, result.unexplained) == (["b", "c"], ["c"])
+    text = report.summary([result], ARCHITECTURES["amd64"], "x.csv")
+    assert "| v7.3 | 7.3.4 | `mainline` | 3 | 1 | 1 | 1 | 3 | 1 |" in text
+
+
 def test_catalogue():
     cases = catalogue.catalogue("amd64")
-    assert len(cases) == len(set(cases)) > 100
+    assert len(cases) == len(set(cases)) > 150
+    for kind, least in (("pinned", 4), ("cold", 8), ("lazyfree", 6), ("mlock", 14)):
+        assert sum(name.startswith(kind) for name in cases) >= least
     assert cases == catalogue.catalogue("amd64")
     assert cases.items() < catalogue.catalogue("arm64").items()
     assert set(catalogue.selected(["tiny_0000?", "ksm"], "amd64")) == {
@@ -348,7 +449,8 @@ def test_runs_are_what_the_disk_can_do():
     ("arguments", "status", "message"),
     [
         (["--image", "/nowhere", "--algorithm", "v2"], 2, "no kernel image"),
-        (["--image", __file__], 2, "go together"),
+        (["--image", __file__], 1, "no configuration"),
+        (["--algorithm", "v2"], 2, "is for a kernel given by --image"),
         (["--image", __file__, "--algorithm", "v9"], 2, "unknown algorithm"),
         (["--case", "no such case"], 1, "no case is called"),
         (["-o", "/nowhere/x.csv"], 2, "no folder"),

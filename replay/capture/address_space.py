@@ -75,7 +75,7 @@ class Space(NamedTuple):
     """What was captured beside the extents.
 
     changed: pages or entries that changed while they were read. unaccounted: see `metadata.AddressSpace`.
-    held_ms: milliseconds for which the process was held, if it was.
+    held_ms: milliseconds for which the process was held, if it was. shared_with: other processes that use it.
     """
 
     status: Status
@@ -87,6 +87,7 @@ class Space(NamedTuple):
     unaccounted: dict[str, int]
     command_line: str = ""
     held_ms: float = 0.0
+    shared_with: tuple[int, ...] = ()
 
 
 class Survey(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from replay.capture.address_space import Options, Progress, Space
 from replay.capture.extents import Extents, Owner
 from replay.capture.rss import Figure
 from replay.errors import ProcessGoneError, ReplayError
-from replay.process import stop
+from replay.process import shared, stop
 from replay.procfs import files, kernel
 from replay.procfs.files import Status, Vma
 from replay.procfs.source import Tree, by_task, opened
@@ -111,7 +112,8 @@ def _attempt(
                 captured = capture_into(
                     seen, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
                 )
-        captured = captured._replace(held_ms=_since(began) if how == "ptrace" else 0.0)
+        held_ms = _since(began) if how == "ptrace" else 0.0
+        captured = captured._replace(held_ms=held_ms, shared_with=_sharing(tree).get(pid, ()))
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
         meta = metadata(tree, [(pid, captured)], options, held=how)
@@ -170,6 +172,27 @@ def capture_all(
         return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
 
 
+def capture_processes(
+    pids: Sequence[int],
+    out: str | Path | None = None,
+    *,
+    procfs_root: str | Path = files.PROC,
+    hold: bool = True,
+    use_scan: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Capture:
+    """Capture some processes, each held still while it is read, into one trace.
+
+    The rest as in `capture_all`.
+    """
+    root = Path(procfs_root)
+    with stop.interruptible(), opened(root, pids[0]) as tree:
+        loops.prepare()
+        options = Options(use_scan=use_scan, held=hold or not tree.live)
+        return _capture_each(tree, pids, out, force, options, progress, together="", name="processes")
+
+
 def capture_cgroup(
     cgroup: str | Path,
     out: str | Path | None = None,
@@ -222,11 +245,13 @@ def _capture_each(
     refused: list[str] = []
     vanished = 0
     own = files.own_pid(tree.root)
+    others = _sharing(tree)
+    captured_pids: set[int] = set()
     with _sink(tree, out, force) as loading:
         sink = loading.result()
         for done, pid in enumerate(pids, 1):
             tid = _task(tree, pid)
-            if pid == own or tid is None:
+            if pid == own or tid is None or not captured_pids.isdisjoint(others.get(pid, ())):
                 continue
             before = sink.extents
             began = time.monotonic()
@@ -236,7 +261,9 @@ def _capture_each(
                     by_task(tree, pid, tid) as seen,
                 ):
                     captured = capture_into(seen, pid, len(spaces), sink.take, options)
-                spaces.append((pid, captured._replace(held_ms=_since(began) if held == "ptrace" else 0.0)))
+                captured = captured._replace(held_ms=_since(began) if held == "ptrace" else 0.0)
+                spaces.append((pid, captured._replace(shared_with=others.get(pid, ()))))
+                captured_pids.add(pid)
             except ReplayError as error:
                 if sink.written > before:
                     raise  # half of an address space is in the file already
@@ -281,6 +308,13 @@ def capture_into(
     return address_space.capture_space(tree, pid, emit, options, progress)
 
 
+def _sharing(tree: Tree) -> dict[int, tuple[int, ...]]:
+    """Processes that use one address space (see `shared.sharing`); none where the numbers are not ours."""
+    if not tree.live or files.own_pid(tree.root) != files.own_pid(files.PROC):
+        return {}
+    return shared.sharing(files.pids(tree.root))
+
+
 def _task(tree: Tree, pid: int) -> int | None:
     """The task through which a process is read; of a saved tree, which holds no tasks, the first."""
     return files.task_with_memory(tree.root, pid) if tree.live else pid
@@ -297,8 +331,8 @@ def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
             f"{tree.root} numbers processes of another PID namespace, which ptrace cannot reach: "
             "capture with --no-freeze, or run replay in that namespace"
         )
-    with stop.held(tree.root, pid):
-        yield "ptrace"
+    with stop.held(tree.root, pid) as how:
+        yield how
 
 
 def described(
@@ -322,7 +356,8 @@ def described(
 
 def described_space(pid: int, space: Space) -> AddressSpace:
     """The same of a captured one."""
-    return described(pid, space.status, space.command_line, space.unaccounted, space.held_ms)
+    found = described(pid, space.status, space.command_line, space.unaccounted, space.held_ms)
+    return dataclasses.replace(found, shared_with=space.shared_with)
 
 
 def metadata(

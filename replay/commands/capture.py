@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def capture(
-    process: Annotated[
-        str | None,
+    processes: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="The process, or its name where no other has it.", metavar="PID|NAME", show_default=False
+            help="Processes; a name where no other process has it.", metavar="PID|NAME...", show_default=False
         ),
     ] = None,
     output: Output = None,
@@ -43,16 +43,21 @@ def capture(
     redact: Redact = False,
     force: Force = False,
 ) -> None:
-    """Capture the page tables of running processes into a trace."""
-    if (process is not None) + (cgroup is not None) + everything != 1:
-        raise UsageError("name a process, --cgroup PATH or --all: one of them")
-    pid = None if process is None else process_number(procfs, process)
+    """Capture the page tables of running processes into a trace.
+
+    Examples: replay capture 4711; replay capture redis-server -o redis.parquet;
+    replay capture --cgroup system.slice/nginx.service
+    """
+    if bool(processes) + (cgroup is not None) + everything != 1:
+        raise UsageError("name processes, --cgroup PATH or --all: one of them")
+    pids = list(dict.fromkeys(process_number(procfs, word) for word in processes or []))
+    pid = pids[0] if len(pids) == 1 else None
     if at_exit and pid is None:
         raise UsageError("--at-exit waits for one process: name its PID")
     if at_exit and (procfs != Path("/proc") or not freeze):
         raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
     load_numpy()
-    path = output or default_name(*_subject(procfs, pid, cgroup))
+    path = output or default_name(*_subject(procfs, pids, cgroup), redact)
     written_to = target(path, redact, force)
     if at_exit and pid is not None:
         from replay.recording import recorder
@@ -73,6 +78,8 @@ def capture(
         }
         if pid is not None:
             done = live.capture_process(pid, written_to, **options)
+        elif pids:
+            done = live.capture_processes(pids, written_to, **options)
         elif cgroup is not None:
             done = live.capture_cgroup(cgroup, written_to, **options)
         else:
@@ -80,10 +87,12 @@ def capture(
     _after_capture(done, path, force)
 
 
-def _subject(procfs: Path, pid: int | None, cgroup: str | None) -> tuple[str, int]:
-    """What a capture is named after: a command's name and PID, a cgroup or all processes and our PID."""
-    if pid is not None:
-        return command_name(procfs, pid), pid
+def _subject(procfs: Path, pids: list[int], cgroup: str | None) -> tuple[str, int]:
+    """What a capture is named after: a command's name and PID; else what is captured, and our PID."""
+    if len(pids) == 1:
+        return command_name(procfs, pids[0]), pids[0]
+    if pids:
+        return f"{len(pids)}-processes", os.getpid()
     return (Path(cgroup).name if cgroup is not None else "all"), os.getpid()
 
 
@@ -100,7 +109,9 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
         elif len(lines) > 1:
             note(*(f"{space.comm} ({space.pid}): {line}" for line in lines))
     if len(spaces) > 1:
-        note(f"captured {len(spaces):,} processes; those not named above: as /proc/PID/status says")
+        note(
+            f"captured {len(spaces):,} address spaces; where nothing is said above, as /proc/PID/status says"
+        )
     note(*(f"not captured: {line}" for line in done.refused))
     if done.vanished:
         note(f"not captured: {done.vanished:,} that ended before they could be read")

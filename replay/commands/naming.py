@@ -35,11 +35,15 @@ def command_name(procfs: Path, pid: int) -> str:
         return "process"
 
 
-def default_name(comm: str, pid: int) -> Path:
+def default_name(comm: str, pid: int, redacted: bool = False) -> Path:
+    """The name of a trace in the current folder; of a redacted one it does not say of what."""
     import datetime
 
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in comm)
-    return Path(f"replay-{safe}-{pid}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}.parquet")
+    now = datetime.datetime.now(datetime.UTC)
+    if redacted:
+        return Path(f"replay-redacted-{now:%Y%m%d}-{os.urandom(3).hex()}.parquet")
+    return Path(f"replay-{safe}-{pid}-{now:%Y%m%dT%H%M%SZ}.parquet")
 
 
 COMM_LENGTH = 15

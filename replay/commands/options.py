@@ -33,7 +33,12 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite an existing trace.")]
 Redact = Annotated[
     bool,
-    typer.Option("--redact", help="Replace names and paths, renumber page frames; counts stay the same."),
+    typer.Option(
+        "--redact",
+        help="Replace names, paths and command lines, renumber PIDs, page frames and cgroups, move addresses "
+        "by whole gibibytes, keep the day and the kernel's version numbers; counts stay the same. What is "
+        "left: sizes, permissions and flags of VMAs, their places within a gibibyte, what is shared, THP.",
+    ),
 ]
 PagemapScan = Annotated[
     bool,

@@ -46,7 +46,7 @@ def record(
     load_numpy()
     from replay.recording import recorder
 
-    path = output or default_name(Path(command[0]).name, os.getpid())
+    path = output or default_name(Path(command[0]).name, os.getpid(), redact)
     recorded = recorder.record(
         command, target(path, redact, force), force=force, use_scan=pagemap_scan, execs=execs
     )

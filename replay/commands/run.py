@@ -30,7 +30,10 @@ def run(
     traces: Annotated[
         list[Path],
         typer.Argument(
-            help="Traces made by capture or record.", metavar="TRACE...", show_default=False, readable=False
+            help="Traces made by capture or record, or the folder of a sweep's parts.",
+            metavar="TRACE...",
+            show_default=False,
+            readable=False,
         ),
     ],
     algorithms: Annotated[
@@ -100,6 +103,10 @@ def run(
             "status 3 if they differ.",
         ),
     ] = False,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Estimate teardown times too, by the calibration of 'replay calibrate'."),
+    ] = False,
     csv_safe: Annotated[
         bool,
         typer.Option(
@@ -130,14 +137,20 @@ def run(
 
     from replay.trace import file
 
-    loaded = file.read_all(traces, partial=partial)
+    parts = [path for path in traces if path.is_dir()]
+    loaded = [] if parts else file.read_all(traces, partial=partial)
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
     if what_if is not None:
         run_what_if(loaded, what_if, names, page_tables, output, shape, per)
         return
-    results = of_pids(_replay(loaded, replayed, together, exits), pid)
+    if parts:
+        results = of_pids(_swept(traces, replayed), pid)
+    else:
+        results = of_pids(_replay(loaded, replayed, together, exits), pid)
+    if time:
+        note(*_add_time(loaded, results, base.name))
     _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, sort, top)
     if not together:
         from replay.report import notes
@@ -182,6 +195,54 @@ def _replay(
     )
 
 
+def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
+    """The results of a sweep: rows of the wanted algorithms of its parts."""
+    import polars as pl
+
+    from replay.fleet import parts
+
+    if len(folders) > 1:
+        raise UsageError("name one folder of parts, or traces: not both, nor several folders")
+    results = parts.read_all(folders[0])
+    wanted = [algorithm.name for algorithm in algorithms]
+    there = set(results["algorithm"])
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise UsageError(
+            f"the parts in {folders[0]} have no '{missing[0]}': with -a, name some of "
+            f"{', '.join(sorted(there))}"
+        )
+    return results.filter(pl.col("algorithm").is_in(wanted))
+
+
+def _add_time(traces: list[Trace], results: pl.DataFrame, baseline: str) -> list[str]:
+    """Lines with the estimated teardown time of each algorithm, by the calibration of this machine and
+    kernel.
+    """
+    import numpy as np
+    import polars as pl
+
+    from replay.cost import calibration as kept
+
+    if not traces:
+        raise UsageError("--time needs the traces: a sweep's parts do not say how many VMAs there are")
+    found = kept.read()
+    seconds: dict[str, float] = {}
+    for trace in traces:
+        of_each = kept.of_rows(trace.frame.lazy())
+        rows = results.filter(pl.col("trace") == trace.name)
+        for name, of_row in zip(rows["algorithm"], kept.seconds(rows, of_each, found), strict=True):
+            seconds[name] = seconds.get(name, 0.0) + float(np.asarray(of_row))
+    error = f"{100 * found.error_median:.0f} % in the median, {100 * found.error_high:.0f} % for one in ten"
+    lines = [f"estimated teardown time on this machine ({found.kernel}; error {error}):"]
+    for name, total in seconds.items():
+        against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
+        kind = "" if name == found.algorithm else "  extrapolated"
+        lines.append(f"  {name:20} {total * 1000:12,.1f} ms{against if name != baseline else '':10}{kind}")
+    lines.append(f"  an estimate, not a count; not seen: {kept.UNSEEN}")
+    return lines
+
+
 def _show_results(
     traces: list[Trace],
     results: pl.DataFrame,
@@ -200,6 +261,7 @@ def _show_results(
     from replay.teardown.counters import CHECKS
 
     metas = [trace.meta for trace in traces]
+    named = [trace.name for trace in traces] or results["trace"].unique(maintain_order=True).to_list()
 
     def compared(per: Per, shown: list[str] | None = names) -> pl.DataFrame:
         keys = {Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: list(compare.KEYS)}[per]
@@ -221,7 +283,7 @@ def _show_results(
         else:
             running = notes.running(metas)
             found = [
-                terminal.comparison(block, notes.title(block, traces), columns, baseline, running)
+                terminal.comparison(block, notes.title(block, named), columns, baseline, running)
                 for block in _blocks(frame)
             ]
         if shape is Shape.MD:

@@ -24,8 +24,12 @@ def validate(
     ] = None,
     only: Annotated[str | None, typer.Option(help="Built-in workloads, separated by commas.")] = None,
     drain: Annotated[
-        bool, typer.Option(help="Empty the LRU batches of all CPUs first: they hold references unseen.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Empty the LRU batches of all CPUs before each exit.",
+            show_default="only for kernels whose exit_mmap() empties those of its CPU: before v6.16",
+        ),
+    ] = None,
     algorithm: Annotated[
         str | None,
         typer.Option(

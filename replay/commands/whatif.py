@@ -171,7 +171,7 @@ def run_what_if(
             raise UsageError("--what-if shows totals in a table: leave --per out, or ask for --format csv")
         columns = width() if shape is Shape.TABLE else 0
         chosen = frame if names is None else frame.filter(pl.col("algorithm").is_in(names))
-        title = notes.title(frame.head(1), traces)
+        title = notes.title(frame.head(1), [trace.name for trace in traces])
         pages = {trace.meta.page_size for trace in traces}
         found = list(terminal.by_order(chosen, frame, title, max(pages), columns))
         if shape is Shape.MD:

@@ -7,6 +7,7 @@ The tracer of a task is the thread that seized it: all calls for one task must c
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -86,8 +87,23 @@ def event(status: int) -> int:
 
 def same_memory(tid: int, other: int) -> bool:
     """Whether two tasks have one mm; False where one of them is gone, or the kernel does not tell."""
+    try:
+        return compare_memory(tid, other) == 0
+    except OSError:
+        return False
+
+
+def compare_memory(tid: int, other: int) -> int:
+    """The order of the mm of two tasks: 0 for one and the same, -1 or 1.
+
+    The order holds while both are there. Raises `OSError` if one is gone or the kernel does not tell.
+    """
     number = _SYS_KCMP.get(platform.machine())
     if number is None:
-        return False
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     arguments = (ctypes.c_long(value) for value in (number, tid, other, _KCMP_VM, 0, 0))
-    return bool(_libc.syscall(*arguments) == 0)
+    found = _libc.syscall(*arguments)
+    if found < 0:
+        failure = ctypes.get_errno()
+        raise OSError(failure, os.strerror(failure))
+    return {0: 0, 1: -1}.get(found, 1)

@@ -22,18 +22,24 @@ from replay.process import ptrace
 from replay.procfs import files
 
 PATIENCE_SECONDS: Final = 5.0
-"""How long threads and cgroups get to stop: only uninterruptible sleep takes long."""
+"""How long a thread or a cgroup gets to stop: only uninterruptible sleep takes long."""
 
 
 @contextlib.contextmanager
-def held(root: Path, pid: int) -> Iterator[None]:
-    """Hold all threads of a process still while the block runs.
+def held(root: Path, pid: int) -> Iterator[str]:
+    """Hold all threads of a process still while the block runs; yields what holds them: `ptrace` or `cgroup`.
 
     A process that was stopped before stays stopped, and signals that arrive meanwhile are delivered after.
     Raises `ProcessGoneError` if it ends, `ReplayError` if it is traced already, is the caller itself, or
     does not stop.
     """
     _check(root, pid)
+    if is_frozen(root, pid):
+        # the freezer of cgroup v1 lets a task neither run nor stop for ptrace
+        yield "cgroup"
+        if not is_frozen(root, pid):
+            raise ReplayError(f"the cgroup of process {pid} was thawed while it was read: capture it again")
+        return
     release, stopped = threading.Event(), threading.Event()
     failure: list[BaseException] = []
 
@@ -57,7 +63,7 @@ def held(root: Path, pid: int) -> Iterator[None]:
         stopped.wait()
         if failure:
             raise failure[0]
-        yield
+        yield "ptrace"
     finally:
         release.set()
         thread.join()
@@ -78,13 +84,26 @@ def _check(root: Path, pid: int) -> None:
         )
 
 
+FREEZER: Final = Path("/sys/fs/cgroup/freezer")
+"""Where the freezer of cgroup v1 is mounted."""
+
+
+def is_frozen(root: Path, pid: int) -> bool:
+    """Whether the freezer of cgroup v1 holds a process: its cgroup, or one above it, is FROZEN."""
+    try:
+        lines = files.read_text(root, pid, "cgroup").splitlines()
+        [path] = [line.split(":", 2)[2] for line in lines if "freezer" in line.split(":", 2)[1].split(",")]
+        return (FREEZER / path.lstrip("/") / "freezer.state").read_text().strip() == "FROZEN"
+    except (OSError, ReplayError, ValueError, IndexError):
+        return False
+
+
 def _stop_all(root: Path, pid: int, signals: dict[int, int]) -> None:
     """Seize and stop threads until no new one appears.
 
     signals: filled with the signal that each thread's stop held back (0: none).
     """
     seized: set[int] = set()
-    deadline = time.monotonic() + PATIENCE_SECONDS
     while new := [tid for tid in files.threads(root, pid) if tid not in seized]:
         for tid in new:
             seized.add(tid)
@@ -100,7 +119,8 @@ def _stop_all(root: Path, pid: int, signals: dict[int, int]) -> None:
                     f"no right to hold process {pid} still: run replay as root with CAP_SYS_PTRACE, "
                     "or capture it running with --no-freeze"
                 ) from None
-            held_back = _wait_stop(pid, tid, deadline)
+            # patience counts from the last progress: there may be thousands of threads
+            held_back = _wait_stop(pid, tid, time.monotonic() + PATIENCE_SECONDS)
             if held_back is not None:
                 signals[tid] = held_back
     if not signals:

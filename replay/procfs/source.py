@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from replay.procfs import files, kernel
+from replay.procfs import files, kernel, own_page
 
 READERS: Final = 4
 """Threads: at most one reads ahead, with another's help, one looks for the second time, one loads pyarrow."""
@@ -52,7 +52,8 @@ class Tree(NamedTuple):
 def opened(root: Path, pid: int) -> Iterator[Tree]:
     """Open kpageflags and kpagecount of a tree; `pid` is a process by which a saved tree's page size is told.
 
-    Raises `ReplayError` if there is no such tree, no such process, or no right to read them.
+    Raises `ReplayError` if there is no such tree, no such process, no right to read them, or if a live one
+    says something else of a page of ours than what is known of it.
     """
     live = files.is_live(root)
     with contextlib.ExitStack() as stack:
@@ -64,6 +65,12 @@ def opened(root: Path, pid: int) -> Iterator[Tree]:
         memcg_fd = _open_memcg(root)
         if memcg_fd >= 0:
             stack.callback(os.close, memcg_fd)
+        if live:
+            with own_page.own_frame() as frame:
+                own_page.check_kpage(flags_fd, root / "kpageflags", frame)
+                own_page.check_kpage(counts_fd, root / "kpagecount", frame)
+                if memcg_fd >= 0 and not os.pread(memcg_fd, 8, frame * 8):
+                    memcg_fd = -1
         saved = min(files.saved_words(fd) or 0 for fd in (flags_fd, counts_fd))
         pool = stack.enter_context(ThreadPoolExecutor(READERS, "replay-read"))
         writer = stack.enter_context(ThreadPoolExecutor(1, "replay-write"))

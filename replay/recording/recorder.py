@@ -9,7 +9,6 @@ if the exec comes about.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import os
@@ -31,7 +30,7 @@ from replay.process import command, exec_gate, follow, ptrace, stop
 from replay.process.command import Command
 from replay.process.exec_gate import NoGateError
 from replay.process.follow import AtExit, Execs, Followed, Missed
-from replay.procfs import files, pagemap_scan
+from replay.procfs import files, own_page, pagemap_scan
 from replay.procfs.files import U64
 from replay.procfs.source import INLINE, Tree, by_task, opened
 from replay.recording import handover, snapshot
@@ -348,16 +347,12 @@ def _check_rights() -> None:
             "CAP_SYS_PTRACE is missing, without which set-user-ID programs lose their rights while they are "
             "traced: run replay as root, in a container with --cap-add SYS_PTRACE"
         )
-    size = os.sysconf("SC_PAGE_SIZE")
-    page = ctypes.create_string_buffer(b"present", size)
-    word = np.zeros(1, np.uint64)
-    fd = files.open_pagemap(files.PROC, os.getpid())
-    try:
-        files.read_words(fd, ctypes.addressof(page) // size, word)
-    finally:
-        os.close(fd)
-    if not word[0] & files.PM_PFRAME:
-        raise ReplayError("page frames read as 0: CAP_SYS_ADMIN is missing: run replay as root of the host")
+    with own_page.own_frame() as frame:
+        if not frame:
+            raise ReplayError(
+                "page frames read as 0: CAP_SYS_ADMIN is missing: run replay as root of the host"
+            )
+    own_page.check(files.PROC)
 
 
 @contextlib.contextmanager

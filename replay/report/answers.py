@@ -20,7 +20,7 @@ SUBJECTS: Final = {NEWEST: "Mainline", "v2": "The series (v2)"}
 
 def sentences(traces: Sequence[Trace], frame: pl.DataFrame) -> list[str]:
     """What a report says first. frame: totals of `whatif.compared`, with or without what-ifs."""
-    captured = {row["algorithm"]: row for row in _rows(frame, whatif.CAPTURED)}
+    captured = {str(row["algorithm"]): row for row in _rows(frame, whatif.CAPTURED)}
     base = captured[BASELINE]
     count = sum(len(trace.meta.address_spaces) for trace in traces)
     rss = sum(whatif.resident(trace) * trace.meta.page_size for trace in traces)

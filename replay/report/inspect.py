@@ -81,9 +81,10 @@ def orders(rows: pl.DataFrame) -> pl.DataFrame:
 def in_large_folios(rows: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
     """Mapped pages, and how many of them lie in folios above order 0: columns `by pages large share_pct`."""
     count = pl.col("pages").cast(pl.UInt64)
+    keys = [pl.col(name) for name in by] or [pl.lit(0).alias("all")]
     return (
         rows.filter(pl.col("kind").is_in(MAPPED))
-        .group_by(*(by or [pl.lit(0).alias("all")]), maintain_order=True)
+        .group_by(*keys, maintain_order=True)
         .agg(count.sum().alias("pages"), count.filter(pl.col("order") > 0).sum().alias("large"))
         .with_columns(share_pct=pl.col("large") / pl.col("pages") * 100)
         .select(*by, "pages", "large", "share_pct")

@@ -9,7 +9,7 @@ from replay.report.compare import equal
 from replay.teardown.algorithms import NEWEST_TRACED, of_release, release_numbers
 from replay.teardown.counters import CHECKS
 from replay.trace.kpageflags import KPF_ANON, bit
-from replay.trace.metadata import FIGURES, Metadata
+from replay.trace.metadata import FIGURES, AddressSpace, Metadata
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,7 +34,23 @@ def limits(meta: Metadata) -> list[str]:
         )
     if meta.changed_entries:
         lines.append(f"note: {meta.changed_entries:,} entries changed while they were read")
+    lines += [_shared(space) for space in meta.address_spaces if space.shared_with]
     return lines
+
+
+def _shared(space: AddressSpace) -> str:
+    """Which other processes use an address space, which is torn down once, by the last of them."""
+    count = len(space.shared_with)
+    named = ", ".join(map(str, space.shared_with[:MOST_NAMED]))
+    more = f" and {count - MOST_NAMED:,} others" if count > MOST_NAMED else ""
+    return (
+        f"note: {count:,} more process{'es' if count > 1 else ''} share{'' if count > 1 else 's'} "
+        f"the address space of {space.comm} ({space.pid}), which is counted once: {named}{more}"
+    )
+
+
+MOST_NAMED = 10
+"""Processes that one note names."""
 
 
 def noticed(trace: Trace, several: bool = False) -> list[str]:
@@ -76,12 +92,12 @@ def bugs(results: pl.DataFrame) -> list[str]:
     ]
 
 
-def title(block: pl.DataFrame, traces: Sequence[Trace]) -> str:
-    """What a block of the comparison stands for: an address space, a trace or all traces."""
+def title(block: pl.DataFrame, traces: Sequence[str]) -> str:
+    """What a block of the comparison stands for: an address space, a trace or all traces, given by name."""
     row = block.row(0, named=True)
     if "mm" in row:
         return f"{row['trace']}: address space {row['mm']}, {row['comm']} ({row['pid']})"
-    names = [row["trace"]] if "trace" in row else [trace.name for trace in traces]
+    names = [row["trace"]] if "trace" in row else list(traces)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     pmds = f"{row['pmd_mappings']:,} PMD mapping{'' if row['pmd_mappings'] == 1 else 's'}"
     return f"{', '.join(names[:3])}{more}: {spaces(row['address_spaces'])}, {row['ptes']:,} PTEs, {pmds}"

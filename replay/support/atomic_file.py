@@ -19,30 +19,58 @@ class atomic_file:  # noqa: N801 - used like a function
     file system does not have that (O_TMPFILE), it has one that begins with a dot.
 
     mode: its permissions, less the umask; by default only the owner's, for traces show addresses and names.
+
+    Made, it raises `ReplayError` for whatever can be known before the work is done: the name, the folder, the
+    rights, and whether there is room for `PROBE_BYTES`.
     """
 
     def __init__(self, path: str | Path, *, force: bool = False, mode: int = 0o600) -> None:
-        # what a symbolic link names is written, not the link
-        self.path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+        self.path = Path(path)
         self.force = force
         self.mode = mode
+        try:
+            self._check()
+        except OSError as error:
+            raise ReplayError(f"cannot write {path}: {error.strerror}") from None
+
+    def _check(self) -> None:
+        path = self.path
+        _check_length(path)
+        if path.is_symlink():
+            # what a symbolic link names is written, not the link
+            self.path = path.resolve()
         if self.path.is_dir():
             raise ReplayError(f"cannot write {path}: it is a folder: name a file in it")
         if self.path.exists() and not self.path.is_file():
             raise ReplayError(f"cannot write {path}: it is no ordinary file: choose another name")
-        if self.path.exists() and not force:
+        if self.path.exists() and not self.force:
             raise ReplayError(f"{path} exists: choose another name with -o, or overwrite it with --force")
         if not self.path.parent.is_dir():
             raise ReplayError(f"cannot write {path}: there is no folder {self.path.parent}: make it first")
-        if not os.access(self.path.parent, os.W_OK):
-            raise ReplayError(f"cannot write {path}: no right to write to {self.path.parent}")
+        try:
+            fd, partial = self._opened()
+        except PermissionError:
+            raise ReplayError(f"cannot write {path}: no right to write to {self.path.parent}") from None
+        try:
+            left = PROBE_BYTES
+            while left:
+                left -= os.write(fd, bytes(left))
+        finally:
+            os.close(fd)
+            partial.unlink(missing_ok=True)
+
+    def _opened(self) -> tuple[int, Path]:
+        """A new file in the folder, and the name that it has or is to have until it is whole."""
+        # short: the name of the file may be as long as the file system allows
+        partial = self.path.with_name(f".replay-{os.urandom(4).hex()}.partial")
+        fd = _nameless(self.path.parent, self.mode)
+        if fd is None:
+            fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode)
+        return fd, partial
 
     def __enter__(self) -> Any:
-        self.partial = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
         try:
-            fd = _nameless(self.path.parent, self.mode)
-            if fd is None:
-                fd = os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, self.mode)
+            fd, self.partial = self._opened()
         except OSError as error:
             raise ReplayError(f"cannot write {self.path}: {error.strerror}") from None
         self.file = os.fdopen(fd, "w+b")
@@ -70,6 +98,26 @@ class atomic_file:  # noqa: N801 - used like a function
             self.partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             raise ReplayError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
+
+
+PROBE_BYTES: Final = 1 << 16
+"""What must be free on the file system before the work begins: less than the smallest trace takes."""
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a name that the file system does not take."""
+    length = len(os.fsencode(path.name))
+    try:
+        most = os.pathconf(path.parent, "PC_NAME_MAX")
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return  # the folder is not there, or hidden: told later
+        raise
+    if length > most:
+        raise ReplayError(
+            f"cannot write {path.name[:20]}...: the name has {length} bytes, the file system takes {most}: "
+            "choose a shorter one"
+        )
 
 
 DESCRIPTORS: Final = Path("/proc/self/fd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -149,13 +150,17 @@ def _tear_down(space: AddressSpaceInput, table: I64, folios: I64, algorithm: Alg
 
 def prepare(folios: I64, chosen: state.Rules) -> I64:
     """Put into the folios table what depends on the algorithm -> the mlock batch of `machine.exit_mmap`."""
+    if chosen.counts_pages and chosen.queued_order < 0 and chosen.drains_lru:
+        return np.zeros(1, np.int64)
     anon = (folios[:, state.F_ANON] != 0) & (folios[:, state.F_HUGETLB] == 0)
     if not chosen.counts_pages:
+        # the kernel has no other count than the sum of the mapcounts
         partial = anon & (folios[:, state.F_ORDER] >= 2) & (folios[:, state.F_SWAPCACHE] == 0)
         partial &= folios[:, state.F_MAPCOUNT] < np.int64(1) << folios[:, state.F_ORDER]
         folios[:, state.F_PARTIALLY_MAPPED] = partial
         folios[:, state.F_QUEUED] = partial
-    folios[anon & (folios[:, state.F_ORDER] == chosen.queued_order), state.F_QUEUED] = 1
+    if chosen.queued_order >= 0:
+        folios[anon & (folios[:, state.F_ORDER] == chosen.queued_order), state.F_QUEUED] = 1
     if chosen.drains_lru:
         return np.zeros(1, np.int64)
     folios[:, state.F_REFS] += folios[:, state.F_WAITS] != 0
@@ -178,6 +183,7 @@ def count(
     return complete({name: found[name] for name in COUNTED}) | {name: found[name] for name in CHECKS}
 
 
+@cache
 def rules(algorithm: Algorithm, page_size: int, architecture: str) -> state.Rules:
     """An algorithm as the machine's numbers, for address spaces of this architecture."""
     by_rcu = not algorithm.gathers_tables(architecture)

@@ -12,7 +12,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay.errors import TraceError, UsageError
+from replay.errors import ReplayError, TraceError, UsageError
+from replay.support import shortage
 from replay.trace.check import check_frame
 from replay.trace.frame import Trace, frame_of
 from replay.trace.metadata import Metadata, decode_metadata
@@ -39,7 +40,11 @@ def read(path: str | Path, *, partial: bool = False) -> Trace:
             with path.open("rb") as file:
                 whole = pq.ParquetFile(file, read_dictionary=TEXT_COLUMNS, page_checksum_verification=True)
                 table = whole.read(columns=[name for name in COLUMNS if name in whole.schema_arrow.names])
+                for name in TEXT_COLUMNS:
+                    # no checksum covers how many texts there are, and polars trusts the numbers of texts
+                    table.column(name).validate(full=True)
         except (pa.ArrowException, OSError) as error:
+            _check_shortage(error, path)
             raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
     nulls = [name for name in table.column_names if table.column(name).null_count]
     if nulls:
@@ -96,7 +101,8 @@ def _open(path: Path) -> Iterator[Any]:
         raise TraceError(f"no such file: {path}") from None
     except PermissionError:
         raise TraceError(f"no right to read {path}: traces are readable by their owner only") from None
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        _check_shortage(error, path)
         if path.stat().st_size == 0:
             raise TraceError(f"{path} is empty: capture it again") from None
         with path.open("rb") as file:
@@ -108,12 +114,25 @@ def _open(path: Path) -> Iterator[Any]:
         yield parquet
 
 
+def _check_shortage(error: Exception, path: Path) -> None:
+    """Raise `ReplayError` where it is not the file that is at fault: memory, threads, the disk."""
+    line = shortage.told(error)
+    if line is None and isinstance(error, OSError) and error.errno is not None:
+        line = error.strerror or str(error)
+    if line is not None:
+        raise ReplayError(f"cannot read {path}: {line}") from None
+
+
 def _check_columns(schema: pa.Schema, path: Path) -> None:
     for name, kind in COLUMNS.items():
         if name not in schema.names:
             if name in OPTIONAL:
                 continue
             raise TraceError(f"{path}: column '{name}' is missing: the trace is damaged, capture it again")
+        if schema.names.count(name) > 1:
+            raise TraceError(
+                f"{path}: column '{name}' is there twice: the trace is damaged, capture it again"
+            )
         found = schema.field(name).type
         value = found.value_type if pa.types.is_dictionary(found) else found
         if kind == "text":

@@ -156,16 +156,6 @@ def flush_groups(events: Iterable[Event]) -> list[list[Event]]:
     return [group for group in groups if group]
 
 
-def gather_flushes(events: Sequence[Event]) -> int:
-    """Flushes of the gather that released anything, and the last one: it is made in any case.
-
-    It has nothing to release where the gather filled up with the last page and page tables are not in it.
-    """
-    finish = next(index for index, event in enumerate(events) if event.name == FINISH)
-    empty = not any(event.name == "free_calls" for event in events[finish:])
-    return len(flush_groups(events)) + empty
-
-
 def rmap_sizes(events: Iterable[Event]) -> Counter[int]:
     """Pages of a PTE-level rmap call -> calls."""
     sizes: Counter[int] = Counter()
@@ -197,7 +187,7 @@ def counts(events: Sequence[Event]) -> dict[str, int]:
         "gather_slots": sum(_word(event, "nr") for event in events if event.name == "free_calls"),
         # the gather's pages are freed one by one when all has been released
         "gather_pages_peak": sum(event.name == "free_pages" for event in events[finish:]),
-        "gather_flushes": gather_flushes(events),
+        "gather_flushes": len(flush_groups(events)),
         "tlb_flushes": times["flush_range"],
         "swapcache_checks": times["swapcache_check"],
         "swapcache_frees": times["swapcache_delete"],

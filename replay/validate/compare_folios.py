@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
@@ -16,6 +17,8 @@ UNEXPLAINED: Final = "unexplained"
 
 CAUSES: Final = {
     "lru batch": "a reference of another CPU's LRU batch: the folio was freed when that batch was emptied",
+    "batch emptied": "at the capture it waited in an LRU batch, whose reference would have kept it; the "
+    "batch was emptied before the exit freed the folio, as mm_lru_insertion shows",
     "mlock batch": "a reference of the mlock batch, into which the exit put the folio: it was locked, and "
     "was freed by whoever emptied that batch",
     "reference": "a reference that procfs does not show (a pin, a pipe): the folio is freed later, or it is "
@@ -90,24 +93,33 @@ def stayed(predicted: Sequence[tuple[int, int]], observed: Sequence[tuple[int, i
     return [pfn for pfn, _ in predicted if pfn not in freed]
 
 
+def unpredicted(predicted: Sequence[tuple[int, int]], observed: Sequence[tuple[int, int]]) -> list[int]:
+    """Frames of the folios that were freed and were not predicted to be."""
+    expected = {pfn for pfn, _ in predicted}
+    return [pfn for pfn, _ in observed if pfn not in expected]
+
+
 def compare(
     prediction: Prediction,
     observation: Observation,
     *,
     after: Mapping[int, Frame],
     changed: frozenset[int] = frozenset(),
+    left: Mapping[int, str] = MappingProxyType({}),
 ) -> Comparison:
     """Compare what was predicted with what was observed.
 
     after: the frames of `stayed` as they were after the exit. changed: heads of folios that were not as
-    before when they were read again, right before the process went on.
+    before when they were read again, right before the process went on. left: frames of `unpredicted` that
+    left an LRU batch after the capture, and how.
     """
     if observation.has_end and not observation.finished and not observation.freed:
         end = Difference("end", 0, 0, 0, "last user", "no exit_mmap() in this thread, and nothing freed")
         return Comparison(len(prediction.freed), 0, 0, (end,))
     differences = _sequence_differences(prediction.freed, observation.freed)
     explained = [
-        _explain(difference, observation.thread, prediction, after, changed) for difference in differences
+        _explain(difference, observation.thread, prediction, after, changed, left)
+        for difference in differences
     ]
     if not differences:
         explained += _batch_differences(prediction, observation)
@@ -172,13 +184,14 @@ def _explain(
     prediction: Prediction,
     after: Mapping[int, Frame],
     changed: frozenset[int],
+    left: Mapping[int, str],
 ) -> Difference:
     """Give a difference its cause, if there is evidence."""
     cause, evidence = UNEXPLAINED, ""
     if difference.what == "stayed":
         cause, evidence = _why_stayed(difference.pfn, thread, prediction, after)
     elif difference.what == "freed":
-        cause, evidence = _why_freed(difference.pfn, prediction)
+        cause, evidence = _why_freed(difference.pfn, prediction, left)
     if cause == UNEXPLAINED and difference.pfn in changed:
         cause, evidence = "changed", "two captures of the stopped process differ about this folio"
     return Difference(difference.what, difference.pfn, difference.order, difference.position, cause, evidence)
@@ -211,7 +224,7 @@ def _why_stayed(
     return ("reference", seen) if held else (UNEXPLAINED, seen)
 
 
-def _why_freed(pfn: int, prediction: Prediction) -> tuple[str, str]:
+def _why_freed(pfn: int, prediction: Prediction, left: Mapping[int, str]) -> tuple[str, str]:
     folios = prediction.folios
     index = folios.index(pfn)
     if index < 0:
@@ -219,6 +232,8 @@ def _why_freed(pfn: int, prediction: Prediction) -> tuple[str, str]:
     own, mapcount = int(folios.own[index]), int(folios.mapcount[index])
     kind = "anonymous" if folios.anon[index] else "page cache"
     seen = f"{kind}, {own} of {mapcount} mappings were its own at capture"
+    if not folios.lru[index] and pfn in left:
+        return "batch emptied", f"{left[pfn]}; {seen}"
     if mapcount > own or not folios.anon[index]:
         return "other user left", seen
     return UNEXPLAINED, seen

@@ -1,4 +1,4 @@
-"""What became of folios that an exit did not free: who freed them later, and out of which hands."""
+"""Folios that an exit freed or left unpredicted: who took them out of an LRU batch, who freed them."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ def fates(
         else:
             seen, out_of_batch = f"freed by {_name(event.pid)}, {late}", False
         found[pfn] = Fate(seen, event.pid, out_of_batch)
+    return found
+
+
+def left_batches(
+    events: Iterable[Event], pfns: frozenset[int], captured_ns: int, ended_ns: int
+) -> dict[int, str]:
+    """Which of some frames left an LRU batch between the capture and the end of the exit -> what was seen.
+
+    The batch then held no reference any more. `events` are of all tasks.
+    """
+    found: dict[int, str] = {}
+    for event in events:
+        pfn = number(event, "pfn")
+        if event.name == "mm_page_free" or pfn not in pfns or not captured_ns <= event.time_ns <= ended_ns:
+            continue
+        late = (event.time_ns - captured_ns) / 1000
+        found.setdefault(
+            pfn, f"{_name(event.pid)} emptied its LRU batch {late:.0f} us after the capture began"
+        )
     return found
 
 

@@ -50,6 +50,8 @@ PROBES: Final = (
     Probe("p", "flush_range", "flush_tlb_mm_range", "mm={0}:x64"),
     Probe("p", "free_calls", "free_pages_and_swap_cache", "nr={1}:s32"),
     Probe("p", "swapcache_check", "free_swap_cache"),
+    # the first is that of v6.18 and v7.3
+    Probe("p", "swapcache_delete", "swap_cache_del_folio"),
     Probe("p", "swapcache_delete", "delete_from_swap_cache"),
     Probe("p", "release_pages", "release_pages", "nr={1}:s32"),
     Probe("p", "folios_put_refs", "folios_put_refs", "nr=+0({0}):u8"),
@@ -63,6 +65,8 @@ PROBES: Final = (
     Probe("r", "hugetlb_done", "__unmap_hugepage_range"),
     Probe("p", "deferred_split", "deferred_split_folio"),
     Probe("p", "deferred_split", "deferred_split_huge_page"),
+    # of v7.3, of v6.12 to v6.18, of v6.1
+    Probe("p", "swap_entries", "swap_put_entries_direct", "nr={1}:s32"),
     Probe("p", "swap_entries", "free_swap_and_cache_nr", "nr={1}:s32"),
     Probe("p", "swap_entries", "free_swap_and_cache"),
     Probe("p", "pte_table", "___pte_free_tlb"),

@@ -40,14 +40,15 @@ def validate(
     argv: Sequence[str] | None = None,
     *,
     only: Sequence[str] | None = None,
-    drain: bool = True,
+    drain: bool | None = None,
     algorithm: str | None = None,
     progress: Callable[[Verdict], None] | None = None,
 ) -> Result:
     """Compare the replay with what this kernel does at each exit of a command, or of the built-in workloads.
 
-    only: names of built-in workloads. drain: empty the LRU batches of all CPUs before each exit, as they hold
-    references that procfs does not show; without it such folios stay, and are differences with that cause.
+    only: names of built-in workloads. drain: empty the LRU batches of all CPUs before each exit. None: where
+    the kernel's exit_mmap() drains them, which is only those of its own CPU: procfs does not tell which
+    folios wait there. Other kernels drain none, so that each folio off the LRU is predicted to stay.
     algorithm: a name or definition of what this kernel does; None to go by its functions and configuration.
     progress: called with each verdict.
 
@@ -60,6 +61,7 @@ def validate(
     notes: dict[str, str] = {}
     status = 0
     with stop.interruptible(), watcher(named) as watching:
+        drain = watching.algorithm.drains_lru if drain is None else drain
         if argv is not None:
             done = watch(watching, argv, argv[0], drain=drain, progress=progress)
             if not done.verdicts:

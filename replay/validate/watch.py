@@ -10,20 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from replay.capture import address_space, live, loops
-from replay.capture.address_space import Options
+from replay.capture.address_space import Options, Space
 from replay.capture.arrow import table
-from replay.capture.extents import Owner
+from replay.capture.extents import Extents, Owner
 from replay.errors import ProcessGoneError, ReplayError
 from replay.process import command
 from replay.process.follow import Missed
 from replay.procfs import files, kernel
+from replay.procfs.files import Status, Vma
 from replay.procfs.source import Tree, by_task, opened
 from replay.recording import recorder
 from replay.support.restore import Undo
@@ -33,7 +34,7 @@ from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.trace.write import ARROW_SCHEMA
 from replay.validate import calls, later_frees, lru_drain, observe, predict, probes, tracefs
 from replay.validate.compare_calls import CallCount, Doubts, compare_calls
-from replay.validate.compare_folios import Comparison, Frame, compare, stayed
+from replay.validate.compare_folios import Comparison, Frame, compare, stayed, unpredicted
 from replay.validate.observe import Observation
 from replay.validate.predict import Prediction
 from replay.validate.tracefs import Event
@@ -260,17 +261,22 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+class _Reading(NamedTuple):
+    """An address space as it was read: what a trace is made of, which takes time that the process has not."""
+
+    captured: Space
+    rows: list[tuple[Extents, Sequence[Vma], Status]]
+
+
 @dataclass(frozen=True)
 class _Stopped:
-    """A process at its exit stop. trace: its address space, read last right before it was let go.
+    """A process at its exit stop. before: its address space; last: read again right before it was let go.
 
-    before: as it was read before that. changed: folios about which these two captures differ. captured_ns:
-    when the last one began, by the clock of the events.
+    captured_ns: when the last reading began, by the clock of the events.
     """
 
     before: Trace
-    trace: Trace
-    changed: frozenset[int]
+    last: _Reading
     captured_ns: int
     pidfd: int
 
@@ -278,7 +284,7 @@ class _Stopped:
 def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Missed:
     """Capture a process at its exit stop twice, and get ready for what it does next."""
     try:
-        first = _read(watching.tree, pid, tid)
+        first = _trace(watching.tree, pid, _read(watching.tree, pid, tid))
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
     except ReplayError:
@@ -292,31 +298,29 @@ def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Miss
         lru_drain.drain()
     watching.instance.record()
     watching.others.record()
-    # as late as can be: other processes go on sharing memory with this one, or cease to
+    # As late as can be, and nothing done with it: other processes go on sharing memory with this one, or
+    # cease to, and each page fault, our own too, may empty an LRU batch in which its folios wait.
     captured_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     try:
-        second = _read(watching.tree, pid, tid)
-        changed = _changed(first.frame, second.frame)
-        return _Stopped(first, second, changed, captured_ns, os.pidfd_open(pid))
+        return _Stopped(first, _read(watching.tree, pid, tid), captured_ns, os.pidfd_open(pid))
     except (ProcessGoneError, ProcessLookupError):
         return Missed.KILLED
     except ReplayError:
         return Missed.UNREADABLE
 
 
-def _read(tree: Tree, pid: int, tid: int) -> Trace:
-    parts: list[pa.Table] = []
-    options = Options()
+def _read(tree: Tree, pid: int, tid: int) -> _Reading:
+    rows: list[tuple[Extents, Sequence[Vma], Status]] = []
     with by_task(tree, pid, tid) as seen:
-        captured = address_space.capture_space(
-            seen,
-            pid,
-            lambda rows, vmas, status: parts.append(table(rows, [Owner(0, pid, status.name, vmas)])),
-            options,
-        )
-    meta = live.metadata(tree, [(pid, captured)], options, held="ptrace", mode="exit")
+        captured = address_space.capture_space(seen, pid, lambda *part: rows.append(part), Options())
+    return _Reading(captured, rows)
+
+
+def _trace(tree: Tree, pid: int, reading: _Reading) -> Trace:
+    parts = [table(extents, [Owner(0, pid, status.name, vmas)]) for extents, vmas, status in reading.rows]
+    meta = live.metadata(tree, [(pid, reading.captured)], Options(), held="ptrace", mode="exit")
     rows = pa.concat_tables(parts).unify_dictionaries() if parts else ARROW_SCHEMA.empty_table()
-    return Trace(frame_of(rows), meta, f"{captured.status.name}-{pid}")
+    return Trace(frame_of(rows), meta, f"{reading.captured.status.name}-{pid}")
 
 
 def _folios_at_most(frame: pl.DataFrame) -> int:
@@ -360,31 +364,39 @@ def _await_end(pidfd: int, pid: int, meanwhile: Callable[[], None]) -> None:
 
 
 def _judge(watching: Watcher, workload: str, pid: int, found: _Stopped) -> Verdict:
-    prediction = predict.predict(found.trace, watching.algorithm)
+    trace = _trace(watching.tree, pid, found.last)
+    changed = _changed(found.before.frame, trace.frame)
+    prediction = predict.predict(trace, watching.algorithm)
     events = watching.instance.read()
     observation = observe.observe(events, watching.instance.events, prediction.folios.maps)
     remaining = stayed(prediction.freed, observation.freed)
-    after = _afterwards(watching, remaining, found.captured_ns, observation)
-    comparison = compare(prediction, observation, after=after, changed=found.changed)
+    surprising = unpredicted(prediction.freed, observation.freed)
+    after, left = _afterwards(watching, remaining, surprising, found.captured_ns, observation)
+    comparison = compare(prediction, observation, after=after, changed=changed, left=left)
     orders = np.unique(prediction.folios.order, return_counts=True)
     return Verdict(
         workload=workload,
         pid=pid,
-        comm=found.trace.meta.address_spaces[0].comm,
+        comm=trace.meta.address_spaces[0].comm,
         orders=dict(zip(orders[0].tolist(), orders[1].tolist(), strict=True)),
         page_tables="gather" if watching.in_gather else "rcu",
         not_on_lru=int(np.count_nonzero(~prediction.folios.lru)),
-        changed=len(found.changed),
+        changed=len(changed),
         batches=len(observation.batch_ends),
         preempted=observation.preempted,
         duration_us=(observation.ended_ns - observation.began_ns) / 1000,
         comparison=comparison,
-        calls=_calls(watching, found, events, prediction, comparison),
+        calls=_calls(watching, found.before, trace, events, prediction, comparison),
     )
 
 
 def _calls(
-    watching: Watcher, found: _Stopped, events: Sequence[Event], prediction: Prediction, freed: Comparison
+    watching: Watcher,
+    earlier: Trace,
+    trace: Trace,
+    events: Sequence[Event],
+    prediction: Prediction,
+    freed: Comparison,
 ) -> tuple[CallCount, ...]:
     """The counters that the probes show, compared."""
     inside = calls.window(events) if watching.counters else []
@@ -393,21 +405,27 @@ def _calls(
     made = calls.counts(calls.of_teardown(inside))
     observed = {name: made[name] for name in watching.counters}
     doubts = Doubts(
-        before=lambda: predict.predict(found.before, watching.algorithm).counters,
-        dirty=lambda: predict.dirty_counters(found.trace, watching.algorithm),
+        before=lambda: predict.predict(earlier, watching.algorithm).counters,
+        dirty=lambda: predict.dirty_counters(trace, watching.algorithm),
     )
     return compare_calls(prediction, observed, observe.preemptions(inside, inside[0].pid), freed, doubts)
 
 
 def _afterwards(
-    watching: Watcher, pfns: Sequence[int], captured_ns: int, observation: Observation
-) -> dict[int, Frame]:
-    """What became of frames that were not freed: the kernel's words, and how they were freed since.
+    watching: Watcher,
+    pfns: Sequence[int],
+    surprising: Sequence[int],
+    captured_ns: int,
+    observation: Observation,
+) -> tuple[dict[int, Frame], dict[int, str]]:
+    """What became of frames that were not freed, and how frames that were left an LRU batch before that.
 
-    The LRU batches are emptied to see whether that frees them.
+    pfns: of folios that were to be freed: the kernel's words of them, and how they were freed since; the LRU
+    batches are emptied to see whether that frees them. surprising: of folios that were to stay.
     """
     if not pfns:
-        return {}
+        events = watching.others.read(all_of_them=False) if surprising else []
+        return {}, later_frees.left_batches(events, frozenset(surprising), captured_ns, observation.ended_ns)
     before = _frame_words(watching.tree, pfns)
     # the clock of the events
     now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -417,10 +435,12 @@ def _afterwards(
     ours = frozenset(files.threads(files.PROC, os.getpid()))
     fates = later_frees.fates(events, frozenset(pfns), captured_ns, observation.began_ns, drained_ns, ours)
     stays = ((before ^ after) & [np.uint64(DECIDING), ~np.uint64(0)] == 0).all(axis=1)
-    return {
+    left = later_frees.left_batches(events, frozenset(surprising), captured_ns, observation.ended_ns)
+    frames = {
         pfn: Frame(int(flags), int(mapcount), bool(same), fates.get(pfn))
         for pfn, (flags, mapcount), same in zip(pfns, before.tolist(), stays, strict=True)
     }
+    return frames, left
 
 
 def _frame_words(tree: Tree, pfns: Sequence[int]) -> files.U64:

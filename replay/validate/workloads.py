@@ -46,7 +46,7 @@ WORKLOADS: Final = (
     Workload("ordinary", "ordinary pages, more than a gather holds", _program("ordinary"), order=0),
     Workload("holes", "holes and zero pages", _program("holes")),
     Workload("mremap", "moved memory", _program("mremap")),
-    Workload("mlock", "locked memory", _program("mlock"), cause="mlock batch"),
+    Workload("mlock", "locked memory", _program("mlock")),
     Workload("pinned", "pages held by a pipe", _program("pinned"), cause="reference"),
     Workload("threads", "threads", _program("threads")),
     Workload("thp-pmd", "PMD-mapped THPs", _program("thp_pmd"), thp=_PMD_THP, order=PMD_ORDER),

@@ -58,7 +58,7 @@ def command(
 
 
 def run(architecture: Architecture, arguments: list[str], progress: Callable[[str], None]) -> None:
-    """Run QEMU until the guest powers off. Raises LabError with the guest's last words if it does not.
+    """Run QEMU until the guest is done. Raises LabError with the guest's last words if it does not get there.
 
     :param progress: called with each line that the guest's init prints
     """
@@ -74,7 +74,10 @@ def run(architecture: Architecture, arguments: list[str], progress: Callable[[st
                 last = [*last[-7:], line]
                 if step := _STEP.match(line):
                     progress(step[1])
-                    done = done or step[1].startswith("done")
+                    done = step[1].startswith("done")
+                if done:
+                    # its output is on the disk; without ACPI it cannot power off
+                    break
         finally:
             qemu.kill()
     if not done:

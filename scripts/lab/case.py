@@ -2,33 +2,43 @@
 
 import gzip
 import json
+import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tarfile import TarFile
+from tarfile import TarFile, TarInfo
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lab import pages
-from lab.counts import Observed, observe
+from lab.counts import NoExitError, Observed, observe
 from lab.errors import LabError
 from lab.trace import LostEventsError, check_stats, events
 from replay.validate.tracefs import Format, parse_format
 
 _TEXTS = ("maps", "smaps", "status", "comm", "pagemap_scan")
+FREE_TABLES = "tlb_remove_table_rcu"
+_FUNCTION = re.compile(r"^([0-9a-f]+) [tT] (\S+)$", re.MULTILINE)
 _WORDS = ("pagemap", "kpageflags", "kpagecount")
 
 
 class Boot(NamedTuple):
-    """What the guest said of its kernel. struct_pages: the address of that of frame 0."""
+    """What the guest said of its kernel.
+
+    probed: event -> symbol, of the probes that the kernel accepted. formats: of the events, by their numbers.
+    functions: names of all that it has. struct_pages: the address of that of frame 0. free_tables: the
+    address of the function that frees a batch of page tables for RCU; -1 where the kernel has none.
+    """
 
     release: str
-    probed: dict[str, str]  # event -> symbol, of the probes that the kernel accepted
+    probed: dict[str, str]
     formats: dict[int, Format]
     struct_pages: int
     page_size: int
+    free_tables: int
+    functions: frozenset[str]
 
     @property
     def version(self) -> tuple[int, int]:
@@ -64,10 +74,17 @@ class Evidence(NamedTuple):
     own: np.ndarray
 
 
+def contents(archive: TarFile, member: TarInfo) -> bytes:
+    """The bytes of a file in an archive."""
+    file = archive.extractfile(member)
+    assert file is not None  # the guest writes no folders and no links
+    return file.read()
+
+
 def read_boot(archive: TarFile) -> Boot:
     """The members of boot/ and formats/."""
     texts = {
-        member.name: archive.extractfile(member).read().decode()
+        member.name: contents(archive, member).decode()
         for member in archive
         if member.name.startswith(("boot/", "formats/"))
     }
@@ -80,7 +97,16 @@ def read_boot(archive: TarFile) -> Boot:
             probed.setdefault(event, symbol)
     formats = dict(parse_format(text) for name, text in texts.items() if name.startswith("formats/"))
     release, struct_pages = texts["boot/version"].split()[2], int(texts["boot/struct_pages"], 16)
-    return Boot(release, probed, formats, struct_pages, int(texts["boot/page_size"]))
+    functions = {name: int(address, 16) for address, name in _FUNCTION.findall(texts["boot/kallsyms"])}
+    return Boot(
+        release,
+        probed,
+        formats,
+        struct_pages,
+        int(texts["boot/page_size"]),
+        functions.get(FREE_TABLES, -1),
+        frozenset(functions),
+    )
 
 
 def read_attempts(archive: TarFile) -> Iterator[Attempt]:
@@ -94,7 +120,7 @@ def read_attempts(archive: TarFile) -> Iterator[Attempt]:
             if current:
                 yield current
             current = Attempt(case, int(number), {})
-        current.files[name] = archive.extractfile(member).read()
+        current.files[name] = contents(archive, member)
     if current:
         yield current
 
@@ -113,8 +139,8 @@ def write_case(
     try:
         check_stats(files["trace.stats"].decode())
         traced = events(files["trace.raw"], boot.formats, boot.page_size)
-        observed = observe(traced, pid, boot.probed, leaves, flags, boot.struct_pages)
-    except LostEventsError as error:
+        observed = observe(traced, pid, boot.probed, leaves, flags, boot.struct_pages, boot.free_tables)
+    except (LostEventsError, NoExitError) as error:
         raise LabError(f"{attempt.case}: the trace is not whole: {error}") from None
     folder.mkdir(parents=True)
     for name in _TEXTS:

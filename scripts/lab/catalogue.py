@@ -255,8 +255,52 @@ def _swap_cases(s: Sizes) -> dict[str, str]:
 def _pinned_cases(s: Sizes) -> dict[str, str]:
     """References that procfs does not show."""
     t = s.table
+    memory = _ops(_anon(0, 600), _thp(t, 2 * t, 1))
     return {
-        "pinned_pipe": _ops(_anon(0, 600), _thp(t, 2 * t, 1), "pipe 100 40", f"pipe {2 * t + 7} 20"),
+        "pinned_pipe": _ops(memory, "pipe 100 40", f"pipe {2 * t + 7} 20"),
+        "pinned_ring": _ops(memory, "pin 100 40", f"pin {2 * t + 7} 20"),
+        "pinned_unmapped": _ops(memory, f"pin {2 * t} {t}", f"unmap {2 * t + 9} {t // 2}", "unmap 0 50"),
+        "pinned_mthp": _mthp(s, 4, _anon(0, 1024), "pin 100 40", "unmap 128 5", "pin 700 1"),
+    }
+
+
+def _lru_batch_cases(s: Sizes) -> dict[str, str]:
+    """Folios that wait in a CPU's batch, which holds a reference: of MADV_COLD, of MADV_FREE, of mlock()."""
+    t = s.table
+    few, many = 20, 700  # less than a batch holds, and many batches
+    huge = _thp(t, 0, 4)
+    file = _mapped("/disk/f", 500)
+    return {
+        **{
+            f"{name}_{how}": spec
+            for name, advice in (("cold", "cold"), ("lazyfree", "free"))
+            for how, spec in {
+                "few": _ops(_anon(0, 400), f"advise 10 {few} {advice}"),
+                "many": _ops(_anon(0, 800), f"advise 50 {many} {advice}"),
+                "written": _ops(_anon(0, 800), f"advise 50 {many} {advice}", "write 60 300 3"),
+                "thp": _ops(huge, f"advise 0 {t} {advice}", f"advise {2 * t + 100} 50 {advice}"),
+                "fork": _ops(_anon(0, 400), f"advise 10 {few} {advice}", "fork"),
+                "mthp": _mthp(s, 3, _anon(0, 1024), f"advise 100 300 {advice}", f"advise 1003 3 {advice}"),
+            }.items()
+        },
+        "cold_shmem": _ops("map 0 500 rw shared", "write 0 500", f"advise 10 {few} cold"),
+        "cold_then_free": _ops(_anon(0, 800), "advise 0 90 cold", "advise 100 90 free", "advise 60 80 cold"),
+        "mlock_few": _ops(_anon(0, 400), f"lock 10 {few}"),
+        "mlock_many": _ops(_anon(0, 800), f"lock 50 {many}"),
+        "mlock_batches": _ops(_anon(0, 800), "lock 0 62", "lock 200 31", "lock 300 32"),
+        "mlock_undone": _ops(_anon(0, 800), f"lock 50 {many}", "unlock 100 400"),
+        "mlock_future": _ops("lockall", _anon(0, 500), _anon(1000, 70)),
+        "mlock_file": _ops(file, "lock 0 300", "write 100 50"),
+        "mlock_shmem": _ops("map 0 500 rw shared", "write 0 500", "lock 20 300"),
+        "mlock_fork": _ops(_anon(0, 500), "lock 0 300", "fork"),
+        "mlock_child_exits": _ops(_anon(0, 500), "follow", "lock 0 300"),
+        "mlock_mixed": _ops(
+            *(_anon(0, 300), _thp(t, t, 2), _anon(3 * t, 100)),
+            *("lock 0 300", f"lock {t} {t}", f"lock {3 * t} 100", f"protect {t + 50} 1 r"),
+        ),
+        "mlock_thp_parts": _ops(huge, f"lock 100 {t}", f"lock {2 * t} {t}", f"unmap {2 * t + 30} 5"),
+        "mlock_mthp_parts": _mthp(s, 4, _anon(0, 1024), "lock 8 300", "lock 500 100", "unmap 530 3"),
+        "mlock_mthp_mixed": _ops(_mthp(s, 2, _anon(0, 512)), _anon(4000, 200), "lock 0 200", "lock 4000 100"),
     }
 
 
@@ -496,6 +540,7 @@ def catalogue(architecture: str, page_size: int = 4096) -> dict[str, str]:
         **_thp_cases(s),
         **_swap_cases(s),
         **_pinned_cases(s),
+        **_lru_batch_cases(s),
         **_mthp_cases(s),
         **XFS_CASES,
         **_programs(s),

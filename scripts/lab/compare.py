@@ -22,6 +22,9 @@ from replay.teardown.spaces import address_spaces
 _OF_FREED = {"folios_freed", "pages_freed", "freed_in_order", "deferred_split_dequeued", "lruvec_locks"}
 
 
+UNEXPLAINED = "unexplained"
+
+
 class Row(NamedTuple):
     """One line of the report. `cause` says why kernel and replay differ, where that is known."""
 
@@ -120,8 +123,9 @@ def _cause(fact: str, expected: Mapping[str, Any], evidence: Evidence, held: int
         moved = ", ".join(f"{name} {by:+}" for name, by in evidence.moved.items())
         return f"background work between dump and exit: {moved}"
     if held and fact in _OF_FREED:
-        return f"{held} folios have references that procfs does not show"
-    return "unexplained"
+        folios = "1 folio has" if held == 1 else f"{held} folios have"
+        return f"{folios} references that procfs does not show"
+    return UNEXPLAINED
 
 
 def _contiguous(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str, str] | None:

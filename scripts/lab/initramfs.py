@@ -11,15 +11,18 @@ from lab.architecture import Architecture, compiler
 from lab.errors import LabError, UnavailableError
 
 SOURCES = Path(__file__).parent / "guest"
+# Each after those that it calls.
 INIT_SOURCES = (
-    "init.c",
-    "collect.c",
-    "trace.c",
-    "kcore.c",
-    "pagetable.c",
-    "callsites.c",
+    "die.c",
+    "blob.c",
     "stream.c",
+    "kcore.c",
+    "callsites.c",
+    "trace.c",
+    "pagetable.c",
+    "collect.c",
     "programs.c",
+    "init.c",
 )
 STATIC = ("-O2", "-static", "-Wall", "-Wextra")
 FREESTANDING = ("-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-stack-protector")

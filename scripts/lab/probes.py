@@ -17,6 +17,8 @@ PROBES = (
     Probe("p", "split_dequeue", "__folio_unqueue_deferred_split", "page={0}:x64 next=+144({0}):x64"),
     Probe("p", "split_dequeue", "__folio_undo_large_rmappable", "page={0}:x64 next=+144({0}):x64"),
     Probe("p", "lruvec_lock", "folio_lruvec_lock_irqsave"),
+    # of page tables, where the function is the one that frees them
+    Probe("p", "table_batch", "call_rcu", "func={1}:x64"),
     Probe("p", "huge_free", "free_huge_folio", "page={0}:x64"),
     Probe("p", "huge_free", "free_huge_page", "page={0}:x64"),
     Probe("p", "resched", "schedule"),

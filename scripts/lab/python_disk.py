@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lab import initramfs
 
+Ignore = Callable[[Any, list[str]], set[str]]
+"""What shutil.copytree() asks which names of a folder to leave out."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path("/env")
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -59,8 +62,10 @@ def make(root: Path, image: Path, kernel: Path) -> list[str]:
         for library in initramfs.libraries(shared):
             if not (library.is_relative_to(root) or _below(root, library).exists()):
                 initramfs.copy_file(library, root)
-    for config in kernel.parent.glob("config-*"):
-        shutil.copy2(config, root / "boot")
+    for config in kernel.parent.glob("config*"):
+        # since 7.0 the package has it beside the modules, without the release in its name
+        name = config.name if "-" in config.name else f"config-{kernel.parent.name}"
+        shutil.copy2(config, root / "boot" / name)
     initramfs.ext4_disk(root, image, DISK_MIB)
     return installed
 
@@ -82,7 +87,7 @@ def _copy_program(name: str, root: Path) -> None:
         initramfs.copy_file(Path(found), root)
 
 
-def _copy_tree(source: Path, target: Path, ignore=SKIPPED) -> None:
+def _copy_tree(source: Path, target: Path, ignore: Ignore = SKIPPED) -> None:
     # with times, so that the compiled files beside the sources are current
     shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
 
@@ -135,7 +140,7 @@ def _packages(distributions: list[str]) -> Iterator[Path]:
         wanted += [re.split(r"[^\w.-]", each)[0] for each in found.requires or () if ";" not in each]
         if name != "replay":
             tops = {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}
-            yield from (Path(found.locate_file(top)) for top in sorted(tops))
+            yield from (Path(str(found.locate_file(top))) for top in sorted(tops))
 
 
 def _copy_compiler(root: Path) -> None:

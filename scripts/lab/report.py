@@ -14,11 +14,17 @@ _INTRO = """\
 Every case is a process in a virtual machine (QEMU's emulated CPU, one virtual CPU) under an unmodified
 kernel. It was stopped at `PTRACE_EVENT_EXIT`, its procfs state was dumped, and its `exit_mmap()` was traced
 call by call (kprobe events with arguments and the tracepoint `kmem:mm_page_free`, nothing lost). The dump
-then went through capture, as `replay capture --procfs` makes it, and the replay of the kernel's algorithm;
-what procfs cannot show was fed in from the page tables ({fed_in}). Made by
-`{command}`; all values are in `{csv}`. `ptes`, `special_ptes` and `hugetlb_pages` are read
-from the page tables, all else from the trace. `rmap_sizes` (pages per call: calls), `release_sizes`,
-`flush_groups` and `freed_in_order` (a digest of the frames and orders) compare whole sequences.
+then went through capture, as `replay capture --procfs` makes it, and the replay of the kernel's algorithm,
+which its functions and its configuration tell; what procfs cannot show was fed in from the page tables
+({fed_in}). Made by `{command}`; all values are in `{csv}`. `ptes`,
+`special_ptes` and `hugetlb_pages` are read from the page tables, all else from the trace. `rmap_sizes` (pages
+per call: calls), `release_sizes`, `flush_groups` and `freed_in_order` (a digest of the frames and orders)
+compare whole sequences.
+
+A case agrees if every counter and every sequence is the same. It is *explained* if the kernel kept folios
+that the replay frees, and each of them had, at the dump, more references than the process has page-table
+entries for it: procfs shows no references. Those are pins, pages in a pipe, and the batches of
+`MADV_COLD` and `MADV_FREE`. Without them the kernel freed what the replay frees, in the same order.
 """
 
 _INTRO_ARM64 = """\
@@ -48,8 +54,9 @@ def totals(result: Result) -> str:
     cases, differing = len(result.cases), len(result.differing)
     agreeing = sum(row.agrees for row in result.rows)
     return (
-        f"{result.kernel} ({result.release}): {cases - differing} of {cases} cases agree in everything, "
-        f"{agreeing} of {len(result.rows)} comparisons; "
+        f"{result.kernel} ({result.release}, {result.algorithm}): "
+        f"{cases - differing} of {cases} cases agree in everything, "
+        f"{agreeing} of {len(result.rows)} comparisons; {len(result.unexplained)} unexplained, "
         f"{len(result.skipped)} not for this kernel, {len(result.failed)} failed"
     )
 
@@ -97,15 +104,16 @@ def _short(text: str) -> str:
 
 def _kernel_lines(results: list[Result]) -> list[str]:
     lines = [
-        "| kernel | release | cases | agree in everything | comparisons | agree | boot and cases | replay |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kernel | release | algorithm | cases | agree | explained | unexplained | comparisons | agree |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         agreeing = sum(row.agrees for row in result.rows)
         lines.append(
-            f"| {result.kernel} | {result.release} | {len(result.cases)} "
-            f"| {len(result.cases) - len(result.differing)} | {len(result.rows)} | {agreeing} "
-            f"| {result.boot_seconds:.0f} s | {result.replay_seconds:.0f} s |"
+            f"| {result.kernel} | {result.release} | `{result.algorithm}` | {len(result.cases)} "
+            f"| {len(result.cases) - len(result.differing)} "
+            f"| {len(result.differing) - len(result.unexplained)} | {len(result.unexplained)} "
+            f"| {len(result.rows):,} | {agreeing:,} |"
         )
     return lines
 

@@ -5,35 +5,48 @@ import shutil
 import struct
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import boot, initramfs
-from lab.architecture import OWN, Architecture
+from lab.architecture import OWN, Architecture, Built
+from lab.build import built_kernel
 from lab.case import Attempt, Boot, read_attempts, read_boot, write_case
-from lab.compare import Row, compare
-from lab.errors import LabError, UnavailableError
-from lab.packages import Apt
+from lab.compare import UNEXPLAINED, Row, compare
+from lab.errors import LabError
+from lab.packages import Apt, kernel_tree
 from lab.probes import PROBES, Probe, lines
 from replay.errors import ReplayError
+from replay.validate import predict
 
 Progress = Callable[[str], None]
-ALGORITHM_OF = {"v6.1": "v6.1", "v6.12": "v6.12", "v6.12-16k": "v6.12"}
+_IMAGES = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
 _IMAGE_HEADER = struct.Struct("<24xQ24x4s")
 _IMAGE_MAGIC = b"ARM\x64"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel to boot. `modules`: the tree that holds its modules, if any."""
+    """A kernel to boot.
+
+    modules: the tree that holds its modules, if any. algorithm: what it does at exit; "" to go by its
+    functions and its configuration.
+    """
 
     name: str
     architecture: Architecture
     image: Path
     modules: Path | None
-    algorithm: str
+    algorithm: str = ""
     probes: tuple[Probe, ...] = PROBES
+
+    @property
+    def config(self) -> str:
+        """Its configuration: beside the image, as in Debian's packages, or where it was built; else ""."""
+        image = self.image.resolve()
+        found = [*sorted(image.parent.glob("config*")), *(tree / ".config" for tree in image.parents[3:4])]
+        return next((path.read_text() for path in found if path.is_file()), "")
 
     @property
     def page_size(self) -> int:
@@ -43,10 +56,14 @@ class Kernel:
 
 @dataclass
 class Result:
-    """What one kernel gave. `seconds`: of boot and cases; of the replays."""
+    """What one kernel gave.
+
+    algorithm: what it was compared with. `seconds`: of boot and cases; of the replays.
+    """
 
     kernel: str
     release: str = ""
+    algorithm: str = ""
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -65,25 +82,37 @@ class Result:
         """The cases that differ in at least one counter."""
         return list(dict.fromkeys(row.case for row in self.rows if not row.agrees))
 
+    @property
+    def unexplained(self) -> list[str]:
+        """The cases that differ in something without a known cause."""
+        return list(dict.fromkeys(row.case for row in self.rows if row.cause == UNEXPLAINED))
 
-def packaged_kernel(name: str, architecture: Architecture) -> Kernel:
-    """One of Debian's kernels, downloaded at first use."""
-    apt = Apt(architecture)
-    apt.update()
-    meta = architecture.kernels[name]
-    package = next((package for package in apt.depends(meta) if package.startswith("linux-image")), "")
-    if not package:
-        raise UnavailableError(f"the package {meta} is not in Debian's archive any more")
-    tree = apt.unpacked(package)
-    image = next((tree / "boot").glob("vmlinuz-*"))
-    return Kernel(name, architecture, image, tree / "lib" / "modules", ALGORITHM_OF[name])
+
+def prefixed(say: Progress, kernel: str) -> Progress:
+    """Lines of progress with the kernel's name before them."""
+    return lambda line: say(f"{kernel}: {line}")
+
+
+def lab_kernel(name: str, architecture: Architecture) -> Kernel:
+    """One of the lab's kernels: Debian's, downloaded at first use, or built at first use."""
+    kernel = architecture.kernels[name]
+    if isinstance(kernel, Built):
+        return Kernel(name, architecture, built_kernel(architecture, kernel), None)
+    tree = kernel_tree(architecture, kernel)
+    # since 7.0 the image lies among the modules
+    image = next(path for place in _IMAGES for path in tree.glob(place))
+    modules = next(path for path in (tree / "usr/lib/modules", tree / "lib/modules") if path.is_dir())
+    return Kernel(name, architecture, image, modules)
 
 
 def named_kernel(image: Path, architecture: Architecture, algorithm: str, extra: tuple[Probe, ...]) -> Kernel:
     """A kernel image of the user's; its modules are taken from ../lib/modules, as in an unpacked package."""
     modules = image.resolve().parent.parent / "lib" / "modules"
     found = modules if image.parent.name == "boot" and modules.is_dir() else None
-    return Kernel(image.name, architecture, image, found, algorithm, extra + PROBES)
+    kernel = Kernel(image.name, architecture, image, found, algorithm, extra + PROBES)
+    if not algorithm and not kernel.config:
+        raise LabError(f"no configuration config* beside {image}: say with --algorithm what it does at exit")
+    return kernel
 
 
 def page_size(image: Path) -> int:
@@ -155,6 +184,7 @@ def run_kernel(
     with tarfile.open(archive) as tar:
         info = read_boot(tar)
     result.release = info.release
+    result.algorithm = kernel.algorithm or _algorithm(kernel, info)
     wanted = dict.fromkeys(probe.event for probe in kernel.probes)
     result.missing_probes = [event for event in wanted if event not in info.probed]
     folders = (keep or work / "cases") / kernel.name
@@ -168,7 +198,14 @@ def run_kernel(
     return result
 
 
-def _last_attempts(attempts, result: Result):
+def _algorithm(kernel: Kernel, info: Boot) -> str:
+    """The name of what a kernel does at exit, as `replay validate` finds it there."""
+    names = predict.shown_names()
+    shown = info.functions & names | names.intersection(kernel.config.splitlines())
+    return predict.algorithm_of(shown).name
+
+
+def _last_attempts(attempts: Iterable[Attempt], result: Result) -> Iterator[Attempt]:
     """The last attempt of each case: earlier ones met background work."""
     last: Attempt | None = None
     for attempt in attempts:
@@ -189,7 +226,7 @@ def _take(kernel: Kernel, attempt: Attempt, info: Boot, folder: Path, result: Re
         result.failed[attempt.case] = attempt.files["failed"].decode().strip()
         return
     try:
-        expected, evidence = write_case(attempt, info, kernel.architecture.machine, kernel.algorithm, folder)
+        expected, evidence = write_case(attempt, info, kernel.architecture.machine, result.algorithm, folder)
         result.rows += compare(kernel.name, attempt.case, folder, expected, evidence)
     except (LabError, ReplayError) as error:
         result.failed[attempt.case] = str(error)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lab import boot, initramfs, python_disk
+from lab.case import contents
 from lab.errors import LabError
-from lab.run import Kernel
+from lab.run import Kernel, prefixed
 
 MEMORY_MIB = 2048
 # With two the v6.12 guest died when tracing was switched on: in QEMU 7.2 one virtual CPU ran into an int3 of
@@ -107,7 +108,7 @@ def read_results(kernel: str, archive: Path) -> Validated:
     """What the guest wrote. Raises LabError if it is cut."""
     with tarfile.open(archive) as tar:
         files = {
-            member.name: tar.extractfile(member).read().decode(errors="replace")
+            member.name: contents(tar, member).decode(errors="replace")
             for member in tar
             if member.name.startswith(("programs/", "boot/done"))
         }
@@ -147,6 +148,4 @@ def run_kernels(
     """`run_validate` on each kernel, in a work folder that is removed."""
     for kernel in kernels:
         with tempfile.TemporaryDirectory(prefix="replay-kernel-lab-") as work:
-            yield run_validate(
-                kernel, only, Path(work), lambda line, name=kernel.name: say(f"{name}: {line}")
-            )
+            yield run_validate(kernel, only, Path(work), prefixed(say, kernel.name))

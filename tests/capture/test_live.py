@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -542,3 +543,38 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
             capture_process(pid, fifo, force=True)
         capture_process(pid, link)
     assert link.is_symlink() and len(replay.read_trace(target).frame)
+
+
+def test_a_process_that_a_v1_freezer_holds_is_read_at_once(tmp_path: Path) -> None:
+    path = Path("/sys/fs/cgroup/freezer") / f"replay-test-{os.getpid()}-frozen"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"{path}: {error.strerror}")
+    try:
+        with program("ready(0)") as (pid, _):
+            (path / "cgroup.procs").write_text(str(pid))
+            (path / "freezer.state").write_text("FROZEN")
+            try:
+                began = time.monotonic()
+                trace = capture_process(pid).trace
+                assert time.monotonic() - began < 4
+                assert trace is not None and trace.meta.held == "cgroup"
+                assert (path / "freezer.state").read_text().strip() == "FROZEN"
+            finally:
+                (path / "freezer.state").write_text("THAWED")
+    finally:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and path.exists():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+            time.sleep(0.01)
+
+
+def test_several_processes_into_one_trace(tmp_path: Path) -> None:
+    with program("ready(0)") as (one, _), program("ready(0)") as (two, _):
+        argv = [sys.executable, "-m", "replay", "capture", str(two), str(one), str(two), "-o", "t.parquet"]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+    trace = replay.read_trace(tmp_path / "t.parquet")
+    assert [space.pid for space in trace.meta.address_spaces] == [two, one]
+    assert "captured 2 address spaces" in done.stderr

@@ -159,3 +159,17 @@ def test_what_cannot_be_found_is_one_line(tmp_path: Path) -> None:
         sources.find([str(tmp_path / "*.parquet")])
     with pytest.raises(ReplayError, match="cannot read strange://bucket"):
         sources.find(["strange://bucket/x"])
+
+
+def test_run_compares_the_parts(traces: Path, tmp_path: Path) -> None:
+    sweep(sources.find([str(traces)]), tmp_path / "parts", OPTIONS, jobs=1)
+    replay_run = [sys.executable, "-m", "replay", "run", "-a", "baseline,v2", "--format", "csv"]
+    over_parts, over_traces = (
+        subprocess.run([*replay_run, *map(str, given)], capture_output=True, text=True, check=True).stdout
+        for given in ([tmp_path / "parts"], sorted(traces.iterdir()))
+    )
+    assert over_parts == over_traces
+    refused = subprocess.run(
+        [*replay_run[:4], "-a", "v6.1", str(tmp_path / "parts")], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2 and "have no 'v6.1'" in refused.stderr

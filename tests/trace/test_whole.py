@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,60 @@ def test_nothing_is_left_when_killed(tmp_path: Path):
         pytest.skip(f"the file system of {tmp_path} has no O_TMPFILE")
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False).returncode == -9
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_name(kind: str, tmp_path: Path):
+    target = tmp_path / ("a" * 255)
+    with atomic_file(target) as file:
+        file.write(b"all")
+    assert target.read_bytes() == b"all"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "\N{GREEK SMALL LETTER ALPHA}" * 128])
+def test_a_name_too_long_is_noticed_before(name: str, tmp_path: Path):
+    with pytest.raises(ReplayError, match="the name has 256 bytes, the file system takes 255"):
+        atomic_file(tmp_path / name)
+    with pytest.raises(ReplayError, match="File name too long"):
+        atomic_file(tmp_path / ("b" * 300) / "a")
+
+
+def test_nothing_is_recorded_under_a_name_too_long(tmp_path: Path):
+    """Noticed before the command starts."""
+    done = subprocess.run(
+        [sys.executable, "-m", "replay", "record", "-o", "a" * 300, "--", "touch", "ran"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "choose a shorter one" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, full but for 8 KiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount")
+    (folder / "other").write_bytes(bytes(56 << 10))
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
+def test_a_full_file_system_is_noticed_before(kind: str, tiny: Path):
+    with pytest.raises(ReplayError, match="No space left on device"):
+        atomic_file(tiny / "a")
+    assert [path.name for path in tiny.iterdir()] == ["other"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
+def test_a_file_system_that_cannot_be_written(kind: str, tiny: Path):
+    subprocess.run(["mount", "-o", "remount,ro", tiny], check=True)
+    with pytest.raises(ReplayError, match="Read-only file system"):
+        atomic_file(tiny / "a")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
-from replay.validate.compare_folios import UNEXPLAINED, Frame, compare, stayed
-from replay.validate.later_frees import Fate, fates
+from replay.validate.compare_folios import UNEXPLAINED, Frame, compare, stayed, unpredicted
+from replay.validate.later_frees import Fate, fates, left_batches
 from replay.validate.observe import Observation, observe
 from replay.validate.predict import Folios, Prediction, algorithm_of
 from replay.validate.tracefs import Event
@@ -201,8 +201,35 @@ def test_fates_need_evidence_of_a_batch():
     assert [pfn for pfn, fate in found.items() if fate.early] == [5]
 
 
-def test_stayed_asks_for_frames_only():
+def test_stayed_and_unpredicted_ask_for_frames_only():
     assert stayed(FREED, FREED[2:]) == [100, 7]
+    assert unpredicted(FREED[2:], FREED) == [100, 7]
+
+
+def test_a_batch_was_emptied_only_between_capture_and_end():
+    events = [
+        event(3, "mm_lru_insertion", pfn=1, pid=9),  # before the capture
+        event(5, "mm_lru_insertion", pfn=2, pid=9),
+        event(6, "mm_page_free", pfn=3, order=0, pid=9),
+        event(7, "mm_lru_activate", pfn=4, pid=9),
+        event(8, "mm_lru_insertion", pfn=5, pid=9),  # nobody asks for it
+        event(21, "mm_lru_insertion", pfn=6, pid=9),  # after the exit
+    ]
+    assert list(left_batches(events, frozenset({1, 2, 3, 4, 6}), 4, 20)) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("columns", "left", "cause"),
+    [
+        ({"lru": [7]}, {7: "it was emptied"}, "batch emptied"),
+        ({"lru": [7]}, {}, UNEXPLAINED),
+        ({}, {7: "it was emptied"}, UNEXPLAINED),  # it was on the LRU: no batch kept it
+    ],
+)
+def test_a_folio_that_left_its_batch_is_freed_after_all(columns, left, cause):
+    altered = prediction((FREED[0], *FREED[2:]), **columns)
+    found = compare(altered, observation(ends=()), after={}, left=left)
+    assert [(each.what, each.pfn, each.cause) for each in found.differences] == [("freed", 7, cause)]
 
 
 SMP = "tlb_flush_rmaps"

@@ -138,10 +138,29 @@ static void vmstat_read(long *values)
     blob_free(&text);
 }
 
+/*
+ * Of all page frames: their flags, and the references that they have. Read last, into memory that has been written
+ * before: a page fault of ours may empty the LRU-add batch in which pages of the process wait, and Linux since v6.16
+ * frees at its exit what has left that batch, and not what waits there.
+ */
+static struct blob flags, references;
+
+static void page_state_read(void)
+{
+    /* since the fork each page faults once more */
+    if (flags.room)
+        memset(flags.data, 0, flags.room);
+    if (references.room)
+        memset(references.data, 0, references.room);
+    flags.size = references.size = 0;
+    blob_read(&flags, "/proc/kpageflags");
+    refcounts_read(flags.size / 8, &references);
+}
+
 /* Returns 0 if the page tables are not what pagemap said: background work changed them meanwhile. */
 static int dump(const char *folder, pid_t pid)
 {
-    struct blob pagemap = {0}, leaves = {0}, scan = {0}, flags = {0}, references = {0};
+    struct blob pagemap = {0}, leaves = {0}, scan = {0};
     int alike;
 
     dump_text(folder, pid, "maps");
@@ -150,21 +169,18 @@ static int dump(const char *folder, pid_t pid)
     dump_text(folder, pid, "comm");
     pagemap_read(pid, &pagemap);
     stream_member(folder, "pagemap.bin", pagemap.data, pagemap.size);
-    blob_read(&flags, "/proc/kpageflags");
-    stream_member(folder, "kpageflags.bin", flags.data, flags.size);
     stream_file(folder, "kpagecount.bin", "/proc/kpagecount");
     scan_read(pid, &scan);
     stream_member(folder, "pagemap_scan", scan.data, scan.size);
     leaves_read(trace_mm_of(pid), &pagemap, &leaves);
     stream_member(folder, "leaves.bin", leaves.data, leaves.size);
     alike = leaves.size > 0;
-    refcounts_read(flags.size / 8, &references);
-    stream_member(folder, "refcounts.bin", references.data, references.size);
     blob_free(&pagemap);
     blob_free(&leaves);
     blob_free(&scan);
-    blob_free(&flags);
-    blob_free(&references);
+    page_state_read();
+    stream_member(folder, "kpageflags.bin", flags.data, flags.size);
+    stream_member(folder, "refcounts.bin", references.data, references.size);
     return alike;
 }
 
@@ -250,6 +266,7 @@ static int attempt(const char *folder, const char *spec)
     pid_t child, pid;
     int count, status;
 
+    page_state_read(); /* so that the memory is there */
     child = fork();
     if (child < 0)
         die("fork");

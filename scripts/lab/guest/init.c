@@ -20,14 +20,6 @@
 
 #define THP "/sys/kernel/mm/transparent_hugepage/"
 
-void die(const char *what)
-{
-    printf("lab: failed: %s: %s\n", what, strerror(errno));
-    sync();
-    reboot(RB_POWER_OFF);
-    _exit(1);
-}
-
 static void mount_at(const char *device, const char *place, const char *type, const char *options, int needed)
 {
     mkdir(place, 0755);

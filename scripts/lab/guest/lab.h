@@ -1,4 +1,7 @@
-/* Parts of the guest's init: the output stream, the page-table reader, the tracer, the collector. */
+/*
+ * Parts of the guest's init, each after those that it calls: the end, buffers, the output stream, the kernel's
+ * memory, calls in it, the tracer, page tables, the collector, programs.
+ */
 #ifndef LAB_H
 #define LAB_H
 
@@ -13,6 +16,9 @@
 #define PAGE (1UL << PAGE_SHIFT)
 #define TRACING "/sys/kernel/tracing/"
 #define NOT_FOR_THIS_KERNEL 77 /* exit status of a workload whose kernel lacks what it needs */
+
+/* Says what failed, with errno, and powers off. */
+void die(const char *what) __attribute__((noreturn));
 
 /* A growing memory buffer. */
 struct blob {
@@ -30,16 +36,6 @@ void stream_member(const char *folder, const char *name, const void *data, size_
 void stream_file(const char *folder, const char *name, const char *path);
 void stream_close(void);
 
-/* Small helpers. */
-void die(const char *what) __attribute__((noreturn));
-int write_text(const char *path, const char *text); /* 0, or an errno */
-
-/* kprobe events and tracepoints. */
-void trace_setup(const char *probes, struct blob *log);
-void trace_start(void);
-void trace_stop(struct blob *raw, struct blob *stats);
-uint64_t trace_mm_of(pid_t pid); /* kernel address of the mm_struct, 0 if it cannot be known */
-
 /* /proc/kcore. Reads return 0 if there is no such memory. */
 #define STRUCT_PAGE 64 /* bytes */
 int kernel_read(uint64_t address, void *to, size_t size);
@@ -49,6 +45,13 @@ uint64_t struct_pages(void);               /* kernel address of the struct page 
 
 /* Calls of a function, as bytes from _stext. It may be there several times: a copy in each file. Returns how many. */
 size_t call_sites(const char *callee, uint64_t *sites, size_t room);
+
+/* kprobe events and tracepoints. */
+int write_text(const char *path, const char *text); /* 0, or an errno */
+void trace_setup(const char *probes, struct blob *log);
+void trace_start(void);
+void trace_stop(struct blob *raw, struct blob *stats);
+uint64_t trace_mm_of(pid_t pid); /* kernel address of the mm_struct, 0 if it cannot be known */
 
 /* Leaf entries of the page tables of one process, and the references of pages. */
 struct leaf {

@@ -34,6 +34,7 @@
 #define MADV_COLLAPSE 25
 #endif
 #define MAX_FILES 16
+#define REGISTER_BUFFERS 0 /* IORING_REGISTER_BUFFERS of linux/io_uring.h */
 
 static char *words[WORDS];
 static int count;
@@ -264,6 +265,33 @@ static void op_lock(void)
         fail();
 }
 
+/* unlock ADDR PAGES */
+static void op_unlock(void)
+{
+    if (munlock(at(1), bytes(2)))
+        fail();
+}
+
+/* lockall: what is mapped from here on is locked */
+static void op_lockall(void)
+{
+    if (mlockall(MCL_FUTURE))
+        fail();
+}
+
+/* pin ADDR PAGES: buffers of a ring, whose pages are pinned until the process has closed its files */
+static void op_pin(void)
+{
+    static char settings[256]; /* struct io_uring_params, all 0: the defaults */
+    struct iovec pages = {at(1), bytes(2)};
+    int ring = syscall(SYS_io_uring_setup, 1, settings);
+
+    if (ring < 0)
+        _exit(NOT_FOR_THIS_KERNEL);
+    if (syscall(SYS_io_uring_register, ring, REGISTER_BUFFERS, &pages, 1))
+        fail();
+}
+
 static void wait_for_ever(void)
 {
     for (;;)
@@ -424,7 +452,8 @@ static const struct { const char *name; void (*run)(void); } operations[] = {
     {"advise", op_advise}, {"protect", op_protect}, {"unmap", op_unmap}, {"remap", op_remap},
     {"lock", op_lock}, {"fork", op_fork}, {"follow", op_follow}, {"forkcow", op_forkcow}, {"pipe", op_pipe},
     {"uffdwp", op_uffdwp}, {"thp", op_thp}, {"mthp", op_mthp}, {"ksm", op_ksm}, {"need", op_need},
-    {"sleep", op_sleep}, {"hugepages", op_hugepages},
+    {"sleep", op_sleep}, {"hugepages", op_hugepages}, {"unlock", op_unlock}, {"lockall", op_lockall},
+    {"pin", op_pin},
 };
 
 static void run_line(char *line)
