@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from replay.report.compare import equal
 from replay.teardown.algorithms import NEWEST_TRACED, of_release, release_numbers
 from replay.teardown.counters import CHECKS
 from replay.trace.kpageflags import KPF_ANON, bit
@@ -142,6 +141,8 @@ def kernels(metas: Sequence[Metadata], shown: Collection[str]) -> list[str]:
 
 def alike(results: pl.DataFrame) -> list[str]:
     """Which algorithms count alike in everything here."""
+    from replay.report.compare import equal
+
     return [
         f"note: {', '.join(names[:-1])} and {names[-1]} count alike in every counter"
         for names in equal(results)
