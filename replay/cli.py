@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -28,7 +29,7 @@ from replay.commands import (
     whatif,
 )
 from replay.commands.output import note
-from replay.errors import ReplayError
+from replay.errors import ReplayError, UsageError
 from replay.support import shortage
 
 app = typer.Typer(
@@ -102,8 +103,20 @@ def _ended() -> int:
     except OSError as error:
         note(f"replay: cannot write to standard output: {error.strerror}")
         status = 1
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     return status
+
+
+THREADS: Final = "POLARS_MAX_THREADS"
+"""The variable with which polars ends in a panic if it is no number above 0."""
+
+
+def _check_settings() -> None:
+    """Raise `UsageError` for a setting of a library that would end the command in its middle."""
+    value = os.environ.get(THREADS, "1")
+    if "record" not in sys.argv[1:2] and not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise UsageError(f"{THREADS}={value}: expected a whole number above 0: set it right, or unset it")
 
 
 def _open_streams() -> None:
@@ -119,8 +132,12 @@ def _open_streams() -> None:
 def _status() -> int:
     """Run the command; the only place that turns errors into messages and exit statuses."""
     try:
+        _check_settings()
         app()
     except SystemExit as ended:
+        # typer puts this in place of standard output, and ends with 1, where its reader has seen enough
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            return 0
         if isinstance(ended.code, str):
             note(ended.code)
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import time
@@ -331,3 +332,46 @@ def test_the_machine_without_a_cache(path: Path, tmp_path: Path):
     assert done.returncode == 0
     assert "set XDG_CACHE_HOME to a folder of your own" in done.stderr
     assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", [["algorithms"], ["--help"], ["inspect", "captures/redis.parquet"]])
+def test_a_reader_that_has_seen_enough_is_no_failure(command: list[str]) -> None:
+    here, there = os.pipe()
+    os.close(here)
+    done = subprocess.run([*REPLAY, *command], stdout=there, stderr=subprocess.PIPE, check=False)
+    os.close(there)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*REPLAY, "algorithms"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stderr", ["closed", "full", "gone"])
+def test_notes_that_nobody_can_read_decide_nothing(stderr: str, path: Path, tmp_path: Path) -> None:
+    """Their loss changes neither what is written nor the exit status."""
+    out = tmp_path / "out.csv"
+    command = shlex.join([*REPLAY, "run", str(path), "-o", str(out)])
+    if stderr == "gone":
+        here, there = os.pipe()
+        os.close(here)
+        done = subprocess.run(command, shell=True, stderr=there, check=False)
+        os.close(there)
+    else:
+        done = subprocess.run(
+            f"{command} 2>{'&-' if stderr == 'closed' else '/dev/full'}", shell=True, check=False
+        )
+    assert done.returncode == 0 and out.exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", ""])
+def test_a_setting_that_polars_would_panic_at_is_named(value: str, path: Path) -> None:
+    done = call("run", path, env=os.environ | {"POLARS_MAX_THREADS": value})
+    assert done.returncode == 2
+    assert (
+        done.stderr.startswith(f"replay: POLARS_MAX_THREADS={value}: expected")
+        and "\n" not in done.stderr[:-1]
+    )

@@ -102,19 +102,21 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
 
     write_redacted(done.trace, path, force)
     spaces = done.meta.address_spaces
+    differing = 0
     for space, figures in zip(spaces, done.figures, strict=True):
         lines = rss.text(figures, done.meta.page_size)
         if len(spaces) == 1:
             note(*lines)
         elif len(lines) > 1:
+            differing += 1
             note(*(f"{space.comm} ({space.pid}): {line}" for line in lines))
     if len(spaces) > 1:
-        note(
-            f"captured {len(spaces):,} address spaces; where nothing is said above, as /proc/PID/status says"
-        )
+        others = f"; {differing:,} of them differ from it as said above" if differing else ""
+        agree = "all as" if not differing else f"{len(spaces) - differing:,} as"
+        note(f"captured {len(spaces):,} address spaces, {agree} /proc/PID/status says{others}")
     note(*(f"not captured: {line}" for line in done.refused))
     if done.vanished:
         note(f"not captured: {done.vanished:,} that ended before they could be read")
-    note(*notes.limits(done.meta))
+    note(*notes.limits(done.meta), *notes.markers(done.meta))
     note(f"wrote {path}: {done.extents:,} extents")
     note(f"next: replay run {shlex.quote(str(path))}")

@@ -27,9 +27,14 @@ HEIGHT: Final = 25
 
 
 def note(*lines: str) -> None:
-    """Lines for people, on standard error."""
+    """Lines for people, on standard error. They decide nothing: where nobody can read them, they are lost."""
     for line in lines:
-        typer.echo(printable(line), err=True)
+        try:
+            typer.echo(printable(line), err=True)
+        except OSError:
+            # a full disk, or a pipe whose reader has ended: what is buffered would fail again at the end
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the process ends
+            return
 
 
 def load_numpy() -> None:

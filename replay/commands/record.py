@@ -79,7 +79,7 @@ def after_record(recorded: Recorded, path: Path, force: bool) -> None:
         note(f"not recorded: {count:,} {missed.value}")
     if recorded.replaced:
         note(f"not recorded: {recorded.replaced:,} torn down by exec: {recorded.no_execs}")
-    note(*notes.limits(recorded.meta))
+    note(*notes.limits(recorded.meta), *notes.differing(recorded.meta), *notes.markers(recorded.meta))
     spaces = notes.spaces(recorded.recorded)
     if recorded.execs:
         spaces += f": {recorded.recorded - recorded.execs:,} exits, {recorded.execs:,} execs"

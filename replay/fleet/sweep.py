@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import replay
-from replay.errors import ReplayError
+from replay.errors import ReplayError, TraceError
 from replay.fleet import parts, workers
 from replay.fleet.sources import Source
 from replay.support.atomic_file import atomic_file
@@ -48,6 +48,9 @@ def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
 
     given = json.loads(options)
     trace = dataclasses.replace(read(path), name=name)
+    if trace.left_out and not trace.meta.part:
+        # in a table of thousands nobody would see the note
+        raise TraceError(f"{name}: {trace.notes[0]} by 'replay run'; not swept")
     algorithms = given["algorithms"] and [decoded(fields) for fields in given["algorithms"]]
     return run_checked(trace, algorithms, page_tables=given["page_tables"]), len(trace.frame)
 

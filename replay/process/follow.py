@@ -141,6 +141,8 @@ class Followed:
     passed: int = 0
     attaching: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Tasks that stand at a call to attach -> the task that they want, and until when they wait for it."""
+    given_up: set[int] = field(default_factory=set)
+    """Tasks let go to other tracers: their memory lives on."""
     execed: bool = False
     """The root has become the command."""
     execs: Execs | None = None
@@ -291,6 +293,7 @@ def _give_up(followed: Followed, pid: int, tid: int, signal: int = 0) -> None:
     if not process.done:
         process.done = True
         followed.missed[Missed.TRACED] += 1
+    followed.given_up.add(tid)
     ptrace.call(ptrace.DETACH, tid, signal)
     _forget(followed, tid)
     _let_attach(followed)
@@ -495,14 +498,10 @@ def _says_dead(status: str) -> bool:
 
 
 def _is_shared(followed: Followed, process: Process, tid: int) -> bool:
-    """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM).
-
-    One that we do not follow is only found if it is the parent.
-    """
-    if process.borrows and ptrace.same_memory(tid, int(files.field(_status(tid), "PPid") or 0)):
-        return True
+    """Whether another process that has not come to its exit uses the same mm (vfork, CLONE_VM)."""
     others = (other for other in followed.processes.values() if other.pid != process.pid and not other.done)
-    return any(ptrace.same_memory(tid, task) for other in others for task in other.tasks)
+    tasks = {task for other in others for task in other.tasks} | followed.given_up
+    return any(ptrace.same_memory(tid, task) for task in tasks)
 
 
 def _memory(tid: int) -> bytes:

@@ -55,13 +55,7 @@ MOST_NAMED = 10
 def noticed(trace: Trace, several: bool = False) -> list[str]:
     """What is missing of a trace, not certain, or was noticed by capture; several: with the trace's name."""
     meta = trace.meta
-    lines = [*(f"note: {note}" for note in trace.notes), *limits(meta), *_differing(meta)]
-    markers = sum((space.unaccounted or {}).get("marker", 0) for space in meta.address_spaces)
-    if markers:
-        lines.append(
-            f"note: {markers:,} entries are markers, neither memory nor swap (guard regions, userfaultfd, "
-            "migration, hardware poison)"
-        )
+    lines = [*(f"note: {note}" for note in trace.notes), *limits(meta), *differing(meta), *markers(meta)]
     longest = max((space.held_ms for space in meta.address_spaces), default=0)
     if longest:
         lines.append(
@@ -71,7 +65,18 @@ def noticed(trace: Trace, several: bool = False) -> list[str]:
     return [f"{trace.name}: {line}" for line in lines] if several else lines
 
 
-def _differing(meta: Metadata) -> list[str]:
+def markers(meta: Metadata) -> list[str]:
+    """Entries that stand for neither memory nor swap."""
+    count = sum((space.unaccounted or {}).get("marker", 0) for space in meta.address_spaces)
+    if not count:
+        return []
+    return [
+        f"note: {count:,} entries are markers, neither memory nor swap (guard regions, userfaultfd, "
+        "migration, hardware poison)"
+    ]
+
+
+def differing(meta: Metadata) -> list[str]:
     """The figures of /proc/PID/status that capture saw differ from the rows."""
     parts = []
     for name, figure in FIGURES.items():

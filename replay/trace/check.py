@@ -32,6 +32,10 @@ def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
     """
     if meta.page_size not in (1 << shift for shift in range(12, 17)):
         raise TraceError(f"{where}: page size {meta.page_size}: expected 4096 to 65536 bytes, a power of two")
+    if meta.architecture in ONLY_4K and meta.page_size != 4096:
+        raise TraceError(
+            f"{where}: page size {meta.page_size}: {meta.architecture} has pages of 4096 bytes only"
+        )
     if frame.is_empty():
         return
     _check_order(frame, where)
@@ -122,6 +126,8 @@ def _check_modelled(frame: pl.DataFrame, where: str) -> None:
 MAX_ORDER = 40
 """Beyond any folio; keeps a damaged order from overflowing before it is refused."""
 
+ONLY_4K = ("x86_64", "i686", "s390x")
+
 MAPPED = KINDS[:3]
 ABSENT = ("swap", "marker")
 
@@ -137,6 +143,7 @@ KIND_BITS = bit(KPF_ANON) | bit(KPF_SWAPCACHE) | bit(KPF_HUGE)
 
 def _rules(meta: Metadata) -> dict[str, pl.Expr]:
     """What no row may say: message -> where it holds. Columns of the trace, and those of `check_frame`."""
+    kinds = KINDS if meta.format_version > 1 else KINDS[: KINDS.index("marker")]
     entries = ptes_per_table(meta.page_size)
     largest = (MAX_FOLIO_BYTES // meta.page_size).bit_length() - 1
     col = pl.col
@@ -170,7 +177,7 @@ def _rules(meta: Metadata) -> dict[str, pl.Expr]:
         goes_on &= col(name) == col(name).shift(1)
     is_huge_flag = col("kpageflags") & bit(KPF_HUGE) != 0
     return {
-        "kind is none of " + ", ".join(KINDS): ~col("kind").is_in(KINDS),
+        "kind is none of " + ", ".join(kinds): ~col("kind").is_in(kinds),
         **{
             f"{name} is out of range": ~col(name).is_between(0, MAX_PAGE_NUMBER)
             for name in ("vpn", "pfn", "folio")

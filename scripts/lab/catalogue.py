@@ -248,6 +248,15 @@ def _swap_cases(s: Sizes) -> dict[str, str]:
         "swap_shmem": _ops(
             "map 0 900 rw shared", "write 0 900", "advise 100 500 pageout", "sleep 200", "read 200 100"
         ),
+        "swap_and_guards": _ops(
+            _anon(0, 1000),
+            "advise 100 300 guard",
+            "advise 500 300 pageout",
+            "sleep 200",
+            "advise 600 30 guard",
+            "read 500 50",
+        ),
+        "guards_huge": _ops(_thp(t, 0, 4), f"advise {t} {t} guard", f"advise {2 * t + 30} 60 guard"),
         "swap_fork": _ops(_anon(0, 900), "fork", "advise 100 500 pageout", "sleep 200", "read 0 900 2"),
     }
 

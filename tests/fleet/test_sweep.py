@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from replay.fleet.sweep import FAILURES, options_text, sweep
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.variants import encoded
 from tests.teardown.address_spaces import Piece, trace_of
+
+CAPTURES = Path(__file__).parents[2] / "captures"
 
 OPTIONS = options_text([encoded(ALGORITHMS[name]) for name in ("baseline", "v2")], None)
 
@@ -72,6 +75,18 @@ def test_a_broken_trace_is_a_row_of_failures(traces: Path, tmp_path: Path) -> No
     trace_of([Piece(count=9)], 3).write(broken, force=True)
     assert sweep(sources.find([str(traces)]), out, OPTIONS, jobs=1).traces == 1
     assert not (out / FAILURES).exists()
+
+
+def test_a_trace_that_lost_address_spaces_is_a_row_of_failures(tmp_path: Path) -> None:
+    """The note of a run would be lost among thousands."""
+    whole = replay.read_trace(CAPTURES / "pipeline.parquet")
+    one = dataclasses.replace(whole, frame=whole.frame.filter(whole.frame["mm"] == 5))
+    path = one.write(tmp_path / "lost.parquet")
+    swept = sweep(sources.find([str(path)]), tmp_path / "parts", OPTIONS, jobs=1)
+    assert swept.traces == 0
+    assert "10 of 11 address spaces" in swept.failures[str(path)]
+    whole.as_part(one.frame).write(path, force=True)
+    assert sweep(sources.find([str(path)]), tmp_path / "parts", OPTIONS, jobs=1).traces == 1
 
 
 def test_the_command(traces: Path, tmp_path: Path) -> None:

@@ -101,6 +101,22 @@ def run(argv: list[str], tracing: Tracing) -> Followed:
         os.sched_setaffinity(0, allowed)
 
 
+def assert_agree(prediction: Prediction, shown: Observation) -> None:
+    """Each folio that the replay says, and no other, in its order.
+
+    But for those that another process may let go before (fork's copies), and those in some CPU's batch.
+    """
+    assert shown.finished
+    folios = prediction.folios
+    unsure = set(folios.pfn[(folios.mapcount > folios.own) | ~folios.lru].tolist())
+    sure = [
+        [freed for freed in all_freed if freed[0] not in unsure]
+        for all_freed in (prediction.freed, shown.freed)
+    ]
+    assert len(sure[0]) > 10
+    assert sure[0] == sure[1]
+
+
 @pytest.mark.parametrize(
     ("script", "execs"),
     [
@@ -109,22 +125,14 @@ def run(argv: list[str], tracing: Tracing) -> Followed:
     ],
 )
 def test_freed_folios(script: str, execs: int, tracing: Tracing) -> None:
-    """Each folio that the replay says, and no other, in its order."""
     run(["bash", "-c", script], tracing)
     assert len(tracing.execs) == execs
     for prediction, shown in tracing.execs:
-        assert shown.finished
-        off_lru = {
-            pfn for pfn, lru in zip(prediction.folios.pfn, prediction.folios.lru, strict=True) if not lru
-        }
-        expected = [freed for freed in prediction.freed if freed[0] not in off_lru]
-        assert len(shown.freed) > 10
-        assert [freed for freed in shown.freed if freed[0] not in off_lru] == expected
+        assert_agree(prediction, shown)
 
 
 def test_freed_folios_of_a_threaded_exec(tree: str, tracing: Tracing) -> None:
     """Other threads change the memory until the exec ends them."""
     run([tree, "exec-by-thread"], tracing)
     [(prediction, shown)] = tracing.execs
-    assert shown.finished
-    assert set(shown.freed) == set(prediction.freed)
+    assert_agree(prediction, shown)

@@ -34,10 +34,10 @@ from tests.teardown.address_spaces import Piece, pieces, trace_of
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 SMALL = settings(
-    max_examples=100 if WITHOUT_JIT else 400, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25 if WITHOUT_JIT else 120, deadline=None, suppress_health_check=list(HealthCheck)
 )
 LARGE = settings(
-    max_examples=5 if WITHOUT_JIT else 60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=3 if WITHOUT_JIT else 20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -76,7 +76,7 @@ def test_machine_equals_reference(some: list[Piece], tables: int, architecture: 
     assert_equal(some, tables, architecture)
 
 
-FEW = settings(max_examples=5 if WITHOUT_JIT else 100, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=3 if WITHOUT_JIT else 30, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @FEW
@@ -177,7 +177,7 @@ def variants(draw: st.DrawFn) -> Algorithm:
 
 
 VARIANTS = settings(
-    max_examples=40 if WITHOUT_JIT else 300, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12 if WITHOUT_JIT else 80, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -155,6 +156,7 @@ def space_with(name: str, value: object) -> dict[str, str | None]:
         ({"page_size": None}, "'page_size' is missing"),
         ({"page_size": "many"}, "'page_size' is not valid"),
         ({"page_size": "5000"}, "page size 5000"),
+        ({"page_size": "16384"}, "page size 16384: x86_64 has pages of 4096 bytes only"),
         ({"page_size": "-4096"}, "'page_size' is not valid"),
         ({"address_spaces": "[]"}, "no address space"),
         ({"address_spaces": "[{}]"}, "'address_spaces' is not valid"),
@@ -310,6 +312,21 @@ def test_a_folio_inside_another(trace: Trace, tmp_path: Path):
     )
     Trace(moved, trace.meta).write(tmp_path / "t.parquet")
     assert "lies in folio" in refused(tmp_path / "t.parquet")
+
+
+def test_version_1_has_no_markers(trace: Trace, tmp_path: Path):
+    swap = pl.col("kind").cast(pl.String) == "swap"
+    marked = trace.frame.with_columns(
+        kind=pl.when(swap)
+        .then(pl.lit("marker"))
+        .otherwise(pl.col("kind").cast(pl.String))
+        .cast(pl.Categorical),
+        pfn=pl.when(swap).then(0).otherwise(pl.col("pfn")),
+    )
+    path = Trace(marked, trace.meta).write(tmp_path / "t.parquet")
+    assert replay.run(replay.read_trace(path), ["v2"])["swap_entries"].item() == 0
+    Trace(marked, dataclasses.replace(trace.meta, format_version=1)).write(path, force=True)
+    assert "kind is none of page, pmd, hugetlb, special, swap" in refused(path)
 
 
 def test_rows_out_of_order(trace: Trace, tmp_path: Path):

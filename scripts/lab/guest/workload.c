@@ -33,6 +33,9 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
 #define MAX_FILES 16
 #define REGISTER_BUFFERS 0 /* IORING_REGISTER_BUFFERS of linux/io_uring.h */
 
@@ -225,13 +228,16 @@ static void op_advise(void)
         {"hugepage", MADV_HUGEPAGE}, {"nohugepage", MADV_NOHUGEPAGE}, {"collapse", MADV_COLLAPSE},
         {"dontneed", MADV_DONTNEED}, {"pageout", MADV_PAGEOUT}, {"cold", MADV_COLD}, {"free", MADV_FREE},
         {"mergeable", MADV_MERGEABLE}, {"populate_read", MADV_POPULATE_READ},
-        {"populate_write", MADV_POPULATE_WRITE}, {"remove", MADV_REMOVE},
+        {"populate_write", MADV_POPULATE_WRITE}, {"remove", MADV_REMOVE}, {"guard", MADV_GUARD_INSTALL},
     };
 
     for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++)
         if (!strcmp(words[3], known[i].name)) {
-            if (madvise(at(1), bytes(2), known[i].advice))
+            if (madvise(at(1), bytes(2), known[i].advice)) {
+                if (known[i].advice == MADV_GUARD_INSTALL && errno == EINVAL)
+                    _exit(NOT_FOR_THIS_KERNEL); /* since v6.13 */
                 fail();
+            }
             return;
         }
     fail();
