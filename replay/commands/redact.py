@@ -17,10 +17,10 @@ def redact(
     output: Annotated[Path, typer.Argument(help="The redacted one.", metavar="OUT", show_default=False)],
     force: Force = False,
 ) -> None:
-    """Write a trace without what it tells of its user: every count stays the same.
+    """Write a trace without what it tells of its user: every count and every what-if stays the same.
 
-    Names of processes and files become numbers, command lines are left out, page frames are renumbered.
-    Addresses, sizes, PIDs, times and the kernel's release stay.
+    Names of processes and files, PIDs and page frames become numbers, addresses are moved, command lines, the
+    kernel's builder and the time of day are left out. Sizes, permissions and the kernel's version stay.
     """
     load_numpy()
     from replay.support.atomic_file import atomic_file
@@ -29,4 +29,4 @@ def redact(
 
     atomic_file(output, force=force)
     redacted(read(trace)).write(output, force=force)
-    note(f"wrote {output}: names replaced, frames renumbered; PIDs, addresses and times are as they were")
+    note(f"wrote {output}: without names, PIDs, addresses and page frames of its user")

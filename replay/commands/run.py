@@ -143,7 +143,9 @@ def run(
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
     if what_if is not None:
-        run_what_if(loaded, what_if, names, page_tables, output, shape, per)
+        if together or check or time or pid or parts:
+            raise UsageError("--what-if goes without --together, --check, --time, --pid and parts of a sweep")
+        run_what_if(loaded, what_if, replayed, names, base.name, output, shape, per)
         return
     if parts:
         results = of_pids(_swept(traces, replayed), pid)

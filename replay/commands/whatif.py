@@ -15,6 +15,7 @@ from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.errors import UsageError
 
 if TYPE_CHECKING:
+    from replay.teardown.algorithms import Algorithm
     from replay.trace.frame import Trace
     from replay.trace.whatif import WhatIf
 
@@ -146,13 +147,17 @@ def _say(before: Trace, found: WhatIf, json: bool) -> None:
 def run_what_if(
     traces: Sequence[Trace],
     sizes: str,
+    algorithms: list[Algorithm],
     names: list[str] | None,
-    page_tables: str | None,
+    baseline: str,
     output: Path | None,
     shape: Shape | None,
     per: Per | None,
 ) -> None:
-    """`replay run --what-if`: algorithm by folio order."""
+    """`replay run --what-if`: algorithm by folio order.
+
+    algorithms: to replay, with the baseline; names: those to show, all if None.
+    """
     import polars as pl
 
     from replay.report import files, notes, terminal
@@ -160,9 +165,9 @@ def run_what_if(
     from replay.trace.whatif import parse_orders
 
     orders = [parse_orders(sizes, trace.meta.page_size) for trace in traces]
-    results = report.by_order(traces, orders, names, page_tables=page_tables)
+    results = report.by_order(traces, orders, algorithms)
     keys = {None: [], Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: ["trace", "mm", "pid", "comm"]}[per]
-    frame = report.compared(results, keys)
+    frame = report.compared(results, keys, baseline)
     if output is not None:
         files.write(frame, output)
         note(f"wrote {output}: {len(frame):,} rows")
@@ -173,7 +178,7 @@ def run_what_if(
         chosen = frame if names is None else frame.filter(pl.col("algorithm").is_in(names))
         title = notes.title(frame.head(1), [trace.name for trace in traces])
         pages = {trace.meta.page_size for trace in traces}
-        found = list(terminal.by_order(chosen, frame, title, max(pages), columns))
+        found = list(terminal.by_order(chosen, frame, title, max(pages), columns, baseline))
         if shape is Shape.MD:
             show_markdown(found)
         else:

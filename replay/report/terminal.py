@@ -131,7 +131,7 @@ def before_and_after(compared: pl.DataFrame, name: str, width: int) -> Sheet:
             for old, new in zip(before, after, strict=True)
         ]
     title = "Counts: the memory as captured, and below it the what-if"
-    return _table(cells, title, width, right=SHOWN, styles=[None] * len(before))
+    return _table(cells, title, width, right=SHOWN, note=_meanings(SHOWN))
 
 
 def _against(count: int, base: int) -> str:
@@ -142,11 +142,16 @@ def _against(count: int, base: int) -> str:
 
 
 def by_order(
-    chosen: pl.DataFrame, everything: pl.DataFrame, title: str, page_size: int, width: int
+    chosen: pl.DataFrame,
+    everything: pl.DataFrame,
+    title: str,
+    page_size: int,
+    width: int,
+    baseline: str = BASELINE,
 ) -> Iterator[Sheet]:
     """Algorithm by folio order: memory, then a table for each counter (frames of `whatif.compared`).
 
-    Percentages are against the baseline on the memory as captured.
+    chosen: the algorithms to show. Percentages are against the baseline on the memory as captured.
     """
     found = whatif.memory(everything)
     memory = {
@@ -159,15 +164,14 @@ def by_order(
         "added": [whatif.size(added * page_size, sign=True) if added else "" for added, _ in found.values()],
     }
     yield _table(memory, title, width, right=("folios", "resident", "added"))
-    base = everything.filter((pl.col("algorithm") == BASELINE) & (pl.col("what_if") == whatif.CAPTURED))
+    base = everything.filter((pl.col("algorithm") == baseline) & (pl.col("what_if") == whatif.CAPTURED))
     for counter in COUNTS_BY_ORDER:
         grid = whatif.grid(chosen, counter)
         cells: dict[str, list[str]] = {"algorithm": grid["algorithm"].to_list()}
         for name in grid.columns[1:]:
             cells[name] = [f"{count:,}\n{_plain_change(count, base[counter][0])}" for count in grid[name]]
-        yield _table(
-            cells, f"{_heading(counter)}, and against the baseline as captured", width, right=grid.columns[1:]
-        )
+        title = f"{_heading(counter)}, against {baseline} as captured"
+        yield _table(cells, title, width, right=grid.columns[1:], note=_meanings([counter]))
 
 
 def _plain_change(count: int, base: int) -> str:

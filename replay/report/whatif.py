@@ -12,7 +12,7 @@ import polars as pl
 from replay.report import compare
 from replay.support.text import byte_size as size
 from replay.teardown import replayer
-from replay.teardown.algorithms import BASELINE
+from replay.teardown.algorithms import BASELINE, Algorithm
 from replay.teardown.counters import CHECKS
 from replay.trace.frame import Trace
 from replay.trace.whatif import STAYS, Policy, WhatIf, what_if
@@ -55,7 +55,7 @@ def resident(trace: Trace) -> int:
 def by_order(
     traces: Sequence[Trace],
     orders: Sequence[Sequence[int]],
-    algorithms: Sequence[str] | None = None,
+    algorithms: Sequence[str] | Sequence[Algorithm] | None = None,
     *,
     page_tables: str | None = None,
     by_ptes: bool = False,
@@ -63,14 +63,14 @@ def by_order(
 ) -> pl.DataFrame:
     """Counters of each address space, algorithm and folio order: a frame of `run_checked` behind `COLUMNS`.
 
-    orders: for each trace (page sizes may differ). `order` is empty for the memory as captured.
-    `pages_added`, `resident_pages` are those of the trace, not of the address space.
+    orders: for each trace (page sizes may differ). algorithms: with the one to compare with; all if None.
+    `order` is empty for the memory as captured. `pages_added`, `resident_pages` are those of the trace, not
+    of the address space.
     """
-    names = None if algorithms is None else [BASELINE, *algorithms]
     frames = []
     for trace, chosen in zip(traces, orders, strict=True):
         for variant in variants(trace, chosen, by_ptes=by_ptes, page_cache=page_cache):
-            counted = replayer.run_checked(variant.trace, names, page_tables=page_tables)
+            counted = replayer.run_checked(variant.trace, algorithms, page_tables=page_tables)
             frames.append(
                 counted.select(
                     pl.lit(variant.name).alias("what_if"),
@@ -83,7 +83,7 @@ def by_order(
     return pl.concat(frames)
 
 
-def compared(results: pl.DataFrame, per: Sequence[str]) -> pl.DataFrame:
+def compared(results: pl.DataFrame, per: Sequence[str], baseline: str = BASELINE) -> pl.DataFrame:
     """A frame of `by_order` summed up by `per`, each order against its own baseline (see `compare`)."""
     memory = (
         results.group_by("what_if", "trace", maintain_order=True)
@@ -94,7 +94,7 @@ def compared(results: pl.DataFrame, per: Sequence[str]) -> pl.DataFrame:
     rows = results.drop("pages_added", "resident_pages", *CHECKS)
     keys = ["what_if", "order", *per]
     summed = rows if "mm" in per else compare.total(rows, keys)
-    frame = compare.compare(summed.with_columns(pl.col("order").fill_null(-1)), keys)
+    frame = compare.compare(summed.with_columns(pl.col("order").fill_null(-1)), keys, baseline)
     frame = frame.with_columns(pl.when(pl.col("order") >= 0).then(pl.col("order")).alias("order"))
     on = [name for name in ("what_if", "trace") if name in memory.columns]
     joined = frame.join(memory, on=on, how="left", maintain_order="left")

@@ -403,10 +403,13 @@ def test_bundled_pairs(before: str, after: str) -> None:
     """
     predicted = what_if(read(CAPTURES / f"{before}.parquet"), [3]).trace
     measured = read(CAPTURES / f"{after}.parquet")
-    whole = off(predicted, measured, ["ptes", "atomics", "pages_freed"])
-    assert max(map(abs, whole.values())) < 2, whole
-    calls = off(predicted, measured, ["rmap_calls", "release_entries", "release_calls"])
-    assert max(map(abs, calls.values())) < 9, calls
+    found = off(predicted, measured, COUNTED)
+    # pages of large folios have no mapcount there: its atomics are those of its calls
+    calls = ("rmap_calls", "release_entries", "release_calls", "mainline-nomapcount atomics")
+    limits = {
+        name: 9.0 if name.endswith(calls) else 16.0 if name.endswith("locks") else 2.0 for name in found
+    }
+    assert {name: off for name, off in found.items() if abs(off) > limits[name]} == {}
 
 
 def test_bundled_huge_pages() -> None:
@@ -414,7 +417,8 @@ def test_bundled_huge_pages() -> None:
     measured = read(CAPTURES / "numpy-thp.parquet")
     advised = measured.frame["vma_flags"].cast(str).str.split(" ").list.contains("hg")
     whole = measured.as_part(measured.frame.filter(advised), "VMAs with VM_HUGEPAGE")
-    single = dataclasses.replace(what_if(whole, [0]).trace, meta=whole.meta)
+    split = what_if(whole, [0]).trace
+    single = dataclasses.replace(split, meta=dataclasses.replace(split.meta, what_if=""))
     found = what_if(single, [9]).trace
     rest = off(found, whole, COUNTED)
     assert max(map(abs, rest.values())) < CLOSE, rest
@@ -507,7 +511,7 @@ def areas_of(trace: Trace, starts: list[int]) -> Areas:
 
 
 def anonymous(trace: Trace) -> Trace:
-    return dataclasses.replace(trace, frame=trace.frame.filter(~pl.col("file")))
+    return trace.as_part(trace.frame.filter(~pl.col("file")), "no page cache")
 
 
 def captured(program: Path, order: int) -> tuple[Trace, list[int]]:
