@@ -11,9 +11,8 @@ from typing import Final, NamedTuple
 
 from replay.errors import ReplayError
 from replay.jit import cache
+from replay.process import rights
 from replay.procfs import files, kernel, own_page, pagemap_scan
-
-CAPABILITIES: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 
 TRACEPOINTS: Final = ("kmem/mm_page_free", "kmem/mm_page_free_batched", "tlb/tlb_flush", "mmap/exit_mmap")
 
@@ -39,6 +38,7 @@ class Check(NamedTuple):
 
 def examine() -> Iterator[Check]:
     """Try everything; nothing is changed, and no process but replay itself is looked at."""
+    files.require_procfs()
     checks: tuple[Callable[[], Check], ...] = (
         _rights,
         _namespaces,
@@ -68,12 +68,10 @@ def _text(path: str) -> str:
 
 
 def _rights() -> Check:
-    status = _text("/proc/self/status")
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    missing = [name for name, number in CAPABILITIES.items() if not effective >> number & 1]
+    missing = rights.missing()
     who = f"uid {os.geteuid()}"
     if not missing:
-        return Check("rights", State.WORKS, f"{who}, {', '.join(CAPABILITIES)}")
+        return Check("rights", State.WORKS, f"{who}, {', '.join(rights.CAPABILITIES)}")
     return Check("rights", State.FAILS, f"{who} without {', '.join(missing)}", f"run as root; {DOCKER}")
 
 

@@ -57,6 +57,10 @@ def capture(
     if at_exit and (procfs != Path("/proc") or not freeze):
         raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
     load_numpy()
+    from replay.procfs.files import require_procfs
+
+    if procfs == Path("/proc"):
+        require_procfs()
     path = output or default_name(*_subject(procfs, pids, cgroup), redact)
     written_to = target(path, redact, force)
     if at_exit and pid is not None:

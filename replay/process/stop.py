@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Final
 
 from replay.errors import ProcessGoneError, ReplayError
-from replay.process import ptrace
+from replay.process import ptrace, rights
 from replay.procfs import files
 
 PATIENCE_SECONDS: Final = 5.0
@@ -116,7 +116,7 @@ def _stop_all(root: Path, pid: int, signals: dict[int, int]) -> None:
                 if not _lives(root, pid, tid):
                     continue
                 raise ReplayError(
-                    f"no right to hold process {pid} still: run replay as root with CAP_SYS_PTRACE, "
+                    f"process {pid} may not be held still: {rights.why_not_traced(pid)}; "
                     "or capture it running with --no-freeze"
                 ) from None
             # patience counts from the last progress: there may be thousands of threads

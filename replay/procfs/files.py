@@ -379,12 +379,32 @@ def open_pagemap(root: Path, pid: int) -> int:
         _refuse(error, root, pid, path)
 
 
+def require_procfs() -> None:
+    """Raise `ReplayError` if no procfs is mounted at /proc."""
+    if not (PROC / "self" / "status").exists():
+        raise ReplayError(f"no procfs at {PROC}: mount it (mount -t proc proc {PROC})")
+
+
+def shows_processes_only(root: Path) -> bool:
+    """Whether a procfs is mounted with subset=pid, which hides everything but the folders of processes."""
+    try:
+        mounts = [line.split() for line in read_file(PROC / "self" / "mountinfo").splitlines()]
+    except OSError:
+        return False
+    return any(words[4] == str(root.resolve()) and "subset=pid" in words[-1].split(",") for words in mounts)
+
+
 def open_kpage(root: Path, name: str) -> int:
     """/proc/kpageflags or /proc/kpagecount (`name`) as a file descriptor."""
     path = root / name
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
+        if shows_processes_only(root):
+            raise ReplayError(
+                f"no {path}: {root} is mounted with subset=pid, which hides it: mount procfs elsewhere "
+                "without, and name that with --procfs"
+            ) from None
         if is_live(root):
             raise ReplayError(
                 f"no {path}: the kernel lacks CONFIG_PROC_PAGE_MONITOR, or the container hides it: "

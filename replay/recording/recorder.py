@@ -26,7 +26,7 @@ import numpy as np
 from replay.capture import loops
 from replay.capture.address_space import Options
 from replay.errors import ProcessGoneError, ReplayError
-from replay.process import command, exec_gate, follow, ptrace, stop
+from replay.process import command, exec_gate, follow, ptrace, rights, stop
 from replay.process.command import Command
 from replay.process.exec_gate import NoGateError
 from replay.process.follow import AtExit, Execs, Followed, Missed
@@ -46,9 +46,6 @@ LINGER_SECONDS: Final = 2.0
 """How long descendants that outlive the command are waited for."""
 
 TRACER_NICE: Final = -10
-
-CAP_SYS_PTRACE: Final = 19
-"""include/uapi/linux/capability.h."""
 
 
 @dataclass(frozen=True)
@@ -340,9 +337,8 @@ def _seize_all(followed: Followed, pid: int) -> None:
 
 def _check_rights() -> None:
     """Raise unless page frames can be seen and a traced set-user-ID program keeps its rights."""
-    status = Path("/proc/self/status").read_text()
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    if not effective >> CAP_SYS_PTRACE & 1:
+    files.require_procfs()
+    if "CAP_SYS_PTRACE" in rights.missing():
         raise ReplayError(
             "CAP_SYS_PTRACE is missing, without which set-user-ID programs lose their rights while they are "
             "traced: run replay as root, in a container with --cap-add SYS_PTRACE"
