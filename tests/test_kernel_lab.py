@@ -25,6 +25,7 @@ sys.path.insert(0, str(SCRIPTS))
 from lab import (  # noqa: E402
     boot,
     build,
+    case,
     catalogue,
     compare,
     counts,
@@ -331,6 +332,20 @@ def test_the_report_tells_explained_from_unexplained_cases():
     assert (result.differing, result.unexplained) == (["b", "c"], ["c"])
     text = report.summary([result], ARCHITECTURES["amd64"], "x.csv")
     assert "| v7.3 | 7.3.4 | `mainline` | 3 | 1 | 1 | 1 | 3 | 1 |" in text
+
+
+def test_averages_of_kpagecount_become_entries_where_nothing_else_maps_the_folio():
+    """Two folios of 4 pages: the first with 2 of its pages mapped, the second shared with another process."""
+    no = np.empty(0, np.int64)
+    mapped = np.array([8, 9, 12, 13])
+    leaves = pages.Leaves(mapped, mapped, np.zeros(4, bool), None, no, no, 0, 0)
+    head = np.repeat(np.arange(0, 16, 4), 4)
+    own, references = np.zeros(16, np.int64), np.zeros(16, np.int64)
+    own[[8, 12]], references[[8, 12]] = 2, (2, 6)
+    counts = np.ones(16, np.uint64)
+    found = case._true_mapcounts(counts, leaves, head, references, own)
+    assert found[8:12].tolist() == [1, 1, 0, 0]
+    assert (found[:8] == 1).all() and (found[12:] == 1).all()
 
 
 def test_catalogue():

@@ -16,6 +16,7 @@ from lab import pages
 from lab.counts import NoExitError, Observed, observe
 from lab.errors import LabError
 from lab.trace import LostEventsError, check_stats, events
+from replay.teardown.algorithms import ALGORITHMS, Mapcounts
 from replay.validate.tracefs import Format, parse_format
 
 _TEXTS = ("maps", "smaps", "status", "comm", "pagemap_scan")
@@ -145,15 +146,34 @@ def write_case(
     folder.mkdir(parents=True)
     for name in _TEXTS:
         (folder / name).write_bytes(files[name])
-    for name in _WORDS:
-        with gzip.open(folder / f"{name}.bin.gz", "wb", compresslevel=1) as out:
-            out.write(files[f"{name}.bin"])
-    expected = _expected(observed, leaves, pid, boot, machine, algorithm)
-    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     head = pages.heads(flags)
     references = np.frombuffer(files["refcounts.bin"], "<u4")
     own = np.bincount(head[leaves.mapped], minlength=len(flags))
+    words = {name: files[f"{name}.bin"] for name in _WORDS}
+    if ALGORITHMS[algorithm].mapcounts is Mapcounts.NO_PAGE:
+        counts = np.frombuffer(words["kpagecount"], "<u8")
+        words["kpagecount"] = _true_mapcounts(counts, leaves, head, references, own).tobytes()
+    for name, data in words.items():
+        with gzip.open(folder / f"{name}.bin.gz", "wb", compresslevel=1) as out:
+            out.write(data)
+    expected = _expected(observed, leaves, pid, boot, machine, algorithm)
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     return expected, Evidence(attempt.moved, references, own)
+
+
+def _true_mapcounts(
+    counts: np.ndarray, leaves: pages.Leaves, head: np.ndarray, references: np.ndarray, own: np.ndarray
+) -> np.ndarray:
+    """kpagecount with the entries of each page, of folios that nothing but the process maps.
+
+    With CONFIG_NO_PAGE_MAPCOUNT the kernel shows for each page of a large folio the average of its pages, at
+    least 1: of a folio of which some pages are not mapped any more, too many mappings.
+    """
+    entries = np.bincount(leaves.pte_pfn, minlength=len(counts)).astype(np.uint64)
+    for first in leaves.pmd_pfn:
+        entries[head == head[first]] += np.uint64(1)
+    alone = (own > 0) & (own == references)
+    return np.where(alone[head], entries, counts)
 
 
 def _expected(
