@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of replay works on this machine, found by trying it, and how to get what does not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The failures a user can meet, each with its exit status.
 
 Everything below `cli.py` raises one of these with a message of one line that names

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process with 2 GiB of memory (less on a small machine) that waits.
 
 A third is pages of 4 KiB, a third is offered huge pages, a third too, which are then mapped by PTEs: a

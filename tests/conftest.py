@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What several folders of tests share; what a live test is."""
 
 from __future__ import annotations

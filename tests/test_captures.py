@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bundled captures: each reads, replays, and is counted alike by the reference and the machine."""
 
 from __future__ import annotations

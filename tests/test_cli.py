@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands as a user calls them: what goes where, exit statuses, messages of one line."""
 
 from __future__ import annotations

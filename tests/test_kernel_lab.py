@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel lab's own parts: archive, ring buffer, page tables, what is counted, what explains a difference.
 
 What needs QEMU and Debian's packages is `scripts/kernel_lab --quick`.

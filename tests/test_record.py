@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands recorded: every process at its exit, and nothing that the command could notice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every truth case: the reference makes the calls that the kernel made, the machine counts the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One address space that the caller holds still: page tables, folios, extents, figures.
 
 In three steps: the *survey* reads all pagemap words as runs; then, portion by portion of the runs in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Extents -> Arrow tables with the columns of a trace. The only module of capture that needs pyarrow."""
 
 from __future__ import annotations

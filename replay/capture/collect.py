@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the rows of address spaces go: into row groups of a trace file, or together into memory."""
 
 from __future__ import annotations

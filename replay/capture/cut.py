@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of PTEs and the folios behind them -> extents: one loop over all pages, a row at the end of each."""
 
 from __future__ import annotations

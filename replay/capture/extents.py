@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Extents, the rows of a trace, and what is found of pages before they are cut: VMAs, mappings, counts.
 
 `rows.rows_of` cuts them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kpageflags and kpagecount of whole folios: also of their pages that the process does not map.
 
 The order of a folio is known only from the run of pages COMPOUND_HEAD..last COMPOUND_TAIL, so reading goes

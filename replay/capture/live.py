@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capture of running processes: one, those of a cgroup, all; or of those in a saved procfs tree."""
 
 from __future__ import annotations

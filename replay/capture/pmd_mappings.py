@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which pages a PMD maps, where PAGEMAP_SCAN does not tell: by a saved scan, or by the sums of smaps."""
 
 from __future__ import annotations

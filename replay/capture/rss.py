@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was captured against RssAnon, RssFile, RssShmem, VmSwap and HugetlbPages of /proc/PID/status."""
 
 from __future__ import annotations

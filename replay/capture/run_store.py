@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page tables of one process, kept as runs: in memory, and beyond a budget in a temporary file.
 
 They are read once and kept, because what a trace says of a page (how often the address space maps it) may

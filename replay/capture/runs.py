@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pagemap words -> runs: the compact form in which the page tables of a process are held.
 
 A *run* is a longest sequence of pagemap words of one VMA at adjacent addresses in which every word is the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes held still while they are read, and always released.
 
 One process is held by ptrace: PTRACE_SEIZE and PTRACE_INTERRUPT of every thread, which neither the process

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """procfs as arrays: maps, smaps, status, pagemap, kpageflags, kpagecount. Nothing else reads /proc.
 
 Every function takes the root of the tree: `/proc`, another machine's or container's proc, or a saved copy.

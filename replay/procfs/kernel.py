@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of the machine belongs to a trace: how its kernel counts mappings, what folios it makes."""
 
 from __future__ import annotations

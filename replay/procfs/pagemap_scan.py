@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parts of an address space are populated, and which of them are mapped by a PMD.
 
 `PAGEMAP_SCAN` (Linux kernel commit 52526ca7fdb9 "fs/proc/task_mmu: implement IOCTL to get and optionally

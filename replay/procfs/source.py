@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A procfs tree held open: `/proc`, another machine's or container's, or a saved one."""
 
 from __future__ import annotations

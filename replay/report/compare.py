@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each algorithm against the baseline: what it avoids."""
 
 from __future__ import annotations

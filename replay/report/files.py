@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of results as CSV, JSON or Parquet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trace maps: kinds, folio orders, sharing, VMAs; all figures in pages of the trace's page size."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines for people beside the data: what is not certain in a trace, what is wrong with an algorithm."""
 
 from __future__ import annotations

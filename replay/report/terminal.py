@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables that a terminal shows, as rich renderables; nothing here prints.
 
 No number is ever cut or folded: of what does not fit the width, the last columns are left out and named.

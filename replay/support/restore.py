@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel settings put back, however the run ends: also by SIGKILL.
 
 A small process of its own keeps the list of what must be undone. It does so, last entry first, when the pipe

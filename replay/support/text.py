@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names as a terminal may show them."""
 
 from __future__ import annotations

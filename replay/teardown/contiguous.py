@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contiguous entries of arm64 (contpte, since v6.9): which there are, and extents cut where they end.
 
 A block of PTEs (16 with 4 KiB pages, 128 with 16 KiB, 32 with 64 KiB) that map as many pages of one folio,

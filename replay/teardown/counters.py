@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The counters: names, order, meaning. One row of a result has all of them, as unsigned integers."""
 
 from __future__ import annotations

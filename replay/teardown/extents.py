@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Extents as plain arrays: the kernel's words decoded, once, at the edge of the teardown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The address spaces of a trace: their extents, and what their page tables add to a teardown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the machine sees: the columns of its tables, the algorithm as numbers, the counts.
 
 All tables are int64 arrays with one row per thing, so that a function takes a handful of arguments and the

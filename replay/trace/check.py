@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trace may say: checked on reading, before anything is computed or allocated from its numbers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trace read from a Parquet file, and checked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trace in memory: its rows as a polars DataFrame, and what is known beside them."""
 
 from __future__ import annotations

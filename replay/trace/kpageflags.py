@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bits of a `/proc/kpageflags` word that replay looks at.
 
 Numbers from include/uapi/linux/kernel-page-flags.h; the meaning of overloaded bits from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trace says beside its rows: how it was taken, its address spaces; and both as pairs of text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one definition of a trace: its columns, their types, units and meaning.
 
 A trace has one row per *extent*: a longest sequence of PTEs adjacent in virtual and in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trace written as a Parquet file, in pieces, whole or not at all.
 
 Metadata are the key-value pairs of the Parquet footer, so that any Parquet reader shows them; values that

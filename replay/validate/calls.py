@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calls that the kernel made at one exit: events of `PROBES` -> counters of the replay."""
 
 from __future__ import annotations

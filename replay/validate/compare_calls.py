@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predicted call counts against the kernel's: differences, each with its cause if there is evidence."""
 
 from __future__ import annotations

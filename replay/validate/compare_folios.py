@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prediction against an observation: differences, each with its cause if there is evidence of one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folios that an exit freed or left unpredicted: who took them out of an LRU batch, who freed them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The LRU batches of all CPUs, emptied: with them go the references they hold."""
 
 from __future__ import annotations

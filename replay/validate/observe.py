@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel did at one exit: the events of `exit_mmap()` as the sequence of freed folios."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the replay says that the kernel will free, and what it knows of each folio."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions of the kernel whose calls at an exit are what the replay counts, as kprobe events.
 
 A probe of one event may have several symbols: the first that the kernel has counts. Fetch arguments are those

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs of the built-in workloads: each shapes its own memory, then ends without taking it down.
 
 Runs alone, as a script, under the interpreter that runs replay: `programs.py NAME`. All memory is mapped by

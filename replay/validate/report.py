@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `replay validate` found, as tables, as a line and as a document."""
 
 from __future__ import annotations

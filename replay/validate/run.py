@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`replay validate`: a command, or the built-in workloads, under observation; the results as rows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tracing by the kernel: tracefs, an instance of our own, events read raw and decoded by their format files.
 
 Formats: Documentation/trace/ftrace.rst, Documentation/trace/ring-buffer-map.rst and the files `format`,

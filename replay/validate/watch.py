@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each exit of a command, captured, let go under the kernel's tracepoints, and compared with the replay."""
 
 from __future__ import annotations

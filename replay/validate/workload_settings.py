@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel settings that a workload needs, changed for a while: folio sizes, a swap device."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The built-in workloads: small programs for every kind of memory and folio size."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The least that a capture can cost: floor PLAN reads what PLAN lists and keeps nothing.
  *
  * PLAN: one read a line, "FILE FIRST COUNT", in 64-bit words of the file; prints the seconds it took and

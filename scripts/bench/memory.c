@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* A process with memory of one kind: memory KIND MIB; prints "ready" and waits.
  *
  * scattered  order-0 pages, touched in random order: every page an extent of its own

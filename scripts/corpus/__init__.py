@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """The corpus: real programs, brought into a known state and captured. `../capture_corpus` is its command."""

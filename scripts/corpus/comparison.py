@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page that says what the comparison shows; every figure in it comes from the comparison's table."""
 
 from collections.abc import Iterable, Sequence

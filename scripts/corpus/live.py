@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running programs, each brought into a known state: what is captured live.
 
 A function here starts its program and yields it, ready to be captured, as `Running`; behind the yield

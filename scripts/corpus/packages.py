@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the corpus needs of Debian: packages installed, source packages unpacked."""
 
 import shutil

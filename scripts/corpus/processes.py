@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs under the corpus's care: started in a group of their own, waited for, ended."""
 
 import contextlib

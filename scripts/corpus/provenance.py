@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where each capture comes from: `provenance.json`, and the table made of it and of the traces."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's folio sizes for anonymous memory, changed for a while and always put back."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command trees, each of whose processes is captured at its exit.
 
 A function here prepares its command and yields it as `Tree`; behind the yield everything is undone.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The architectures that the lab boots, as data: names, packages, the emulated machine."""
 
 import platform

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One boot of one kernel in QEMU's emulated CPU (TCG, no KVM): the same on every machine."""
 
 import os

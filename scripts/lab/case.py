@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A case folder: the dump of one process and what the kernel did at its exit, laid out as the truth cases."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The catalogue: address spaces that the guest builds, each in the small language of guest/workload.c.
 
 One operation per line; addresses and sizes in pages, addresses from a base that huge pages are aligned to.

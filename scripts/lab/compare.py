@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A case folder against its replay: every counter that the trace shows, and the calls in their order."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the events of one exit to the counters of the replay, as the kernel made them."""
 
 from collections.abc import Iterable, Mapping

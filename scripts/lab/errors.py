@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can go wrong in the lab; scripts/kernel_lab turns it into one line and an exit status."""
 
 

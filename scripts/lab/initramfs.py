@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest's files: the initramfs (cpio "newc"), kernel modules, the ext4 disk with real programs."""
 
 import lzma

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debian packages for the lab, fetched with a private apt configuration and unpacked into a cache.
 
 Of the machine's own apt nothing but proxies and keys is used, and nothing is changed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page state of a dumped case: folio heads, leaf entries of the page tables, what they map."""
 
 import re

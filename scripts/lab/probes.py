@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is traced in the guest: the probes of `replay validate`, and what only the lab looks at."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk for the guest with this machine's Python, replay, what it depends on, and a few programs."""
 
 import importlib.metadata

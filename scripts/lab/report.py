@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rows as CSV, and a summary to read."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One kernel, its cases, one boot: from the package to the rows of the report."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's raw ring buffer, as trace_pipe_raw gives it, decoded into events."""
 
 import struct

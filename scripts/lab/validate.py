@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`replay validate` itself in the guest: this machine's Python, replay and what it needs, on a disk."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `replay validate` said on the lab's kernels, as Markdown."""
 
 from collections import Counter, defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A saved procfs tree read the slow, literal way: one page at a time, plain Python, no NumPy operations."""
 
 from __future__ import annotations

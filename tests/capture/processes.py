@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Live processes for tests: small Python programs that map memory and wait."""
 
 from __future__ import annotations

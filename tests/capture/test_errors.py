@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input: one line that names cause and remedy, and no file left behind."""
 
 from __future__ import annotations

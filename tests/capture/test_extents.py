@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saved trees, real and made up: every page as a slow, literal reading of the tree has it."""
 
 from __future__ import annotations

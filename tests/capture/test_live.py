@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Live processes: each kind of memory, how they are held, and that they are released."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PMD mappings that a scan saw and that are split when pagemap is read."""
 
 from __future__ import annotations

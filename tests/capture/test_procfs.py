@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading of words in pieces, from files that end somewhere."""
 
 from __future__ import annotations

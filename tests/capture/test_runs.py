@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of pagemap words, and where ranges overlap, against loops that say the same."""
 
 from __future__ import annotations

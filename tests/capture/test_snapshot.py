@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots of many processes made into rows together: as each of them captured by itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Procfs trees for tests: made up, or laid out from what real kernels showed."""
 
 from __future__ import annotations

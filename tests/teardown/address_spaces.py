@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Address spaces made up for tests: a list of `Piece`s is laid out page by page and becomes a trace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """arm64's contiguous entries: which are inferred, and where a run of `mainline` ends by them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counts worked out by hand where what happens depends on more than a page's own mapcount."""
 
 from __future__ import annotations

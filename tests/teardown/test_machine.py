@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine counts exactly what the literal reference counts, on any address space."""
 
 from __future__ import annotations

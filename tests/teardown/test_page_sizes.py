@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What follows the page size: sizes of the gather, of page tables, of huge pages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often pages are mapped, against counting them one by one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces come back as they were written; what is not a trace is refused with a line that says why."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A redacted trace says nothing of names and places, and counts the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files appear whole or not at all, with and without names for what is not whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The settings of this machine that validate touches, and whether it can run here at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Call counts as functions of event lists: what is counted, what is not, which cause a difference has."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The comparison as a function of data: what differs, by what cause; nothing here needs rights."""
 
 from __future__ import annotations

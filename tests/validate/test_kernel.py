@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The replay against this kernel: every built-in workload, commands, and tracing itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Call counts on a kernel with kprobe events, and nothing left of them. `kernel_lab --validate` runs this."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """After any run, also an interrupted one, the machine is as it was before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NumPy at work: large and small arrays, some freed again. Says `ready` and waits until its input ends.
 
 usage: arrays.py [split]

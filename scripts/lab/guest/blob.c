@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* A growing memory buffer. */
 #define _GNU_SOURCE
 #include "lab.h"

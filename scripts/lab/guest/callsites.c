@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /*
  * Calls of a function, found in the machine code: functions that are inline by their source, and are not inlined,
  * must not be probed themselves. Only for arm64, whose calls are single words.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Runs one case, catches its process at PTRACE_EVENT_EXIT, dumps it and lets it exit under the tracer. */
 #define _GNU_SOURCE
 #include "lab.h"

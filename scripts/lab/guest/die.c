@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The end of a guest that cannot go on: its last words, then power off. */
 #define _GNU_SOURCE
 #include "lab.h"

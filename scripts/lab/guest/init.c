@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /*
  * Init of the guest: mounts, modules, settings, then every program of /programs and every case of /cases in
  * order, then power off.

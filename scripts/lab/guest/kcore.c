@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The kernel's memory through /proc/kcore: by kernel address, by physical address; where its struct pages are. */
 #define _GNU_SOURCE
 #include "lab.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /*
  * Parts of the guest's init, each after those that it calls: the end, buffers, the output stream, the kernel's
  * memory, calls in it, the tracer, page tables, the collector, programs.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What the architectures differ in: where user memory ends, how deep page tables are, how an entry says what it is. */
 #ifndef MACHINE_H
 #define MACHINE_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /*
  * The page tables of a stopped process and the reference counts of all pages, read through /proc/kcore: procfs
  * shows neither the dirty bit of an entry nor, before Linux 6.7, which entries are PMD entries, and no references.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Programs of the root disk, run to their end: what they print and their exit status go to the output disk. */
 #define _GNU_SOURCE
 #include "lab.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The output disk as one ustar archive, written with O_DIRECT: no page cache grows while a case is held. */
 #define _GNU_SOURCE
 #include "lab.h"

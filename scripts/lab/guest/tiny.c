@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* A process of a few pages: writes argv[1] pages of anonymous memory and exits. Built without the C library. */
 #include <sys/mman.h>
 #include <sys/syscall.h>

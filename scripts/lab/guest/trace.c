@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* kprobe events and tracepoints through tracefs; the ring buffer is read raw. */
 #define _GNU_SOURCE
 #include "lab.h"

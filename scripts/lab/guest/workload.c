@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /*
  * The workload: builds the address space that a case describes, one operation per line, and exits.
  * Addresses and sizes are in pages; addresses count from BASE. See catalogue.py for the operations.
