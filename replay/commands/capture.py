@@ -18,6 +18,7 @@ from replay.errors import UsageError
 
 if TYPE_CHECKING:
     from replay.capture.live import Capture
+    from replay.trace.metadata import Metadata
 
 
 def capture(
@@ -100,6 +101,14 @@ def _subject(procfs: Path, pids: list[int], cgroup: str | None) -> tuple[str, in
     return (Path(cgroup).name if cgroup is not None else "all"), os.getpid()
 
 
+def _held_for(meta: Metadata) -> str:
+    """For how long processes stood still, where that is known."""
+    longest = max((space.held_ms for space in meta.address_spaces), default=0.0)
+    if not longest:
+        return ""
+    return f"; held for {longest:,.0f} ms{' at most' if len(meta.address_spaces) > 1 else ''}"
+
+
 def _after_capture(done: Capture, path: Path, force: bool) -> None:
     from replay.capture import rss
     from replay.report import notes
@@ -122,5 +131,5 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
     if done.vanished:
         note(f"not captured: {done.vanished:,} that ended before they could be read")
     note(*notes.limits(done.meta), *notes.markers(done.meta))
-    note(f"wrote {path}: {done.extents:,} extents")
+    note(f"wrote {path}: {done.extents:,} extents{_held_for(done.meta)}")
     note(f"next: replay run {shlex.quote(str(path))}")
