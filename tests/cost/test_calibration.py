@@ -77,4 +77,5 @@ def test_a_larger_process_takes_longer(tmp_path: Path) -> None:
     exits = measure(cases, path, 2, empty)
     assert exits[0].least < exits[1].least
     pages = [replay.run(found.trace, "baseline")["ptes"][0] for found in exits]
-    assert pages[1] - pages[0] >= 112 << 8 and pages[2] > 32 << 8
+    # a file may come in huge pages that a PMD maps: only the forked part is PTEs for certain
+    assert pages[1] - pages[0] >= 112 << 8 and pages[2] > 16 << 8
