@@ -49,7 +49,7 @@ def report(
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"cannot tell the format of {path}: let it end in {', '.join(ENDINGS)}")
     load_numpy()
-    from replay.report import charts, page, whatif
+    from replay.report import charts, folio_orders, page
     from replay.support.atomic_file import atomic_file
     from replay.trace import file
     from replay.trace.whatif import parse_orders
@@ -65,7 +65,7 @@ def report(
         # curves of some traces beside counts of all would not go together
         note("note: no curves over folio order: a trace is a what-if already")
         orders = [[] for _ in loaded]
-    results = whatif.by_order(loaded, orders)
+    results = folio_orders.by_order(loaded, orders)
     with atomic_file(path, force=force, mode=0o644) as target:
         if path.suffix.lower() == ".html":
             named = [shlex.quote(str(trace)) for trace in traces]

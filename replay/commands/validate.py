@@ -51,8 +51,8 @@ def validate(
         raise UsageError("--only chooses among the built-in workloads: name them or a command")
     load_numpy()
     from replay.report import terminal
-    from replay.validate import report as verdicts
-    from replay.validate.run import validate as observe
+    from replay.validate import verdicts
+    from replay.validate.exits import validate as observe
 
     with progress("exits") as report:
         seen = 0

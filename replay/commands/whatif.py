@@ -117,8 +117,7 @@ def _say(before: Trace, found: WhatIf, json: bool) -> None:
 
     import polars as pl
 
-    from replay.report import terminal
-    from replay.report import whatif as report
+    from replay.report import folio_orders, terminal
     from replay.teardown import replayer
 
     name = "what-if"
@@ -127,19 +126,19 @@ def _say(before: Trace, found: WhatIf, json: bool) -> None:
             pl.lit(what).alias("what_if"),
             pl.lit(number, pl.Int64).alias("order"),
             pl.lit(added, pl.Int64).alias("pages_added"),
-            pl.lit(report.resident(trace), pl.Int64).alias("resident_pages"),
+            pl.lit(folio_orders.resident(trace), pl.Int64).alias("resident_pages"),
             pl.all(),
         )
         for what, number, added, trace in (
-            (report.CAPTURED, None, 0, before),
+            (folio_orders.CAPTURED, None, 0, before),
             (name, max(found.folios, default=0), found.added, found.trace),
         )
     )
-    frame = report.compared(results, [])
+    frame = folio_orders.compared(results, [])
     if json:
-        typer.echo(as_json.dumps(report.document(before, found, frame), indent=1))
+        typer.echo(as_json.dumps(folio_orders.document(before, found, frame), indent=1))
         return
-    note(*report.summary(before, found))
+    note(*folio_orders.summary(before, found))
     columns = width()
     show([terminal.before_and_after(frame, name, columns)], columns)
 
@@ -160,14 +159,13 @@ def run_what_if(
     """
     import polars as pl
 
-    from replay.report import files, notes, terminal
-    from replay.report import whatif as report
+    from replay.report import files, folio_orders, notes, terminal
     from replay.trace.whatif import parse_orders
 
     orders = [parse_orders(sizes, trace.meta.page_size) for trace in traces]
-    results = report.by_order(traces, orders, algorithms)
+    results = folio_orders.by_order(traces, orders, algorithms)
     keys = {None: [], Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: ["trace", "mm", "pid", "comm"]}[per]
-    frame = report.compared(results, keys, baseline)
+    frame = folio_orders.compared(results, keys, baseline)
     if output is not None:
         files.write(frame, output)
         note(f"wrote {output}: {len(frame):,} rows")
