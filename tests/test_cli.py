@@ -55,15 +55,6 @@ def test_capture_loads_neither_polars_nor_numba(modules: str, heavy: set[str]):
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(
-    "command", ["", "capture", "record", "run", "inspect", "algorithms", "validate", "doctor"]
-)
-def test_every_command_has_help(command: str):
-    done = call(*command.split(), "--help")
-    assert done.returncode == 0
-    assert "Usage: " in done.stdout
-
-
 def test_wrong_usage_is_status_2(path: Path):
     assert call("run").returncode == 2
     assert call("capture", "one").returncode == 2

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
@@ -20,7 +21,7 @@ def report(
     traces: Annotated[
         list[Path],
         typer.Argument(
-            help="Traces made by capture, record or whatif.",
+            help="Traces to show.",
             metavar="TRACE...",
             show_default=False,
             readable=False,
@@ -28,22 +29,35 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="A page (.html) or a picture (.svg, .png); default TRACE.html."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write a page (.html) or a picture (.svg, .png).",
+            show_default="TRACE.html",
+            rich_help_panel=help.OUTPUT,
+        ),
     ] = None,
     what_if: Annotated[
         str,
         typer.Option(
             "--what-if",
             metavar="ORDERS",
-            help="Folio orders or sizes of the curves; 'none' leaves them out. Each takes a replay more.",
+            help="Draw curves over these folio orders or sizes, or 'none'. Each takes one more replay.",
+            rich_help_panel=help.WHAT_IF_AND_TIME,
         ),
     ] = "0,2,3,4,6,9",
     force: Force = False,
 ) -> None:
-    """Make a page to show: what tearing down this memory costs, by algorithm and by folio order.
+    """Make a page with charts: cost by algorithm and folio order.
 
-    The page is one file that needs nothing else: it opens offline, in light and in dark, prints, and fits a
-    phone. It names processes and files: use traces of 'replay redact' for others to see.
+    The page is one file that loads nothing else. It shows the names of processes and files. To show it to
+    others, make it of traces that 'replay redact' wrote.
+
+    \b
+    Examples:
+      replay report T.parquet
+      replay report T.parquet --what-if none -o t.svg
     """
     path = output or Path(f"{traces[0].stem}.html")
     if path.suffix.lower() not in ENDINGS:
