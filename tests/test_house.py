@@ -61,7 +61,6 @@ TESTED_THROUGH: Final = {
     "report/catalogue": "commands/test_algorithms",
     "report/charts": "report/test_page",
     "report/folio_orders": "commands/test_whatif",
-    "report/terminal": "commands/test_output",
     "validate/lru_drain": "validate/test_exits",
     "validate/watch": "validate/test_exits",
     "validate/workload_programs": "validate/test_exits",
