@@ -68,7 +68,6 @@ TESTED_THROUGH: Final = {
     # the reference is what the machine is compared with, on the truth and on generated address spaces
     "teardown/counters": "teardown/test_machine",
     "teardown/extents": "teardown/test_contiguous",
-    "teardown/reference": "teardown/test_machine",
     "teardown/spaces": "teardown/test_contiguous",
     "teardown/state": "teardown/test_machine",
     # the parts of one format
