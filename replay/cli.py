@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -44,7 +46,7 @@ app = typer.Typer(
 )
 
 OTHERS_OPTIONS: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-"""For commands whose last argument is another command with options of its own."""
+"""For commands whose last argument is another command with its own options."""
 
 
 def _add(command: Callable[..., None], panel: str, settings: dict[str, Any] | None = None) -> None:
@@ -68,10 +70,10 @@ _add(calibrate.calibrate, help.CHECK)
 _add(doctor.doctor, help.CHECK)
 
 FOLLOWS: Final = frozenset(("record", "capture", "validate", "calibrate"))
-"""Commands that trace processes, or hold them, and must do so themselves."""
+"""Commands that hold or trace processes. They must do so in the process that the user started."""
 
 COLLECT_AFTER: Final = 100_000
-"""Objects made between two searches for garbage: what is loaded at the start is none."""
+"""Objects made between two garbage collections. What is loaded at the start is no garbage."""
 
 
 def _say_version(wanted: bool) -> None:
@@ -93,7 +95,7 @@ def _options(
 def main() -> None:
     """Run the command line, and end the process.
 
-    It ends at once: to unload pyarrow, polars and numba would take longer than many a command.
+    It ends at once, because unloading pyarrow, polars and numba would take longer than many a command.
     """
     gc.set_threshold(COLLECT_AFTER)
     _open_streams()
@@ -103,48 +105,81 @@ def main() -> None:
 
 
 def _ended() -> int:
-    """Run the command; its exit status, when all is written."""
+    """Run the command -> its exit status, when all output is written."""
     status = _status()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         pass
     except OSError as error:
-        note(f"replay: cannot write to standard output: {error.strerror}")
+        note(f"replay: {_of_system(error)}")
         status = 1
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     return status
 
 
+STANDARD_OUTPUT: Final = "standard output"
+
 THREADS: Final = "POLARS_MAX_THREADS"
-"""The variable with which polars ends in a panic if it is no number above 0."""
+"""A variable that makes polars panic if it is not a number above 0."""
 
 
 def _check_settings() -> None:
-    """Raise `UsageError` for a setting of a library that would end the command in its middle."""
+    """Raise `UsageError` for a setting that would make a library end the command half-way."""
     value = os.environ.get(THREADS, "1")
     if "record" not in sys.argv[1:2] and not (value.isascii() and value.isdigit() and int(value) > 0):
         raise UsageError(f"{THREADS}={value}: expected a whole number above 0: set it right, or unset it")
 
 
 def _open_streams() -> None:
-    """Put the null device where a standard stream is closed, for ourselves: commands find it closed."""
+    """Replace standard streams: closed ones by the null device, standard output by one that names itself.
+
+    Recorded commands still find closed streams closed.
+    """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
+    out = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_StandardOutput(out.fileno(), "w", closefd=False)),
+        encoding=out.encoding,
+        errors=out.errors,
+        line_buffering=out.isatty(),
+    )
+
+
+class _StandardOutput(io.FileIO):
+    """Standard output; an error of writing to it names it."""
+
+    def write(self, data: Any) -> Any:
+        """Write, as any file does."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STANDARD_OUTPUT
+            raise
+
+
+def _of_system(error: OSError) -> str:
+    """One line for an error of the operating system: the file, where it is known, and the cause."""
+    reason = error.strerror or str(error)
+    if error.filename == STANDARD_OUTPUT:
+        with contextlib.suppress(OSError):
+            return f"cannot write to standard output, {Path('/proc/self/fd/1').readlink()}: {reason}"
+    return f"{error.filename}: {reason}" if error.filename else f"an unexpected error of the system: {reason}"
 
 
 def _status() -> int:
-    """Run the command; the only place that turns errors into messages and exit statuses."""
+    """Run the command -> its exit status. Only here do errors become messages."""
     try:
         _check_settings()
         app()
     except SystemExit as ended:
-        # typer puts this in place of standard output, and ends with 1, where its reader has seen enough
+        # where the reader of a pipe is gone, typer replaces standard output by this and ends with 1
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             return 0
         if isinstance(ended.code, str):
@@ -157,19 +192,25 @@ def _status() -> int:
         note("replay: interrupted")
         return 130
     except BrokenPipeError:
-        # whoever read our output has what it wanted; nothing may be flushed to the closed pipe at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader has all it wants
+        _drop_output()
     except BaseException as error:
         # a panic of polars is a BaseException
         line = shortage.told(error)
         if line is None and isinstance(error, OSError):
-            name = f" {error.filename}" if error.filename else ""
-            line = f"cannot go on:{name} {error.strerror or error}"
+            line = _of_system(error)
         if line is None:
             raise
+        if isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
+            _drop_output()
         note(f"replay: {line}")
         return 1
     return 0
+
+
+def _drop_output() -> None:
+    """Send what is still in the buffer of standard output to the null device: it cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import pytest
 import replay
 from tests.commands.running import REPLAY, call, small_trace
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -75,10 +77,18 @@ def test_a_reader_that_has_seen_enough_is_no_failure(command: list[str]) -> None
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
-def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+@pytest.mark.parametrize(
+    "command",
+    [["algorithms"], ["--version"], ["inspect", "captures/redis.parquet"], ["run", "captures/redis.parquet"]],
+    ids=lambda command: command[0],
+)
+def test_a_full_disk_behind_standard_output_is_one_line(command: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*REPLAY, "algorithms"], stdout=full, stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        done = subprocess.run(
+            [*REPLAY, *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT
+        )
+    assert done.returncode == 1
+    assert done.stderr == "replay: cannot write to standard output, /dev/full: No space left on device\n"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", ""])

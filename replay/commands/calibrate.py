@@ -66,12 +66,12 @@ def calibrate(
     show([terminal.plain(table, title, columns, right=("ns", "from", "to"))], columns)
     left_out = [name for name in kept.FEATURES if name not in result.costs]
     if left_out:
-        note(f"not told apart from the others by these exits: {', '.join(left_out)}")
+        note(f"no cost of its own, because it always came together with others: {', '.join(left_out)}")
     note(
-        f"{result.held_out} mixtures that the fit did not see: error {100 * result.error_median:.1f} % "
+        f"error over {result.held_out} exits that the fit did not use: {100 * result.error_median:.1f} % "
         f"in the median, {100 * result.error_high:.1f} % at the 90th percentile"
     )
-    note(f"not seen: {kept.UNSEEN}")
+    note(f"the costs leave out: {kept.UNSEEN}")
     path = output or kept.path_here()
     kept.write(result, path)
     note(f"wrote {path}")

@@ -80,13 +80,15 @@ def capture(
       replay capture --cgroup system.slice/nginx.service
     """
     if bool(processes) + (cgroup is not None) + everything != 1:
-        raise UsageError("name processes, --cgroup PATH or --all: one of them")
+        raise UsageError("give processes, --cgroup PATH or --all, and only one of these")
     pids = list(dict.fromkeys(process_number(procfs, word) for word in processes or []))
     pid = pids[0] if len(pids) == 1 else None
     if at_exit and pid is None:
-        raise UsageError("--at-exit waits for one process: name its PID")
+        raise UsageError("--at-exit waits for one process: give its PID")
     if at_exit and (procfs != Path("/proc") or not freeze):
-        raise UsageError("--at-exit is for processes of our own /proc, which stand still there in any case")
+        raise UsageError(
+            "--at-exit reads our own /proc and always holds the process: leave out --procfs and --no-freeze"
+        )
     load_numpy()
     from replay.procfs.files import require_procfs
 
@@ -123,7 +125,7 @@ def capture(
 
 
 def _subject(procfs: Path, pids: list[int], cgroup: str | None) -> tuple[str, int]:
-    """What a capture is named after: a command's name and PID; else what is captured, and our PID."""
+    """The name of what is captured, and a PID: of one process its command and PID, else ours."""
     if len(pids) == 1:
         return command_name(procfs, pids[0]), pids[0]
     if pids:
@@ -132,7 +134,7 @@ def _subject(procfs: Path, pids: list[int], cgroup: str | None) -> tuple[str, in
 
 
 def _held_for(meta: Metadata) -> str:
-    """For how long processes stood still, where that is known."""
+    """How long processes stood still, where that is known."""
     longest = max((space.held_ms for space in meta.address_spaces), default=0.0)
     if not longest:
         return ""
@@ -154,12 +156,12 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
             differing += 1
             note(*(f"{space.comm} ({space.pid}): {line}" for line in lines))
     if len(spaces) > 1:
-        others = f"; {differing:,} of them differ from it as said above" if differing else ""
+        others = f"; {differing:,} differ, as said above" if differing else ""
         agree = "all as" if not differing else f"{len(spaces) - differing:,} as"
         note(f"captured {len(spaces):,} address spaces, {agree} /proc/PID/status says{others}")
     note(*(f"not captured: {line}" for line in done.refused))
     if done.vanished:
-        note(f"not captured: {done.vanished:,} that ended before they could be read")
+        note(f"not captured: {done.vanished:,} processes that ended before they could be read")
     note(*notes.limits(done.meta), *notes.markers(done.meta))
     note(f"wrote {path}: {done.extents:,} extents{_held_for(done.meta)}")
     note(f"next: replay run {shlex.quote(str(path))}")

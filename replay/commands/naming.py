@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def target(path: Path, redact: bool, force: bool) -> Path | None:
-    """Where capture writes to: nowhere, if the rows are to be redacted first."""
+    """Where capture writes to: None if the rows must be redacted first."""
     from replay.support.atomic_file import atomic_file
 
     atomic_file(path, force=force)
@@ -36,7 +36,9 @@ def command_name(procfs: Path, pid: int) -> str:
 
 
 def default_name(comm: str, pid: int, redacted: bool = False) -> Path:
-    """The name of a trace in the current folder; of a redacted one it does not say of what."""
+    """The default name of a trace in the current folder. The name of a redacted one does not say what it is
+    of.
+    """
     import datetime
 
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in comm)
@@ -47,15 +49,15 @@ def default_name(comm: str, pid: int, redacted: bool = False) -> Path:
 
 
 COMM_LENGTH = 15
-"""Letters of a command's name that the kernel keeps: TASK_COMM_LEN without its end."""
+"""Letters of a command's name that the kernel keeps: TASK_COMM_LEN without the final zero."""
 MOST_PIDS = 20
-"""So many are listed of a name that several processes have."""
+"""How many PIDs an error lists when several processes have the name."""
 
 
 def process_number(procfs: Path, text: str) -> int:
-    """A PID, or that of the one process of a name (its comm, or the file that it was started from).
+    """A PID, or the PID of the only process with a name (its comm, or the file that it was started from).
 
-    Raises `UsageError` if no process has the name, or several.
+    Raises `UsageError` if no process has the name, or several have it.
     """
     if text.isascii() and text.isdigit():
         return int(text)
@@ -73,7 +75,7 @@ def process_number(procfs: Path, text: str) -> int:
 
 
 def _is_called(folder: Path, name: str) -> bool:
-    """Whether a process has this name; not this command itself, nor one that has ended."""
+    """Whether a process has this name. This command itself and processes that have ended do not count."""
     if int(folder.name) == os.getpid():
         return False
     try:
@@ -83,6 +85,6 @@ def _is_called(folder: Path, name: str) -> bool:
     except (OSError, IndexError):
         return False
     file = os.fsdecode(started_as).rpartition("/")[2]
-    # of a longer name the kernel keeps the beginning, which others may share
+    # the kernel keeps only the beginning of a longer name, and other names may begin alike
     kept = comm == name if len(name) <= COMM_LENGTH else False
     return not ended and (kept or file == name)

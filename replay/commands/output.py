@@ -17,30 +17,32 @@ if TYPE_CHECKING:
     from replay.report.terminal import Sheet
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Of malloc.h."""
+"""Parameters of mallopt(), from malloc.h."""
 
 WIDE: Final = 400
-"""Columns that are room enough for any table."""
+"""Columns that are enough for any table."""
 
 HEIGHT: Final = 25
-"""Nothing depends on it, but only with one does rich take the width of a dumb terminal as it is given."""
+"""Any height will do. With one, rich accepts our width on a dumb terminal too."""
 
 
 def note(*lines: str) -> None:
-    """Lines for people, on standard error. They decide nothing: where nobody can read them, they are lost."""
+    """Print lines for people on standard error. Where they cannot be written, they are dropped, and the
+    command goes on.
+    """
     for line in lines:
         try:
             typer.echo(printable(line), err=True)
         except OSError:
-            # a full disk, or a pipe whose reader has ended: what is buffered would fail again at the end
+            # the disk is full, or nobody reads the pipe: Python would fail again when it flushes at exit
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the process ends
             return
 
 
 def load_numpy() -> None:
-    """Load NumPy, with one arena of memory, without the threads of its BLAS, which at first just spin.
+    """Load NumPy without the threads of its BLAS, and tune malloc.
 
-    The environment stays as it is: recorded commands inherit it.
+    The threads would only spin. The environment stays as it was, because recorded commands inherit it.
     """
     name = "OPENBLAS_NUM_THREADS"
     before = os.environ.get(name)
@@ -54,7 +56,7 @@ def load_numpy() -> None:
 
 
 def _tune_malloc() -> None:
-    """Memory that is freed serves again, and any thread; given back, it would have to be cleared anew."""
+    """Let malloc keep freed memory for all threads: the kernel would have to clear it again."""
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -92,7 +94,7 @@ def progress(unit: str) -> Iterator[Any]:
 
 
 def width() -> int:
-    """Columns of the terminal; without one, as many as a table takes."""
+    """Columns of the terminal. Without a terminal, more than any table needs."""
     import shutil
 
     # not rich's width: a terminal of TERM=dumb has 80 columns to it
@@ -100,7 +102,7 @@ def width() -> int:
 
 
 def show(renderables: list[Any], columns: int) -> None:
-    """Print as it is what may hold names of anybody."""
+    """Print tables as they are: names in them may hold anything, so no markup is interpreted."""
     from rich.console import Console
 
     console = Console(width=columns, height=HEIGHT, markup=False, emoji=False, highlight=False)

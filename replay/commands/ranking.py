@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`replay run --per mm` on a terminal: which process, how much, one ranked table."""
+"""`replay run --per mm` on a terminal: address spaces in one table, the largest first."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Pids = Annotated[
 
 
 def of_pids(results: pl.DataFrame, pids: Sequence[int] | None) -> pl.DataFrame:
-    """The rows of some processes, all for None. Raises `UsageError` if there are none."""
+    """The rows of some processes; all rows for None. Raises `UsageError` if a process is not there."""
     import polars as pl
 
     if not pids:
@@ -67,7 +67,10 @@ def sheets(
     top: int,
     width: int,
 ) -> list[Sheet]:
-    """A ranking for each algorithm named, or for the newest: rows of `compare` for each address space."""
+    """One table for each algorithm that is named, else for the newest one.
+
+    compared: rows of `compare` for each address space.
+    """
     import polars as pl
 
     from replay.report import answers, terminal

@@ -69,13 +69,13 @@ def record(
 
 
 def _end_by(number: int) -> None:
-    """End by the signal that ended the command, for who tells that from an exit status, as shells do."""
+    """End by the signal that ended the command, so that a caller sees the same status as from the command."""
     import resource
     import signal
 
     sys.stdout.flush()
     sys.stderr.flush()
-    # the command's memory is what somebody may want to see, not ours
+    # no core file of replay: the command may have left one of its own
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
@@ -90,7 +90,7 @@ def after_record(recorded: Recorded, path: Path, force: bool) -> None:
     for missed, count in recorded.missed.items():
         note(f"not recorded: {count:,} {missed.value}")
     if recorded.replaced:
-        note(f"not recorded: {recorded.replaced:,} torn down by exec: {recorded.no_execs}")
+        note(f"not recorded: {recorded.replaced:,} address spaces that an exec replaced: {recorded.no_execs}")
     note(*notes.limits(recorded.meta), *notes.differing(recorded.meta), *notes.markers(recorded.meta))
     spaces = notes.spaces(recorded.recorded)
     if recorded.execs:

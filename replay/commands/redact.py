@@ -37,4 +37,4 @@ def redact(
 
     atomic_file(output, force=force)
     redacted(read(trace)).write(output, force=force)
-    note(f"wrote {output}: without names, PIDs, addresses and page frames of its user")
+    note(f"wrote {output}: names, PIDs, addresses and page frames are replaced")

@@ -76,8 +76,8 @@ def report(
         for trace in loaded
     ]
     if any(orders) and not all(orders):
-        # curves of some traces beside counts of all would not go together
-        note("note: no curves over folio order: a trace is a what-if already")
+        # curves must be of the same traces as the counts beside them
+        note("note: no curves over folio orders, because a trace is a what-if already")
         orders = [[] for _ in loaded]
     results = folio_orders.by_order(loaded, orders)
     with atomic_file(path, force=force, mode=0o644) as target:

@@ -19,7 +19,7 @@ from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
 
 DEFECTIVE = 4
-"""Exit status of a sweep that is finished, with traces that could not be replayed."""
+"""Exit status of a sweep that finished, but could not replay some of its traces."""
 
 
 def sweep(
@@ -128,7 +128,7 @@ def sweep(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal; yields a function of (traces done, extents so far), or None."""
+    """A bar on a terminal; yields a function of (traces done, extents so far), or None without a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

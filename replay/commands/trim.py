@@ -74,7 +74,7 @@ def trim(
       replay trim T.parquet --vma '[heap]' -o heap.parquet
     """
     if not (pid or mm or vma or address):
-        raise UsageError("say which part: --pid, --mm, --vma or --address")
+        raise UsageError("say which part to keep: --pid, --mm, --vma or --address")
     load_numpy()
     from replay.support.atomic_file import atomic_file
     from replay.trace import trim as trimming

@@ -77,7 +77,7 @@ def validate(
       replay validate -- make -j2
     """
     if command and only is not None:
-        raise UsageError("--only chooses among the built-in workloads: name them or a command")
+        raise UsageError("--only names built-in workloads: leave it out when you give a command")
     load_numpy()
     from replay.report import terminal
     from replay.validate import verdicts

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A calibration: processes made for it are measured, a cost is fitted for each operation, and mixtures check
-it.
+"""A calibration: measure exits of known memory, fit a cost for each operation, and check the costs on
+mixtures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from replay.validate.workload_settings import thp
 
 
 class Calibrated(NamedTuple):
-    """A finished calibration. errors: relative errors of the held-out exits, in their order."""
+    """A finished calibration.
+
+    errors: relative errors of the held-out exits, in their order.
+    """
 
     calibration: kept.Calibration
     exits: list[Exit]
@@ -41,9 +44,8 @@ def calibrate(
 ) -> Calibrated:
     """Measure and fit.
 
-    runs: how often each process is measured. algorithm: the one that this kernel runs; None asks the kernel.
-    THP switches are changed for a while and put back. Raises `ReplayError` without the rights to capture a
-    process.
+    runs: how often each process is measured. algorithm: the one that this kernel runs; None finds it out. THP
+    switches are changed meanwhile and put back. Raises `ReplayError` without the rights to capture a process.
     """
     algorithm = algorithm or algorithm_of(shown_here()).name
     sizes, orders = cases.scale(), offered_orders()
@@ -57,7 +59,7 @@ def calibrate(
 
     with tempfile.TemporaryDirectory(prefix="replay-calibrate-", dir=file_folder()) as folder:
         path = Path(folder) / "pages"
-        # pages of zeros, in the page cache because they were written
+        # zeros, but in the page cache, because they were written
         with path.open("wb") as file:
             for _ in range(cases.FILE_MIB):
                 file.write(bytes(1 << 20))
@@ -94,7 +96,7 @@ def offered_orders() -> list[int]:
 
 
 def file_folder() -> str:
-    """A folder whose files have pages in the page cache that are not shmem: /var/tmp is on a disk."""
+    """A folder on a disk, /var/tmp: pages of its files are in the page cache and are not shmem."""
     return "/var/tmp" if Path("/var/tmp").is_dir() else tempfile.gettempdir()
 
 

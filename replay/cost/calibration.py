@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration found, kept per machine and kernel, and counts turned into time by it."""
+"""The result of a calibration, kept for each machine and kernel, and the times that it gives for counts."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ UNSEEN: Final = (
     "the memory controller, other NUMA nodes, the zeroing of freed pages (init_on_free), swap devices, "
     "the freeing of shmem files with their last user, other work of the machine"
 )
-"""What a calibration does not see."""
+"""What the costs leave out."""
 
 VERSION: Final = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Costs in seconds per operation, the algorithm that they were measured for, and how well they predict.
+    """Costs in seconds per operation, the algorithm under which they were measured, and their error.
 
     error_median, error_high: median and 90th percentile of |estimate - measured| / measured over held-out
     exits.
@@ -73,7 +73,7 @@ def of_costs(costs: Costs, **values: Any) -> Calibration:
 
 
 def machine() -> str:
-    """A word for this machine: a digest of its id, so that the id itself is not spread, or its host name."""
+    """A word for this machine: a digest of its id, which hides the id, or its host name."""
     try:
         identity = Path("/etc/machine-id").read_text().strip()
     except OSError:
@@ -82,7 +82,7 @@ def machine() -> str:
 
 
 def path_here() -> Path:
-    """Where the calibration of this machine and kernel is kept."""
+    """The file of the calibration of this machine and kernel."""
     import platformdirs
 
     name = f"calibration-{machine()}-{os.uname().release}.json"
@@ -90,7 +90,7 @@ def path_here() -> Path:
 
 
 def write(calibration: Calibration, path: Path) -> None:
-    """Keep a calibration."""
+    """Write a calibration to a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,10 +100,10 @@ def write(calibration: Calibration, path: Path) -> None:
 
 
 def read(path: Path | None = None) -> Calibration:
-    """The calibration of a file, or of this machine and kernel.
+    """Read the calibration of a file, or that of this machine and kernel.
 
-    Raises `ReplayError` if there is none, if it is damaged, or, where no file is named, if it is of another
-    kernel.
+    Raises `ReplayError` if there is none or it is damaged. Without a file name it also raises if the
+    calibration is of another kernel.
     """
     found = path or path_here()
     try:
@@ -125,7 +125,7 @@ def read(path: Path | None = None) -> Calibration:
 
 
 def of_rows(rows: pl.LazyFrame) -> pl.DataFrame:
-    """What an address space has beside its counters: columns `mm`, `vmas` (with pages) and `dirty_ptes`.
+    """What else an address space has that takes time: columns `mm`, `vmas` (those with pages), `dirty_ptes`.
 
     rows: of a trace.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that a calibration measures: one kind of memory each, and mixtures that are held out."""
+"""The processes that a calibration measures: one kind of memory each, and held-out mixtures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ SIZES_MIB: Final = {
     "shared": (192, 384),
     "forked": (400, 1200),
 }
-"""Kind of memory -> sizes, for exits of 5 to 60 ms on a machine of 2023; a smaller machine takes a part."""
+"""Kind of memory -> sizes in MiB. Their exits took 5 to 60 ms on a machine of 2023; a smaller machine takes a
+part.
+"""
 
 LARGE_MIB: Final = (1200, 3600)
-"""Sizes of the memory in PMD-sized folios, whose exit is the shortest."""
+"""Sizes in MiB of memory in PMD-sized folios, which exits fastest."""
 
 MTHP_MIB: Final = (400, 1200)
 
@@ -31,14 +33,14 @@ MTHP_ORDERS: Final = (2, 3, 4, 6)
 FILE_MIB: Final = max(SIZES_MIB["file"])
 
 HELD_OUT: Final = 12
-"""Mixtures that the fit does not see."""
+"""How many mixtures check the fit without being part of it."""
 
 SHARE_OF_MEMORY: Final = 3
-"""The largest process takes at most one part of so many of the available memory."""
+"""The largest process takes this part of the available memory: one in so many."""
 
 
 def scale() -> float:
-    """How much of the sizes above fits this machine: at most 1."""
+    """The factor, at most 1, by which the sizes above must shrink to fit this machine."""
     available = os_available_mib()
     return min(1.0, available / SHARE_OF_MEMORY / max(LARGE_MIB))
 

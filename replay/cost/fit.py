@@ -11,7 +11,7 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 
 ROUNDS: Final = 10_000
-"""Rounds of coordinate descent at most; a dozen columns settle in some hundred."""
+"""The most rounds of coordinate descent; a dozen columns settle in a few hundred."""
 
 SETTLED: Final = 1e-10
 """Largest relative change of a cost in the last round."""
@@ -20,7 +20,7 @@ RESAMPLES: Final = 300
 """Bootstrap samples behind an interval."""
 
 COLLINEAR: Final = 0.999
-"""A column that the ones before it explain to this share (R squared) cannot be told apart from them."""
+"""A column is left out if those before it explain this share of it (R squared)."""
 
 
 class Costs(NamedTuple):
@@ -58,7 +58,9 @@ def non_negative(counts: F64, seconds: F64) -> F64:
 
 
 def told_apart(counts: F64, seconds: F64) -> list[int]:
-    """The columns that the exits tell apart, in order: a column that those before it explain is left out."""
+    """The columns whose costs the exits can tell apart, in order. A column that those before it explain is
+    left out.
+    """
     scaled = counts / seconds[:, None]
     kept: list[int] = []
     for k in range(scaled.shape[1]):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long exits take: processes made for it, captured, killed, and timed until the kernel says they are
-gone.
+"""How long exits take: processes with known memory are captured, killed and timed until the kernel reports
+their end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from replay.trace.frame import Trace
 PROGRAM: Final = Path(__file__).with_name("program.py")
 
 SETTLE_SECONDS: Final = 0.05
-"""Pause between `ready` and the kill: what the start left to background work is done by then."""
+"""A pause between `ready` and the kill, in which background work that the start caused is done."""
 
 TIMEOUT_MS: Final = 60_000
 
@@ -33,7 +33,7 @@ TIMEOUT_MS: Final = 60_000
 class Case:
     """A process to be measured.
 
-    memory: (kind, MiB); thp: what files below transparent_hugepage say meanwhile.
+    memory: (kind, MiB); thp: files below transparent_hugepage and what they must say meanwhile.
     """
 
     name: str
@@ -43,7 +43,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Exit:
-    """A measured exit. seconds: of each repetition, less those of a process without the memory."""
+    """A measured exit.
+
+    seconds: of each repetition, less those of a process without the memory.
+    """
 
     case: Case
     trace: Trace
@@ -51,16 +54,16 @@ class Exit:
 
     @property
     def least(self) -> float:
-        """The least of the repetitions, in seconds: what else the machine does only adds."""
+        """The shortest repetition, in seconds: other work on the machine only adds time."""
         return min(self.seconds)
 
 
 def seconds_to_end(pid: int) -> float:
-    """Kill a process; the time until its pidfd says that it is gone, in seconds.
+    """Kill a process -> seconds until its pidfd reports the end.
 
-    A pidfd becomes readable when the process is a zombie, and by then exit_mmap() has run: do_exit() calls
-    exit_mm() before exit_notify(). The last user of an address space tears it down, so nobody else may share
-    it.
+    A pidfd becomes readable when the process is a zombie. exit_mmap() has run by then, because do_exit()
+    calls exit_mm() before exit_notify(). The last user of an address space tears it down, so no other process
+    may share it.
     """
     descriptor = os.pidfd_open(pid)
     try:
@@ -69,7 +72,7 @@ def seconds_to_end(pid: int) -> float:
         began = time.perf_counter()
         os.kill(pid, signal.SIGKILL)
         if not poll.poll(TIMEOUT_MS):
-            raise ReplayError(f"process {pid} was killed and is not gone after {TIMEOUT_MS // 1000} seconds")
+            raise ReplayError(f"process {pid} was killed but has not ended after {TIMEOUT_MS // 1000} s")
         return time.perf_counter() - began
     finally:
         os.close(descriptor)
@@ -89,7 +92,7 @@ def started(case: Case, path: Path) -> Iterator[int]:
             line = process.stdout.readline()
             if not line:
                 reason = (process.stderr.read().strip().splitlines() or ["it was killed"])[-1]
-                raise ReplayError(f"the process '{case.name}' could not make its memory: {reason}")
+                raise ReplayError(f"the process '{case.name}' could not map its memory: {reason}")
             time.sleep(SETTLE_SECONDS)
             yield int(line.split()[1])
         finally:
@@ -97,7 +100,7 @@ def started(case: Case, path: Path) -> Iterator[int]:
 
 
 def empty_seconds(path: Path, runs: int) -> float:
-    """What the exit of a process takes that has only the interpreter: the median, in seconds."""
+    """How long the exit of a process takes that has only the interpreter: the median, in seconds."""
     times = []
     for _ in range(runs):
         with started(Case("empty", ()), path) as pid:

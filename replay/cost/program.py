@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one measurement: it maps memory as its arguments say, prints `ready PID`, and waits.
 
-Runs alone, as a script: program.py KIND MIB [KIND MIB]... [--file PATH]. All of its work is done before
-`ready`, and it is killed, so that what ends is its memory and nothing else.
+It runs as a script of its own: program.py KIND MIB [KIND MIB]... [--file PATH]. It does all its work before
+`ready`. Then it is killed, so that only its memory is torn down.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PMD: Final = mmap.PAGESIZE * (mmap.PAGESIZE // 8)
 """Bytes that one page-table page maps."""
 
 SPARSE_STEP: Final = 16
-"""Kind `sparse` touches one page of so many."""
+"""Kind `sparse` touches one page in so many."""
 
 VMA_PAGES: Final = 4
 """Kind `vmas` makes VMAs of so many pages."""
@@ -57,7 +57,7 @@ def large(size: int, path: str) -> mmap.mmap:
 
 
 def split(size: int, path: str) -> mmap.mmap:
-    """PMD-sized folios mapped by PTEs: a change of protection, there and back, splits the PMD mapping."""
+    """PMD-sized folios mapped by PTEs: mprotect(2), there and back, splits the PMD mapping."""
     memory = anonymous(size, mmap.MADV_HUGEPAGE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for offset in range(-start % PMD, size, PMD):
@@ -115,7 +115,7 @@ KINDS: Final[dict[str, Callable[[int, str], mmap.mmap]]] = {
     "shared": shared,
     "forked": small,
 }
-"""Kind -> what maps it. `forked`: memory that a parent keeps; the child is the process to be measured."""
+"""Kind -> the function that maps it. `forked`: a parent keeps the memory, and its child is measured."""
 
 
 def main() -> None:

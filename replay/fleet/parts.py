@@ -19,7 +19,7 @@ from replay.fleet.sources import Source, stem_of
 from replay.support.atomic_file import atomic_file
 
 KEY: Final = b"replay_part"
-"""Key of the Parquet footer. Its value is what the part was made from: see `key`."""
+"""Key of the Parquet footer. Its value says what the part was made from: see `key`."""
 
 
 def key(source: Source, options: str) -> str:
@@ -28,13 +28,13 @@ def key(source: Source, options: str) -> str:
 
 
 def path_of(folder: Path, source: Source) -> Path:
-    """The file of a trace's part: the trace's name, and a checksum of its URI to tell equal names apart."""
+    """The file of a trace's part. A checksum of the URI in its name tells traces of one name apart."""
     stem = re.sub(r"[^\w.-]", "_", stem_of(source.uri))[:100]
     return folder / f"{stem}-{zlib.crc32(source.uri.encode()):08x}.parquet"
 
 
 def is_finished(folder: Path, source: Source, options: str) -> bool:
-    """Whether the part is there, whole, and of this version of the trace and these options."""
+    """Whether the part is there and whole, and was made from this version of the trace with these options."""
     try:
         found = (pq.read_metadata(path_of(folder, source)).metadata or {}).get(KEY, b"")
     except (OSError, pa.ArrowException):
@@ -43,7 +43,7 @@ def is_finished(folder: Path, source: Source, options: str) -> bool:
 
 
 def encoded(results: pl.DataFrame, source: Source, options: str) -> bytes:
-    """The part as bytes: equal for equal results, whoever makes it."""
+    """The part as bytes. Equal results give equal bytes, whichever worker makes them."""
     table = results.to_arrow().replace_schema_metadata({KEY: key(source, options).encode()})
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
@@ -51,7 +51,7 @@ def encoded(results: pl.DataFrame, source: Source, options: str) -> bytes:
 
 
 def write(folder: Path, source: Source, content: bytes) -> None:
-    """Write a part; it appears whole or not at all."""
+    """Write a part. It appears whole or not at all."""
     with atomic_file(path_of(folder, source), force=True, mode=0o666) as file:
         file.write(content)
 
@@ -77,15 +77,15 @@ def read_all(folder: Path) -> pl.DataFrame:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException):
-            raise ReplayError(f"{path} is a damaged part: remove it, and run the sweep again") from None
+            raise ReplayError(f"{path} is a damaged part: remove it and run the sweep again") from None
         made_from = json.loads(table.schema.metadata[KEY])
         options.setdefault(made_from["options"], path)
         frames.append(pl.DataFrame(pl.from_arrow(table)))
     if len(options) > 1:
         one, other = list(options.values())[:2]
-        raise ReplayError(f"{one} and {other} were made with other options: sweep again into an empty folder")
+        raise ReplayError(f"{one} and {other} were made with different options: sweep into an empty folder")
     if not frames:
         raise ReplayError(
-            f"{folder} has no part of a sweep: make them with 'replay sweep TRACE... -o {folder}'"
+            f"{folder} holds no parts of a sweep: make them with 'replay sweep TRACE... -o {folder}'"
         )
     return pl.concat(frames).sort("trace", maintain_order=True)

@@ -22,11 +22,14 @@ ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "file")
 """Schemes that pyarrow opens itself."""
 
 ENDING = ".parquet"
-"""Ending of the files that are taken from a folder."""
+"""The ending of traces in a folder."""
 
 
 class Source(NamedTuple):
-    """One trace. uri: a path or a URI; name: what results call it; version: changes when the content does."""
+    """One trace.
+
+    uri: a path or a URI; name: what results call it; version: changes whenever the content does.
+    """
 
     uri: str
     name: str
@@ -39,10 +42,10 @@ def is_remote(word: str) -> bool:
 
 
 def find(words: Sequence[str]) -> list[Source]:
-    """The traces that paths, folders, globs and URIs name, in order of their URIs, each once.
+    """The traces that paths, folders, globs and URIs name, ordered by URI, each once.
 
-    Files of one name are called by their URIs, to be told apart. Raises `UsageError` where nothing is found,
-    and `ReplayError` where a store or a folder cannot be read.
+    Traces of one file name are called by their URIs. Raises `UsageError` if nothing is found, and
+    `ReplayError` if a store or a folder cannot be read.
     """
     found = dict[str, str]()
     for word in words:
@@ -92,7 +95,7 @@ def _remote(word: str) -> Iterable[tuple[str, str]]:
         else:
             [entry] = system.get_file_info([path])
             if entry.type == pafs.FileType.NotFound:
-                # a prefix of an object store need not be an object
+                # a prefix need not exist as an object of its own
                 entries = system.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
             elif entry.type == pafs.FileType.Directory:
                 entries = system.get_file_info(pafs.FileSelector(path, recursive=True))
@@ -108,7 +111,7 @@ def _remote(word: str) -> Iterable[tuple[str, str]]:
 
 
 def _file_system(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it: pyarrow's own, else fsspec's."""
+    """The file system of a URI, and the path in it: pyarrow's own if it has one, else fsspec's."""
     scheme = uri.partition("://")[0]
     if scheme in ARROW_SCHEMES:
         system, path = pafs.FileSystem.from_uri(uri)
@@ -122,7 +125,7 @@ def _file_system(uri: str) -> tuple[Any, str]:
 
 
 def fetched(source: Source, folder: Path) -> Path:
-    """A trace as a local file: itself, or a copy in `folder`, which the caller removes.
+    """A trace as a local file: the file itself, or a copy in `folder`, which the caller removes.
 
     Raises `ReplayError` if the store cannot be read or the copy cannot be written.
     """

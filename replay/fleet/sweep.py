@@ -29,7 +29,7 @@ class Swept(NamedTuple):
 
 
 def options_text(algorithms: Sequence[Mapping[str, Any]] | None, page_tables: str | None) -> str:
-    """The options of the replay as text: what a part depends on beside its trace.
+    """The options of the replay as text: with its trace, all that a part depends on.
 
     algorithms: as `variants.encoded` gives them; all if None.
     """
@@ -49,8 +49,8 @@ def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
     given = json.loads(options)
     trace = dataclasses.replace(read(path), name=name)
     if trace.left_out and not trace.meta.part:
-        # in a table of thousands nobody would see the note
-        raise TraceError(f"{name}: {trace.notes[0]} by 'replay run'; not swept")
+        # nobody would see the note among thousands of traces
+        raise TraceError(f"{name}: {trace.notes[0]} by 'replay run'; a sweep leaves it out")
     algorithms = given["algorithms"] and [decoded(fields) for fields in given["algorithms"]]
     return run_checked(trace, algorithms, page_tables=given["page_tables"]), len(trace.frame)
 

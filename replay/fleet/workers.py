@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who replays the traces of a sweep: processes of this machine, or workers of a Dask cluster.
 
-Both take a bounded number of traces at a time and try again where a worker is lost. A worker gives back the
-bytes of a part, so that it needs no folder in common with the sweep. Equal traces make equal bytes anywhere.
+Both get a bounded number of traces at a time, and a trace is tried again if its worker is lost. A worker
+returns the bytes of a part, so it shares no folder with the sweep. Equal traces give equal bytes on any
+worker.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ from replay.errors import ReplayError
 from replay.fleet.sources import Source, fetched
 
 ATTEMPTS: Final = 3
-"""How often a trace is tried whose worker is lost."""
+"""How often a trace is tried if its worker is lost."""
 
 IN_FLIGHT_PER_WORKER: Final = 2
-"""Traces given to one worker at a time: one to replay and one to begin at once."""
+"""How many traces a worker has at a time: one to replay, and one to begin with at once."""
 
 
 class Task(NamedTuple):
-    """What a worker does with each trace: a function of (path, name, options), and its options as text."""
+    """What a worker does with each trace: a function of (path, name, options), and the options as text."""
 
     replay: Callable[[Path, str, str], tuple[Any, int]]
     options: str
 
 
 class Outcome(NamedTuple):
-    """A trace that was replayed, or could not be. part: bytes; error: one line, empty if there was none."""
+    """A trace that was replayed, or could not be.
+
+    part: its bytes; error: one line, empty if there was none.
+    """
 
     source: Source
     part: bytes = b""
@@ -44,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 def replay_one(source: Source, task: Task) -> Outcome:
-    """One trace, in a worker: fetch it, replay it, encode its part. An error is an outcome too."""
+    """Fetch, replay and encode one trace, in a worker. An error becomes an `Outcome` too."""
     from replay.fleet import parts
 
     try:
@@ -62,8 +66,8 @@ def replay_one(source: Source, task: Task) -> Outcome:
 def local(sources: Sequence[Source], task: Task, jobs: int) -> Iterator[Outcome]:
     """Replay with processes of this machine, in the order in which they finish.
 
-    A process that is killed takes its pool with it, and nobody knows which trace it had. Those that were
-    under way are tried again one by one, each up to `ATTEMPTS` times.
+    When a process is killed, its whole pool ends, and nobody knows which trace it had. The traces that were
+    under way are then tried again one by one, each up to `ATTEMPTS` times.
     """
     waiting = deque(sources)
     while waiting:
@@ -90,7 +94,7 @@ def local(sources: Sequence[Source], task: Task, jobs: int) -> Iterator[Outcome]
 
 
 def _alone(source: Source, task: Task) -> Outcome:
-    """Replay one trace in a process of its own, so that a kill is its own."""
+    """Replay one trace in a process of its own: if that is killed, this trace is the cause."""
     for _ in range(ATTEMPTS):
         with _pool(1) as pool:
             try:
@@ -102,7 +106,7 @@ def _alone(source: Source, task: Task) -> Outcome:
 
 @contextlib.contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes, which inherit nothing: threads of Arrow and polars do not survive a fork."""
+    """Fresh processes that inherit nothing, because threads of Arrow and polars do not survive a fork."""
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield pool

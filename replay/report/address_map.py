@@ -28,9 +28,9 @@ ACROSS: Final = 64
 PIXELS: Final = 8
 """Width and height of a cell, its border of one pixel included."""
 MAX_CELLS: Final = 48_000
-"""So many cells are drawn at most (94 GiB of mapped memory): the page stays small."""
+"""The largest number of cells that are drawn (94 GiB of mapped memory), so that the page stays small."""
 GAP: Final = 4
-"""Empty cells in a row beyond which they are left out, and one mark is drawn."""
+"""A longer row of empty cells is left out, and one mark is drawn for it."""
 
 PRIVATE, SHARED, FILE, SWAP, OTHER = range(5)
 PATTERNS: Final = {
@@ -48,7 +48,7 @@ COLOURS: Final = (
 )
 """Of folio orders 0 to 9 and above: grey for single pages, then lighter as folios grow (after viridis)."""
 EMPTY_COLOUR: Final = "#b8bec8"
-"""What is drawn of a gap."""
+"""The colour of a gap."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _cells(trace: Trace, mm: int, pages: int) -> tuple[pl.DataFrame, dict[int, s
 
 
 def _places(numbers: I64) -> tuple[I64, I64]:
-    """Where each cell is drawn, and where marks of longer gaps are."""
+    """Where each cell is drawn, and where a mark stands for a longer gap."""
     if len(numbers) == 0:
         return numbers, numbers
     steps = np.diff(numbers, prepend=numbers[:1] - 1)
@@ -161,7 +161,7 @@ def _places(numbers: I64) -> tuple[I64, I64]:
 
 
 def _painted(cells: pl.DataFrame, place: I64, gaps: I64) -> U8:
-    """Indices of the palette: 0 is clear, 1 + order, and the gap's colour last."""
+    """Indices of the palette for each pixel: 0 is clear, 1 + order is a cell, the last one is a gap."""
     last = int(max([*place[-1:], *gaps[-1:], 0]))
     down = last // ACROSS + 1
     inner = PIXELS - 1

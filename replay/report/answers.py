@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer in a sentence or two: what the algorithms save, and what larger folios would."""
+"""The answer in a few sentences: what the algorithms save, and what larger folios would save."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from replay.teardown.algorithms import BASELINE
 from replay.trace.frame import Trace
 
 NEWEST: Final = "mainline"
-"""The algorithm that what-ifs speak of."""
+"""The algorithm that sentences about what-ifs are about."""
 SUBJECTS: Final = {NEWEST: "Mainline", "v2": "The series (v2)"}
-"""The algorithms that are set against the baseline, as a sentence names them."""
+"""Algorithms that the sentences compare with the baseline, and how they name them."""
 
 
 def sentences(traces: Sequence[Trace], frame: pl.DataFrame) -> list[str]:
-    """What a report says first. frame: totals of `folio_orders.compared`, with or without what-ifs."""
+    """The sentences that stand at the top of a report.
+
+    frame: totals of `folio_orders.compared`, with or without what-ifs.
+    """
     captured = {str(row["algorithm"]): row for row in _rows(frame, folio_orders.CAPTURED)}
     base = captured[BASELINE]
     count = sum(len(trace.meta.address_spaces) for trace in traces)
     rss = sum(folio_orders.resident(trace) * trace.meta.page_size for trace in traces)
     rows = pl.concat([inspect.classified(trace).select("kind", "pages", "order") for trace in traces])
     share = inspect.in_large_folios(rows)["share_pct"].to_list() or [0.0]
-    what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
     what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
     said = [
         f"Tearing down {what} ({folio_orders.size(rss)} resident, {share[0]:.1f} % in large folios) takes "
@@ -64,7 +66,7 @@ def _change(count: int, base: int) -> str:
 
 
 def _best(frame: pl.DataFrame) -> str | None:
-    """The folio order that saves most for the newest algorithm, and what memory it takes."""
+    """What larger folios save under the newest algorithm, and how much memory they take."""
     name = NEWEST if NEWEST in frame["algorithm"].to_list() else BASELINE
     rows = frame.filter((pl.col("algorithm") == name) & (pl.col("order").fill_null(0) > 0))
     if rows.is_empty():

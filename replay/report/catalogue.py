@@ -46,7 +46,9 @@ def parameters() -> list[dict[str, str]]:
 
 
 def _default(name: str) -> str:
-    """A parameter in the algorithms that replay knows: one value, or who has which."""
+    """The value of a parameter in the built-in algorithms: one value, or each value with the algorithms that
+    have it.
+    """
     having: dict[str, list[str]] = {}
     for algorithm in ALGORITHMS.values():
         value = getattr(algorithm, name)
@@ -71,7 +73,7 @@ def as_json(with_parameters: bool = False) -> str:
 
 
 def as_text() -> str:
-    """The same to read."""
+    """Algorithms, counters and limits of the model as text."""
     lines = []
     for algorithm in ALGORITHMS.values():
         words = described(algorithm)
@@ -86,7 +88,7 @@ def as_text() -> str:
 
 
 def parameters_as_text() -> str:
-    """What a user may change of an algorithm, and how."""
+    """The parameters that a user may change, as text."""
     lines = ["Change any of these in a named algorithm: replay run TRACE -a 'mainline,release_batch=63'", ""]
     for words in parameters():
         unit = f" ({words['unit']})" if words["unit"] else ""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The charts of a report, drawn when it is made: a page needs no script to show them.
+"""The charts of a report. They are drawn when the report is made, so a page needs no script.
 
-altair makes the specification, vl-convert the SVG or PNG. The colours, after Okabe and Ito, are told apart by
-people who are colour-blind and stand out from white and from black; the page colours text and lines.
+altair makes the specification, vl-convert the SVG or PNG. The colours are those of Okabe and Ito:
+colour-blind people can tell them apart, and they stand out from white and from black. The page sets the
+colours of text and lines.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TYPES: Final = {"anon": "#1f77c9", "file": "#dd8a00", "shmem": "#b45c9e", "huget
 """Types of memory (see `inspect.classified`) and their colours."""
 
 WIDTH: Final = 330
-"""Of one chart, in pixels: one beside another, or one below another on a phone."""
+"""The width of one chart in pixels."""
 
 
 def bars(frame: pl.DataFrame, title: str) -> Any:
@@ -101,9 +102,9 @@ def side_by_side(charts: list[Any], columns: int = 2) -> Any:
 
 
 def svg(chart: Any) -> str:
-    """A chart as SVG for a page: its ids are left out, its text has no colour of its own."""
+    """A chart as SVG for a page, without ids and without text colours of its own."""
     text = _converter().vegalite_to_svg(_configured(chart, page=True))
-    # what a page must not have twice, or ask anybody for
+    # a page must not have an id twice, nor load anything
     return re.sub(r'\s(?:id|xmlns:xlink)="[^"]*"', "", str(text))
 
 
@@ -117,7 +118,7 @@ def picture(chart: Any, ending: str) -> bytes:
 
 def _configured(chart: Any, *, page: bool) -> str:
     if page:
-        # width and height are those of the whole picture: those beside each other are alike
+        # width and height are those of the whole picture
         chart = chart.properties(autosize=_altair().AutoSizeParams(type="fit", contains="padding"))
     font = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
     done = (

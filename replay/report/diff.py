@@ -23,7 +23,7 @@ from replay.trace.frame import Trace
 from replay.trace.metadata import Metadata
 
 MEMORY: Final = ("rss", "rss_anon", "rss_file", "rss_shmem", "swap")
-"""Figures of memory that a threshold can name beside the counters; of traces only."""
+"""Figures of memory that a threshold can name beside the counters. Only traces have them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Side:
 
 
 def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str | None = None) -> Side:
-    """A trace, which is replayed, or a result of `replay run` (.csv, .json, .parquet).
+    """Read one side: a trace, which is replayed, or a result of `replay run` (.csv, .json, .parquet).
 
-    Raises `ReplayError` for what is neither, and as reading a trace does.
+    Raises `ReplayError` if the file is neither, and whatever reading a trace raises.
     """
     if path.suffix.lower() not in (".csv", ".json") and (_is_trace(path) or not _is_parquet(path)):
         trace = read(path)
@@ -118,7 +118,7 @@ def counters(before: Side, after: Side) -> pl.DataFrame:
 
 
 def grouped(changes: pl.DataFrame) -> pl.DataFrame:
-    """`counters`, algorithms that changed alike in one row, without counters that did not change."""
+    """`counters` without those that did not change. Algorithms that changed alike share a row."""
     alike = ["counter", "before", "after", "change", "change_pct"]
     return (
         changes.filter(pl.col("change") != 0)
@@ -175,7 +175,7 @@ def vmas(before: Trace, after: Trace) -> pl.DataFrame:
 
 
 def memory(meta: Metadata) -> dict[str, int]:
-    """Figures of `MEMORY` of all address spaces together, in bytes."""
+    """The figures of `MEMORY` in bytes, summed over all address spaces."""
 
     def total(name: str) -> int:
         return sum(getattr(space, name) for space in meta.address_spaces) * meta.page_size
@@ -189,7 +189,7 @@ def memory(meta: Metadata) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """By how much a figure may grow: in percent of the first side, or absolutely."""
+    """How much a figure may grow: in percent of the first side, or in counts."""
 
     name: str
     limit: float
@@ -212,15 +212,16 @@ def parse_threshold(text: str) -> Threshold:
 
 
 def exceeded(thresholds: Sequence[Threshold], changes: pl.DataFrame, before: Side, after: Side) -> list[str]:
-    """Which thresholds are exceeded, a line each; a figure that shrinks never is.
+    """One line for each threshold that is exceeded; a figure that shrinks exceeds none.
 
-    changes: of `counters`. Raises `UsageError` where a figure of memory is asked for of a result.
+    changes: of `counters`. Raises `UsageError` if a threshold names a figure of memory and one side is not a
+    trace.
     """
     lines = []
     for threshold in thresholds:
         if threshold.name in MEMORY:
             if before.trace is None or after.trace is None:
-                raise UsageError(f"{threshold.name} is known of traces, not of results: compare the traces")
+                raise UsageError(f"a result has no {threshold.name}: compare the traces instead")
             old, new = (memory(side.trace.meta)[threshold.name] for side in (before, after) if side.trace)
             figures = [("", old, new)]
         else:

@@ -34,14 +34,15 @@ def format_of(path: Path) -> Format:
 
 
 def check_target(path: Path, traces: Sequence[Path]) -> None:
-    """Raise, before the work is done, if a report cannot be written there.
+    """Raise, before any work is done, if a result cannot be written there.
 
-    `UsageError` if it would have no format, or would replace a trace; `ReplayError` as `atomic_file` does.
+    Raises `UsageError` if the ending names no format, or the file is a trace; `ReplayError` as `atomic_file`
+    does.
     """
     format_of(path)
     atomic_file(path, force=True)
     if path.exists() and (any(path.samefile(trace) for trace in traces) or _is_trace(path)):
-        raise UsageError(f"{path} is a trace, which cannot be made again: choose another name for the report")
+        raise UsageError(f"{path} is a trace, which cannot be made again: choose another name for the result")
 
 
 def _is_trace(path: Path) -> bool:
@@ -53,11 +54,11 @@ def _is_trace(path: Path) -> bool:
 
 
 FORMULA = r"^[=+\-@\t\r]"
-"""What a spreadsheet takes for the beginning of a formula."""
+"""Characters that begin a formula in a spreadsheet."""
 
 
 def safe(frame: pl.DataFrame) -> pl.DataFrame:
-    """The table with an apostrophe before each text that a spreadsheet would run as a formula."""
+    """The table with an apostrophe before each text that a spreadsheet would take for a formula."""
     return frame.with_columns(
         pl.when(pl.col(pl.String).str.contains(FORMULA))
         .then("'" + pl.col(pl.String))

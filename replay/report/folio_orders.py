@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What folios of other sizes save, and what memory they take: tables of counters by folio order."""
+"""What folios of other orders save, and what memory they take: tables of counters by folio order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPTURED: Final = "as captured"
 """The name of the memory as it is, beside the what-ifs."""
 
 COLUMNS: Final = ("what_if", "order", "pages_added", "resident_pages")
-"""What a result of `by_order` says of the memory, before the counters."""
+"""The columns of `by_order` about the memory. They stand before the counters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,12 @@ def by_order(
     by_ptes: bool = False,
     page_cache: bool = False,
 ) -> pl.DataFrame:
-    """Counters of each address space, algorithm and folio order: a frame of `run_checked` behind `COLUMNS`.
+    """Counters of each address space, algorithm and folio order: a frame of `run_checked` with `COLUMNS` in
+    front.
 
-    orders: for each trace (page sizes may differ). algorithms: with the one to compare with; all if None.
-    `order` is empty for the memory as captured. `pages_added`, `resident_pages` are those of the trace, not
-    of the address space.
+    orders: for each trace, as page sizes may differ. algorithms: all if None; the baseline must be among
+    them. `order` is null for the memory as captured. `pages_added` and `resident_pages` are those of the
+    whole trace.
     """
     frames = []
     for trace, chosen in zip(traces, orders, strict=True):
@@ -84,7 +85,7 @@ def by_order(
 
 
 def compared(results: pl.DataFrame, per: Sequence[str], baseline: str = BASELINE) -> pl.DataFrame:
-    """A frame of `by_order` summed up by `per`, each order against its own baseline (see `compare`)."""
+    """A frame of `by_order` summed up by `per`; each order has its own baseline (see `compare`)."""
     memory = (
         results.group_by("what_if", "trace", maintain_order=True)
         .agg(pl.col("pages_added", "resident_pages").first())
@@ -114,7 +115,7 @@ def memory(frame: pl.DataFrame) -> dict[str, tuple[int, int]]:
 
 
 def summary(before: Trace, found: WhatIf) -> list[str]:
-    """What a what-if did, in lines for people."""
+    """What a what-if did, as lines for people."""
     page = before.meta.page_size
     made = ", ".join(f"{count:,} of order {order}" for order, count in found.folios.items())
     lines = [f"{before.name}: {found.trace.meta.what_if}"]
@@ -129,16 +130,17 @@ def summary(before: Trace, found: WhatIf) -> list[str]:
         f"{size(new * page)} after{share})"
     )
     for reason, pages in found.stays.items():
-        lines.append(f"stays as it is: {size(pages * page)} {STAYS[reason]}")
+        lines.append(f"not changed: {size(pages * page)} {STAYS[reason]}")
     if found.folios and not any(found.folios.values()):
-        lines.append(
-            "note: no VMA holds a whole block of this size with memory that may change: nothing changed"
-        )
+        lines.append("note: nothing changed, because no VMA holds a whole block of this size")
     return lines
 
 
 def document(before: Trace, found: WhatIf, counts: pl.DataFrame) -> dict[str, Any]:
-    """The same for programs; counts: a frame of `compared`."""
+    """What a what-if did, as JSON.
+
+    counts: a frame of `compared`.
+    """
     return {
         "trace": before.name,
         "what_if": found.trace.meta.what_if,

@@ -48,9 +48,10 @@ def kinds(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def orders(rows: pl.DataFrame) -> pl.DataFrame:
-    """Mapped pages by folio order, type and kind; `folios`: that they belong to, `whole`: mapped in full.
+    """Mapped pages by folio order, type and kind.
 
-    A folio that several address spaces of the trace map counts in each.
+    `folios`: the folios that the pages belong to; `whole`: those that are mapped in full. A folio that
+    several address spaces map counts in each.
     """
     mapped = rows.filter(pl.col("kind").is_in(MAPPED))
     small = (
@@ -80,7 +81,7 @@ def orders(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def in_large_folios(rows: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
-    """Mapped pages, and how many of them lie in folios above order 0: columns `by pages large share_pct`."""
+    """Mapped pages, and how many of them are in folios above order 0: columns `by pages large share_pct`."""
     count = pl.col("pages").cast(pl.UInt64)
     keys = [pl.col(name) for name in by] or [pl.lit(0).alias("all")]
     return (
@@ -97,7 +98,7 @@ TYPES: Final = {"anon": "anonymous", "file": "file", "shmem": "shmem", "hugetlb"
 
 
 def answer(trace: Trace, rows: pl.DataFrame) -> str:
-    """How much of the mapped memory lies in large folios: what people ask first."""
+    """How much of the mapped memory is in large folios: the question that is asked first."""
     page = trace.meta.page_size
     everything = in_large_folios(rows)
     if everything.is_empty():
@@ -158,7 +159,7 @@ def sharing(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def vmas(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row per VMA with pages: size, mapped pages, the extents they make and the largest folio order."""
+    """One row per VMA with pages: its size, mapped pages, extents and largest folio order."""
     return (
         rows.group_by("mm", "pid", "comm", "vma", maintain_order=True)
         .agg(
@@ -203,7 +204,7 @@ def header(trace: Trace, rows: pl.DataFrame) -> list[str]:
 
 
 def as_json(trace: Trace, rows: pl.DataFrame) -> str:
-    """Everything that `replay inspect` shows, as JSON; metadata as in the file."""
+    """Everything that `replay inspect` shows, as JSON. The metadata are as in the file."""
     document = {
         "trace": trace.name,
         "units": "pages of metadata.page_size bytes; vma_start is a page number",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines for people beside the data: what is not certain in a trace, what is wrong with an algorithm."""
+"""Notes beside the figures: what a trace does not know for certain, and what is wrong with an algorithm."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ BUGS = {"rmap_missed": "pages torn down whose rmap is never removed"} | CHECKS
 
 
 def limits(meta: Metadata) -> list[str]:
-    """What in a trace is not known for certain."""
+    """What a trace does not know for certain."""
     lines = []
     if meta.what_if:
         lines.append(f"note: a what-if, not memory as captured: {meta.what_if}")
     if meta.part:
         lines.append(f"note: a part of a trace: {meta.part}")
     if meta.pmd == "unknown":
-        lines.append("note: which huge pages are mapped by a PMD is a guess: smaps only gives their sum")
+        lines.append("note: it is a guess which huge pages a PMD maps, because smaps gives only their sum")
     if meta.mapcounts == "average":
         lines.append(
-            "note: mapcounts are averages (CONFIG_NO_PAGE_MAPCOUNT): large folios' counts are approximate"
+            "note: mapcounts are averages (CONFIG_NO_PAGE_MAPCOUNT): counts of large folios are approximate"
         )
     if meta.changed_entries:
         lines.append(f"note: {meta.changed_entries:,} entries changed while they were read")
@@ -39,7 +39,7 @@ def limits(meta: Metadata) -> list[str]:
 
 
 def _shared(space: AddressSpace) -> str:
-    """Which other processes use an address space, which is torn down once, by the last of them."""
+    """A note on processes that share an address space. It is torn down once, by the last of them."""
     count = len(space.shared_with)
     named = ", ".join(map(str, space.shared_with[:MOST_NAMED]))
     more = f" and {count - MOST_NAMED:,} others" if count > MOST_NAMED else ""
@@ -50,11 +50,14 @@ def _shared(space: AddressSpace) -> str:
 
 
 MOST_NAMED = 10
-"""Processes that one note names."""
+"""How many processes one note names."""
 
 
 def noticed(trace: Trace, several: bool = False) -> list[str]:
-    """What is missing of a trace, not certain, or was noticed by capture; several: with the trace's name."""
+    """All notes on a trace: what it lacks, what it does not know, and what capture noticed.
+
+    several: put the trace's name before each line.
+    """
     meta = trace.meta
     lines = [*(f"note: {note}" for note in trace.notes), *limits(meta), *differing(meta), *markers(meta)]
     longest = max((space.held_ms for space in meta.address_spaces), default=0)
@@ -67,18 +70,18 @@ def noticed(trace: Trace, several: bool = False) -> list[str]:
 
 
 def markers(meta: Metadata) -> list[str]:
-    """Entries that stand for neither memory nor swap."""
+    """A note on entries that are neither memory nor swap."""
     count = sum((space.unaccounted or {}).get("marker", 0) for space in meta.address_spaces)
     if not count:
         return []
     return [
-        f"note: {count:,} entries are markers, neither memory nor swap (guard regions, userfaultfd, "
-        "migration, hardware poison)"
+        f"note: {count:,} entries are markers, which are neither memory nor swap (guard regions, "
+        "userfaultfd, migration, hardware poison)"
     ]
 
 
 def differing(meta: Metadata) -> list[str]:
-    """The figures of /proc/PID/status that capture saw differ from the rows."""
+    """A note on figures of /proc/PID/status that differ from the captured rows."""
     parts = []
     for name, figure in FIGURES.items():
         found = [more for space in meta.address_spaces if (more := (space.unaccounted or {}).get(name, 0))]
@@ -88,7 +91,10 @@ def differing(meta: Metadata) -> list[str]:
 
 
 def bugs(results: pl.DataFrame) -> list[str]:
-    """What algorithms do wrong, from a frame of `replayer.run_checked`: bugs of theirs, not of the replay."""
+    """What algorithms do wrong. These are bugs of the algorithms, not of the replay.
+
+    results: a frame of `replayer.run_checked`.
+    """
     return [
         f"bug of {row['algorithm']}: {row[name]:,} {what} ({name}), "
         f"{row['trace']} address space {row['mm']}, {row['comm']} ({row['pid']})"
@@ -98,7 +104,7 @@ def bugs(results: pl.DataFrame) -> list[str]:
 
 
 def title(block: pl.DataFrame, traces: Sequence[str]) -> str:
-    """What a block of the comparison stands for: an address space, a trace or all traces, given by name."""
+    """The title of one comparison: an address space, a trace, or all traces."""
     row = block.row(0, named=True)
     if "mm" in row:
         return f"{row['trace']}: address space {row['mm']}, {row['comm']} ({row['pid']})"
@@ -109,12 +115,12 @@ def title(block: pl.DataFrame, traces: Sequence[str]) -> str:
 
 
 def spaces(count: int) -> str:
-    """So many address spaces."""
+    """`1 address space`, `7 address spaces`."""
     return f"{count:,} address space{'' if count == 1 else 's'}"
 
 
 def running(metas: Sequence[Metadata]) -> dict[str, str]:
-    """What the kernels of traces probably do: algorithm -> their releases, in words."""
+    """The algorithms that the traces' kernels probably run -> the releases of these kernels."""
     found: dict[str, set[str]] = {}
     for meta in metas:
         algorithm = of_release(meta.kernel_release)
@@ -124,10 +130,12 @@ def running(metas: Sequence[Metadata]) -> dict[str, str]:
 
 
 def kernels(metas: Sequence[Metadata], shown: Collection[str]) -> list[str]:
-    """Which rows are those of the traces' kernels, and which kernel is newer than any that was traced."""
+    """Notes on which rows belong to the traces' kernels, and on kernels that are newer than any that was
+    traced.
+    """
     lines = [
-        f"* {name}: the kernel of the trace, Linux {releases}, by its release; distributions "
-        "carry changes to older releases, so it may do more"
+        f"* {name} is what Linux {releases}, the kernel of the trace, does by its release; a distribution "
+        "may have added later changes"
         for name, releases in running(metas).items()
         if name in shown
     ]
@@ -146,7 +154,7 @@ def kernels(metas: Sequence[Metadata], shown: Collection[str]) -> list[str]:
 
 
 def alike(results: pl.DataFrame) -> list[str]:
-    """Which algorithms count alike in everything here."""
+    """Notes on algorithms that count alike in every counter."""
     from replay.report.compare import equal
 
     return [
@@ -156,7 +164,7 @@ def alike(results: pl.DataFrame) -> list[str]:
 
 
 def shared_anon(trace: Trace) -> list[str]:
-    """That address spaces of one live trace share anonymous pages, which no exit here frees."""
+    """A note if address spaces of one live trace share anonymous pages, which none of their exits frees."""
     import polars as pl
 
     if trace.meta.mode != "live" or len(trace.meta.address_spaces) < 2:
@@ -177,6 +185,6 @@ def shared_anon(trace: Trace) -> list[str]:
     if not ((rows["pfn"] < previous["end"]) & (rows["mm"] != previous["mm"])).any():
         return []
     return [
-        f"note: address spaces of {trace.name} share anonymous pages: each is torn down as if the others "
-        "stayed, so their sum frees none of these pages; --together tears them down one after the other"
+        f"note: address spaces of {trace.name} share anonymous pages. Each is torn down as if the others "
+        "stayed, so none of them frees these pages. --together tears them down one after the other"
     ]

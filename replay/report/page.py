@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report as one HTML page: no script, no request, light and dark, a table behind every picture."""
+"""A report as one HTML page. It needs no script, loads nothing, and has a table behind every picture."""
 
 from __future__ import annotations
 
@@ -28,24 +28,26 @@ SHOWN: Final = {
 
 CURVES: Final = ("rmap_calls", "atomics", "locks", "release_calls")
 DRAWN: Final = (BASELINE, "v2", "folio-batch", "mainline")
-"""The algorithms of the curves; the table has all."""
+"""The algorithms whose curves are drawn. The table has all."""
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 MOST_ROWS: Final = 25
-"""Rows of a long table: a page of 150,000 rows cannot be opened."""
+"""The most rows of a table: browsers cannot open a page of 150,000 rows."""
 MOST_MAPS: Final = 4
-"""Address spaces with a map: those with most pages."""
+"""How many address spaces have a map: the largest ones."""
 
 
 def page(traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str]) -> str:
-    """The page. results: of `folio_orders.by_order`; paths: of the traces, for the commands that it names."""
+    """The page.
+
+    results: of `folio_orders.by_order`; paths: of the traces, for the commands that the page names.
+    """
     total = folio_orders.compared(results, [])
     sections = [
         _head(traces, total),
         _comparison(total),
         _by_order(total, traces),
-        _time(),
         _orders(traces),
         _maps(traces),
         _processes(results, traces, paths),
@@ -57,7 +59,7 @@ def page(traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str]) -
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # nothing may be loaded, whatever a name in the trace says
+        # the browser may load nothing, even if a name in the trace contains HTML
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<link rel="icon" href="data:,">'
         f"<title>{title}</title><style>{style}</style></head>\n<body>\n"
@@ -67,7 +69,7 @@ def page(traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str]) -
 
 
 def overview(results: pl.DataFrame) -> Any:
-    """The comparison as one chart, for a file of its own."""
+    """The comparison as one picture."""
     total = folio_orders.compared(results, [])
     pictures = [_bars(total, name, title) for name, title in SHOWN.items()]
     if _has_orders(total):
@@ -159,10 +161,10 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
     ]
     return (
         "<h2>What if anonymous memory came in larger folios</h2>"
-        "<p>A model of the memory, with exact counts of what it makes: each naturally aligned block that "
-        "fits its VMA and holds a page becomes one folio, mapped by a PMD at PMD size. Shared pages, copies "
-        "of file pages, mlocked VMAs and those with VM_NOHUGEPAGE stay. Real folios are somewhat fewer: a "
-        "block at the end of a growing heap does not fit yet when it is touched.</p>"
+        "<p>This is a model of the memory; the counts of its folios are exact. Each naturally aligned block "
+        "that fits its VMA and holds a page becomes one folio. At PMD size a PMD maps it. Shared pages, "
+        "copies of file pages, mlocked VMAs and VMAs with VM_NOHUGEPAGE stay as they are. A real kernel "
+        "makes somewhat fewer large folios: while a heap grows, the block at its end does not fit yet.</p>"
         f'<div class="charts">{"".join(f"<div>{picture}</div>" for picture in pictures)}</div>'
         + _details(
             "Tables by folio order",
@@ -170,11 +172,6 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
         )
         + '<p class="soft">Changes in the tables are against the baseline on the memory as captured.</p>'
     )
-
-
-def _time() -> str:
-    """Estimated teardown times; the one place for them. None without a calibration of this machine."""
-    return ""
 
 
 def _orders(traces: Sequence[Trace]) -> str:
@@ -225,8 +222,8 @@ def _maps(traces: Sequence[Trace]) -> str:
     parts = [
         "<h2>Address spaces</h2>",
         '<p class="soft">A cell for each 2 MiB with pages, in address order, 128 MiB in a row; a dotted line '
-        "stands for a longer gap. The colour is the folio order of most of its pages, the pattern says what "
-        "they are, the height how many of them are there. Point at a cell for its VMAs.</p>",
+        "stands for a longer gap. The colour shows the folio order of most pages of the cell, the pattern "
+        "what they are, and the height how many are there. Point at a cell to see its VMAs.</p>",
         _legend(),
     ]
     for _, number, mm in largest:
@@ -396,7 +393,7 @@ def _map(drawn: address_map.Map, comm: str) -> str:
 
 
 MOST_PLACES: Final = 1500
-"""Named places of a map; those at higher addresses have no name to point at."""
+"""How many places of a map have a name to point at: those at the lowest addresses."""
 
 
 def _legend() -> str:
@@ -429,7 +426,7 @@ def _text(value: object) -> str:
 
 
 def _count(count: int | None, base: int) -> str:
-    """A count with its change against another below it."""
+    """A count, and below it its change against another count."""
     if count is None:
         return ""
     if count == base or not base:
@@ -439,7 +436,7 @@ def _count(count: int | None, base: int) -> str:
 
 
 def _percent(change: float) -> str:
-    """A change in percent; a small one does not round away."""
+    """A change in percent. A small change is never shown as 0."""
     size = abs(change)
     digits = 0 if size >= 1000 else 1 if size >= 0.05 else 2 if size >= 0.005 else 4
     return f"{change:+,.{digits}f} %"
@@ -448,7 +445,10 @@ def _percent(change: float) -> str:
 def _table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1, last_long: bool = False
 ) -> str:
-    """A table; cells are HTML. texts: how many columns from the left are text; last_long: so is the last."""
+    """A table. Cells are HTML.
+
+    texts: how many columns from the left are text; last_long: whether the last column is long text.
+    """
 
     def kind(number: int, of: int) -> str:
         if last_long and number == of - 1:

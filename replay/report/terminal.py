@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables that a terminal shows, as rich renderables; nothing here prints.
+"""The tables that a terminal shows, as rich renderables. Nothing here prints.
 
-No number is ever cut or folded: of what does not fit the width, the last columns are left out and named.
+No number is cut or folded. Where the width is too small, the last columns are left out, and a line names
+them.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from replay.teardown.counters import COUNTERS
 from replay.trace.frame import Trace
 
 SHOWN = ("rmap_calls", "atomics", "locks", "release_entries", "release_calls", "deferred_split_queued")
-"""The counters of the comparison that fit a terminal, each with its share avoided."""
+"""The counters of the comparison, the most important first."""
 
 GAP = 3
-"""Columns of the terminal between two of a table."""
+"""Columns of the terminal between two columns of a table."""
 
 FREE = ("name", "causes", "command line")
 """Columns of text that may be cut to `FREE_WIDTH`."""
@@ -34,7 +35,7 @@ FREE_WIDTH = 12
 
 
 RUNNING = " *"
-"""Behind the name of what the kernel does that the trace was taken on."""
+"""The mark of the algorithm that the trace's own kernel runs."""
 
 
 def comparison(
@@ -68,7 +69,9 @@ def _cell(row: Mapping[str, object], name: str, baseline: str) -> str:
 
 
 def _change(count: int, avoided: int) -> str:
-    """The change against the baseline in percent; neither a small change nor a small rest rounds away."""
+    """The change against the baseline in percent. A small change is never shown as 0, nor a small rest as
+    -100.
+    """
     change = -avoided / (count + avoided) * 100
     texts = [f"{change:+.{digits}f}" for digits in range(1, 7)]
     told = (text for text in texts if float(text) != 0 and (float(text) != -100 or count == 0))
@@ -86,7 +89,7 @@ def ranked(
     top: int,
     width: int,
 ) -> Sheet:
-    """Address spaces in the order of the frame, one a row, then all of them together.
+    """A row for each address space, in the order of the frame, then one row for all of them together.
 
     compared: rows of one algorithm of `compare.compare`, each an address space; cmdlines: by trace and mm;
     names: of the algorithm and of its baseline.
@@ -112,7 +115,7 @@ def ranked(
         cells["command line"] = [*map(printable, lines), ""]
     note = f"Counts of {algorithm}, in brackets the change against {baseline}. {_meanings(RANKED)}"
     if len(compared) > top:
-        note += f" {len(compared) - top:,} address spaces more: --top shows them, -o writes all."
+        note += f" Not shown: {len(compared) - top:,} address spaces. --top N shows more, -o FILE writes all."
     styles = [None] * last + ["bold"]
     return _table(cells, f"Address spaces under {algorithm}", width, ("pid", "PTEs", *RANKED), styles, note)
 
@@ -217,7 +220,7 @@ def difference(
 
 
 def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = (), note: str = "") -> Sheet:
-    """Any small table; numbers and the columns of `right` are set to the right."""
+    """A small table. Numbers and the columns of `right` are aligned to the right."""
     cells = {name: [_text(name, value) for value in frame[name]] for name in frame.columns}
     numbers = [name for name, dtype in frame.schema.items() if dtype.is_numeric()]
     return _table(cells, title, width, right=[*numbers, *right], note=note)
@@ -262,7 +265,7 @@ def markdown(sheet: Sheet) -> str:
 
 
 def _one_line(cell: str) -> str:
-    """What is below another line comes in brackets behind it."""
+    """A cell of two lines as one line: the second line follows in brackets."""
     first, _, below = cell.partition("\n")
     return f"{first} {below if below.startswith('(') else f'({below})'}" if below else first
 
@@ -287,7 +290,7 @@ def _drawn(sheet: Sheet) -> RenderableType:
     }
     shown = list(cells)
     while len(shown) > 1 and sum(widths[name] + GAP for name in shown) - 1 > width:
-        # what is called a name says what the row is
+        # the last column, called name, says what the row is, so it stays
         shown.pop(-2 if shown[-1] == "name" and len(shown) > 2 else -1)
     hidden = [_heading(name) for name in cells if name not in shown]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -330,7 +333,7 @@ def _columns_of(cell: str) -> int:
 
 
 def _meanings(names: Iterable[str]) -> str:
-    """What counters mean, a line."""
+    """What counters mean, as one line."""
     return "; ".join(f"{_heading(name)}: {COUNTERS[name]}" for name in names) + "."
 
 
@@ -396,28 +399,28 @@ SHARES = ("share", "large")
 """Columns of percentages."""
 
 KINDS_NOTE = (
-    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped; share: of all pages here; "
-    "large: of the pages, those in folios above order 0; extents: rows of the trace."
+    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped; share: of all pages in the "
+    "table; large: share of the pages that are in folios above order 0; extents: rows of the trace."
 )
 ORDERS_NOTE = (
     "A folio has 2^order pages. whole: every page of the folio is mapped here; share: of all mapped pages. A "
     "folio that several address spaces map counts in each."
 )
-SHARING_NOTE = "this: the address space that the pages are counted in; share: of all mapped pages."
+SHARING_NOTE = "this: the address space in which the page is counted; share: of all mapped pages."
 VMAS_NOTE = (
-    "pages: size of the VMA; mapped: pages of it that are there; large: of these, in folios above order 0; "
-    "order: of the largest folio."
+    "pages: size of the VMA; mapped: its mapped pages; large: share of these in folios above order 0; "
+    "order: of its largest folio."
 )
 PROCESSES_NOTE = (
-    "mapped: a page that several processes share counts in each; large: of the pages, those in folios above "
-    "order 0, then of anonymous memory and of files alone."
+    "A page that several processes share counts in each. large: share of the pages that are in folios above "
+    "order 0; anon, file: the same share of anonymous memory and of files alone."
 )
 MOST_PROCESSES = 20
 """Rows of the table of processes; JSON has all."""
 
 
 def _share(pages: str) -> pl.Expr:
-    """A column `share`: of all of the table."""
+    """A column `share`: in percent of the column's sum."""
     return _percent(pl.col(pages), pl.col(pages).sum()).alias("share")
 
 
@@ -426,7 +429,7 @@ def _large(large: str, pages: str) -> pl.Expr:
 
 
 def _percent(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
-    """Text: `94.9 %`, nothing of nothing."""
+    """A share as text, `94.9 %`; empty where the whole is 0."""
     shares = pl.when(whole > 0).then(part * 100 / whole)
     return shares.map_elements(lambda share: f"{share:.1f} %", pl.String).fill_null("")
 

@@ -27,7 +27,7 @@ def test_writes_a_trace_that_is_marked(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "folios made: 8,645 of order 3" in done.stderr
     assert "memory: +14.1 MiB (274 MiB resident before, 288 MiB after, +5.2 %)" in done.stderr
-    assert "stays as it is: 2.1 MiB copies of file pages" in done.stderr
+    assert "not changed: 2.1 MiB copies of file pages" in done.stderr
     assert "rmap calls" in done.stdout
     trace = replay.read_trace(path)
     assert trace.meta.what_if == "folios of order 3 (32k), policy fault"
@@ -77,7 +77,7 @@ def test_where_nothing_fits(tmp_path: Path) -> None:
     small = trace_of([Piece(count=30)], 9).write(tmp_path / "small.parquet")
     done = call("whatif", small, "--order", "9", "-o", tmp_path / "new.parquet")
     assert done.returncode == 0
-    assert "note: no VMA holds a whole block of this size" in done.stderr
+    assert "note: nothing changed, because no VMA holds a whole block of this size" in done.stderr
 
 
 def test_run_compares_by_order(tmp_path: Path) -> None:
