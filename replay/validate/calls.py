@@ -11,16 +11,16 @@ from replay.errors import ReplayError
 from replay.validate.tracefs import Event, number
 
 ENTRY, FINISH, FINISHED = "exit_mmap_entry", "tlb_finish", "tlb_finished"
-"""Entry of exit_mmap(); entry and return of tlb_finish_mmu(), behind which nothing is torn down."""
+"""Entry of exit_mmap(); entry and return of tlb_finish_mmu(), after which nothing is torn down."""
 
 RELEASES: Final = ("release_pages", "folios_put_refs")
-"""Releases of a piece: until v6.8, where exit_mmap() calls no other, and since v6.9."""
+"""The release functions that exit_mmap() calls: the first until v6.8, the second since v6.9."""
 
 DRAINS: Final = {"drain": "drained", "mlock_drain": "mlock_drained"}
-"""Emptying of LRU and mlock batches, its beginning and end: it releases what was gathered elsewhere."""
+"""Begin and end of emptying an LRU or mlock batch. It releases folios that were not gathered here."""
 
 ARGUMENTS: Final = "arguments"
-"""Stands for the arguments of the probed functions in `SHOWN_BY`."""
+"""In `SHOWN_BY`: the arguments of the probed functions."""
 
 _DRAINS: Final = ("drain", "drained")
 _ALWAYS: Final = (ENTRY, FINISH, FINISHED)
@@ -41,7 +41,7 @@ SHOWN_BY: Final = {
     "release_calls": (("release_pages", *_DRAINS), ("folios_put_refs", *_DRAINS)),
     "release_entries": (("release_pages", *_DRAINS, ARGUMENTS), ("folios_put_refs", *_DRAINS, ARGUMENTS)),
 }
-"""Counter -> the events that show it, all of any one row. In the order of the replay's counters."""
+"""Counter -> rows of events; all events of any one row show it. In the order of the replay's counters."""
 
 _AT_SWAP_ENTRY: Final = frozenset({"swapcache_delete", "lruvec_lock", "split_dequeue"})
 _NOT_AT_SWAP_ENTRY: Final = frozenset(
@@ -59,7 +59,10 @@ _NOT_AT_SWAP_ENTRY: Final = frozenset(
 
 
 def shown(probed: Collection[str], arguments: bool) -> tuple[str, ...]:
-    """The counters that some probed events show, with the arguments of their functions or without."""
+    """The counters that some probed events show.
+
+    arguments: whether the arguments of their functions are fetched.
+    """
     known = {*probed, ARGUMENTS} if arguments else set(probed)
     if not known.issuperset(_ALWAYS):
         return ()
@@ -67,10 +70,10 @@ def shown(probed: Collection[str], arguments: bool) -> tuple[str, ...]:
 
 
 def window(events: Iterable[Event], thread: int | None = None) -> list[Event]:
-    """Events from the entry of exit_mmap() to the return of its tlb_finish_mmu(); empty if there is no such.
+    """Events from the entry of exit_mmap() to the return of its tlb_finish_mmu(); empty if there is none.
 
-    thread: whose exit_mmap(); the first one's if None. Events of other tasks are kept, as they show
-    preemption; those in interrupts are not the teardown's work.
+    thread: whose exit_mmap(); None takes the first one. Events of other tasks are kept, because they show
+    preemption. Events in interrupts are dropped, because the teardown did not cause them.
     """
     inside: list[Event] = []
     for event in events:
@@ -89,7 +92,7 @@ def window(events: Iterable[Event], thread: int | None = None) -> list[Event]:
 
 
 def of_teardown(inside: Sequence[Event]) -> list[Event]:
-    """The events of a window that are the teardown's own. Raises `ReplayError` if a return was missed."""
+    """The events of a window that the teardown itself caused. Raises `ReplayError` if a return was missed."""
     entry = inside[0]
     own = [
         event
@@ -101,7 +104,7 @@ def of_teardown(inside: Sequence[Event]) -> list[Event]:
 
 
 def without_drains(events: Iterable[Event]) -> list[Event]:
-    """Events that are not part of emptying LRU or mlock batches; page frees stay wherever they happen."""
+    """Events without those of emptying LRU or mlock batches. Page frees are kept wherever they happen."""
     depth = 0
     kept = []
     for event in events:
@@ -117,7 +120,9 @@ def without_drains(events: Iterable[Event]) -> list[Event]:
 
 
 def without_hugetlb_rmap(events: Iterable[Event]) -> list[Event]:
-    """Events without the rmap removal of hugetlb's huge pages: page_remove_rmap() takes THPs and them."""
+    """Events without the rmap removal of hugetlb's huge pages: page_remove_rmap() takes down both these and
+    THPs.
+    """
     hugetlb = False
     kept = []
     for event in events:
@@ -129,10 +134,9 @@ def without_hugetlb_rmap(events: Iterable[Event]) -> list[Event]:
 
 
 def without_cached_swap(events: Iterable[Event]) -> list[Event]:
-    """Events without what freeing swap entries does to folios that are in the swap cache and not mapped.
+    """Events without what freeing a swap entry does to a folio in the swap cache that nothing maps.
 
-    The kernel then drops the cached folio at once: it is no part of the gather, and procfs shows only the
-    entry.
+    The kernel drops such a folio at once. It never enters the gather, and procfs shows only the entry.
     """
     at_swap_entry = False
     kept = []
@@ -147,7 +151,7 @@ def without_cached_swap(events: Iterable[Event]) -> list[Event]:
 
 
 def flush_groups(events: Iterable[Event]) -> list[list[Event]]:
-    """The pieces of each flush of the gather that released anything."""
+    """For each flush of the gather that released anything, its chunks."""
     groups: list[list[Event]] = [[]]
     for event in events:
         if event.name in ("tlb_flush_mmu", FINISH):
@@ -169,9 +173,9 @@ def rmap_sizes(events: Iterable[Event]) -> Counter[int]:
 
 
 def counts(events: Sequence[Event]) -> dict[str, int]:
-    """All counters by the teardown's own events; which of them count is what `shown` says.
+    """All counters, from the teardown's own events. `shown` says which of them are meaningful.
 
-    Where arguments are not fetched, what is made of them is 0.
+    A counter that needs arguments is 0 where they are not fetched.
     """
     times = Counter(event.name for event in events)
     sizes = rmap_sizes(events)
@@ -186,7 +190,7 @@ def counts(events: Sequence[Event]) -> dict[str, int]:
         "rmap_pages": sum(size * calls for size, calls in sizes.items()),
         "deferred_split_calls": times["deferred_split"],
         "gather_slots": sum(_word(event, "nr") for event in events if event.name == "free_calls"),
-        # the gather's pages are freed one by one when all has been released
+        # the gather frees its own pages one by one after it has released everything
         "gather_pages_peak": sum(event.name == "free_pages" for event in events[finish:]),
         "gather_flushes": len(flush_groups(events)),
         "tlb_flushes": times["flush_range"],
@@ -205,6 +209,6 @@ def _word(event: Event, field: str, otherwise: int = 0) -> int:
 
 def _missed() -> ReplayError:
     return ReplayError(
-        "the kernel missed the return of a probed function (see kprobe_profile): run validate again, "
-        "with less running beside it"
+        "the kernel missed the return of a probed function (see kprobe_profile): run validate again "
+        "while fewer other programs run"
     )

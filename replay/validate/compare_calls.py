@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicted call counts against the kernel's: differences, each with its cause if there is evidence."""
+"""Predicted call counts compared with the kernel's: differences, each with its cause if there is evidence."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ FLUSHED: Final = frozenset(
 """Counters that depend on when the gather is flushed, and so on which PTEs are dirty."""
 
 CALLS_OF_A_FLUSH: Final = 4
-"""A flush more splits at most the bundle and a batch: two pieces more, each with a last release call more."""
+"""One more flush splits at most the bundle and a batch: two more chunks, each with one more release call."""
 
 BY_MAPCOUNT: Final = frozenset({"deferred_split_calls", "swapcache_frees"})
 """Counters that depend on what other processes map."""
 
 
 class CallCount(NamedTuple):
-    """One counter of one exit. cause: of `CAUSES`, empty if both agree. evidence: what was seen."""
+    """One counter of one exit.
+
+    cause: of `CAUSES`, empty if both agree. evidence: what was seen.
+    """
 
     counter: str
     predicted: int
@@ -42,7 +45,8 @@ class CallCount(NamedTuple):
 
 
 class Doubts(NamedTuple):
-    """Other replays of the exit, made only if a counter differs: what they do not agree about is uncertain.
+    """Other replays of the exit. They are made only if a counter differs; where they disagree, the count is
+    uncertain.
 
     before: the counters by the capture before the last one. dirty: PTEs that can be dirty, and the counters
     if all of them are.
@@ -55,9 +59,9 @@ class Doubts(NamedTuple):
 def compare_calls(
     prediction: Prediction, observed: Mapping[str, int], preempted: int, freed: Comparison, doubts: Doubts
 ) -> tuple[CallCount, ...]:
-    """Hold the counters that were observed against the prediction.
+    """Compare the observed counters with the prediction.
 
-    preempted: times that the thread lost its CPU within exit_mmap(). freed: how the freed folios compare.
+    preempted: how often the thread lost its CPU within exit_mmap(). freed: how the freed folios compare.
     """
     found = []
     for counter, seen in observed.items():
@@ -92,7 +96,7 @@ def _why(
 def _why_flushed(
     counter: str, seen: int, prediction: Prediction, preempted: int, doubts: Doubts
 ) -> tuple[str, str] | None:
-    """The dirty rule, if what was seen lies between no dirty PTEs and all that can be; preemption beyond."""
+    """`dirty rule` if the count lies between no dirty PTEs and all possible ones; `preemption` if beyond."""
     maybe_dirty, dirty = doubts.dirty()
     if not maybe_dirty:
         return None
@@ -113,9 +117,9 @@ def _why_flushed(
 def _why_by_mapcount(
     counter: str, by: int, prediction: Prediction, freed: Comparison
 ) -> tuple[str, str] | None:
-    """Folios that other processes mapped or let go since the capture, as far as the freed ones show them.
+    """Whether folios that other processes mapped or let go since the capture explain the difference.
 
-    by: how far prediction and kernel are apart: no further than these folios can make it.
+    by: how far prediction and kernel are apart. These folios can explain only so much.
     """
     split = counter == "deferred_split_calls"
     for cause in ("other user left", "mapped since") if split else ("swap entry",):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prediction against an observation: differences, each with its cause if there is evidence of one."""
+"""A prediction compared with an observation: differences, each with its cause if there is evidence of one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ CAUSES: Final = {
     "last user": "another task used the address space longer (a reader of /proc): exit_mmap() ran there",
     UNEXPLAINED: "no evidence of a cause",
 }
-"""Causes of a difference -> what is the evidence."""
+"""Cause of a difference -> the evidence for it."""
 
 
 class Frame(NamedTuple):
-    """A frame after the exit: its kpageflags word and kpagecount, and how it was freed since, if seen.
+    """A frame after the exit: its kpageflags word, its kpagecount, and how it was freed since, if that was
+    seen.
 
     stays: whether it was still the same after the LRU batches of all CPUs had been emptied.
     """
@@ -110,9 +111,9 @@ def compare(
 ) -> Comparison:
     """Compare what was predicted with what was observed.
 
-    after: the frames of `stayed` as they were after the exit. changed: heads of folios that were not as
-    before when they were read again, right before the process went on. left: frames of `unpredicted` that
-    left an LRU batch after the capture, and how.
+    after: the frames of `stayed` after the exit. changed: heads of folios that differed when they were read
+    again, right before the process went on. left: frames of `unpredicted` that left an LRU batch after the
+    capture, and how.
     """
     if observation.has_end and not observation.finished and not observation.freed:
         end = Difference("end", 0, 0, 0, "last user", "no exit_mmap() in this thread, and nothing freed")
@@ -243,7 +244,7 @@ def _why_freed(pfn: int, prediction: Prediction, left: Mapping[int, str]) -> tup
 def _batch_differences(prediction: Prediction, observation: Observation) -> list[Difference]:
     """Ends of batches that the replay does not have, in a sequence that agrees.
 
-    Batches that free nothing but folios of an order without a per-CPU list show no end.
+    A batch shows no end if it frees only folios of an order without a per-CPU list.
     """
     wrong = sorted(observation.batch_ends - prediction.batch_ends)
     if not wrong:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`replay validate`: a command, or the built-in workloads, under observation; the results as rows."""
+"""`replay validate`: run a command or the built-in workloads, observe the exits, collect the results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from replay.validate.workloads import WORKLOADS, Workload
 
 @dataclass(frozen=True)
 class Result:
-    """All verdicts. missed: address spaces that could not be compared.
+    """All verdicts.
 
-    notes: workload -> why it was not run, or did not test what it is for. status: exit status of the command;
-    0 for the built-in workloads. no_calls: why call counts were not compared; empty if they were.
+    missed: address spaces that could not be compared. notes: workload -> why it did not run, or did not test
+    what it is for. status: exit status of the command; 0 for the built-in workloads. no_calls: why call
+    counts were not compared; empty if they were.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -47,11 +48,10 @@ def validate(
 ) -> Result:
     """Compare the replay with what this kernel does at each exit of a command, or of the built-in workloads.
 
-    only: names of built-in workloads. drain: empty the LRU batches of all CPUs before each exit. None: where
-    the kernel's exit_mmap() drains them, which is only those of its own CPU: procfs does not tell which
-    folios wait there. Other kernels drain none, so that each folio off the LRU is predicted to stay.
-    algorithm: a name or definition of what this kernel does; None to go by its functions and configuration.
-    progress: called with each verdict.
+    only: names of built-in workloads. drain: empty the LRU batches of all CPUs before each exit. None does so
+    only where exit_mmap() drains the batch of its own CPU, because procfs does not show which folios wait
+    there. Other kernels drain none, so each folio off the LRU is predicted to stay. algorithm: a name or
+    definition of what this kernel does; None finds it out. progress: called with each verdict.
 
     Raises `ReplayError` with cause and remedy: no tracefs, no rights, lost trace events, no such command.
     """
@@ -67,7 +67,7 @@ def validate(
             done = watch(watching, argv, argv[0], drain=drain, progress=progress)
             if not done.verdicts:
                 why = ", ".join(done.missed) or "it executed no program"
-                raise ReplayError(f"nothing of {argv[0]} could be compared: {why}: try another command")
+                raise ReplayError(f"no exit of {argv[0]} could be compared: {why}: try another command")
             return Result(done.verdicts, done.missed, {}, done.status, watching.no_calls)
         for workload in chosen:
             try:
@@ -94,7 +94,7 @@ def _choose(only: Sequence[str] | None) -> list[Workload]:
 def _run(
     watching: Watcher, workload: Workload, drain: bool, progress: Callable[[Verdict], None] | None
 ) -> Watched:
-    """Run one workload with the settings it needs; they are put back."""
+    """Run one workload with the settings that it needs, and put them back."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(workload_settings.thp(workload.thp))
         if workload.swap:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folios that an exit freed or left unpredicted: who took them out of an LRU batch, who freed them."""
+"""Folios that the exit freed late or early: who took them out of an LRU batch, and who freed them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from replay.validate.tracefs import Event, number
 
 @dataclass(frozen=True)
 class Fate:
-    """How a folio was freed after all. evidence: by whom, and when. thread: by whom, as in the events.
+    """How a folio was freed after all.
 
-    lru_batch: it came out of an LRU batch: it was seen to leave one, or was freed when all of them were
-    emptied, or by the thread that watches, which has no other reference to what it watches. early: it was
-    freed between capture and exit, when the page tables cannot have mapped it any more.
+    evidence: by whom, and when. thread: by whom, as in the events. lru_batch: it came out of an LRU batch. It
+    was seen to leave one, or it was freed when all were emptied, or the watching thread freed it, which holds
+    no other references. early: it was freed between capture and exit, so the page tables cannot have mapped
+    it any more.
     """
 
     evidence: str
@@ -36,7 +37,7 @@ def fates(
     """The first free of each of some frames, by events of all tasks in order of time.
 
     captured_ns: when the capture began. began_ns: when the exit freed its first folio. drained_ns: when the
-    LRU batches began to be emptied, None if that could not be done. watching: the threads of this process.
+    emptying of LRU batches began; None if it was not possible. watching: the threads of this process.
     """
     left_batch: dict[int, Event] = {}
     found: dict[int, Fate] = {}
@@ -69,9 +70,9 @@ def fates(
 def left_batches(
     events: Iterable[Event], pfns: frozenset[int], captured_ns: int, ended_ns: int
 ) -> dict[int, str]:
-    """Which of some frames left an LRU batch between the capture and the end of the exit -> what was seen.
+    """Frames that left an LRU batch between the capture and the end of the exit -> what was seen.
 
-    The batch then held no reference any more. `events` are of all tasks.
+    The batch held no reference any more. events: of all tasks.
     """
     found: dict[int, str] = {}
     for event in events:

@@ -19,14 +19,14 @@ EVENTS: Final = (
 """Tracepoints as "system/name"; `sched_switch` shows preemption."""
 
 EVIDENCE: Final = ("kmem/mm_page_free", "pagemap/mm_lru_insertion", "pagemap/mm_lru_activate")
-"""Tracepoints that show, of all tasks, who frees a folio later, and when it leaves an LRU batch."""
+"""Tracepoints of all tasks that show who frees a folio later, and when it leaves an LRU batch."""
 
 RECORD_BYTES: Final = 64
 """Ring-buffer bytes for each folio freed: mm_page_free takes 28, mm_page_free_batched 20."""
 CALL_BYTES: Final = 128
 """For the probed calls of each page: rmap removal, swap cache check, deferred split take at most 28 each."""
 SPARE_BYTES: Final = 1 << 18
-"""For what else a task does between its exit stop and exit_mmap(): page tables, batch pages, switches."""
+"""Bytes for everything else between exit stop and exit_mmap(): page tables, batch pages, switches."""
 
 RUNNING: Final = 0
 TASK_REPORT_MAX: Final = 0x100
@@ -39,12 +39,12 @@ class Observation:
 
     thread: its number in the events, which is that of the initial PID namespace; None if it freed nothing.
     freed: (pfn, order) of the folios that its page tables mapped, in the order of the kernel's frees.
-    batch_ends: positions in `freed` (1: behind the first) where a batch of frees ended, as
+    batch_ends: positions in `freed` (1: after the first) where a batch of frees ended, as
     mm_page_free_batched shows. other_frees: frees of anything else. again: frees of a frame that had been
-    freed before and allocated anew. tlb_flushes: TLB flushes that the kernel reported. preempted, slept:
-    times that the thread lost its CPU while runnable, or waiting. finished: whether exit_mmap() ended in
-    this thread; false also if the kernel lacks that tracepoint (see `has_end`). began_ns, ended_ns: times of
-    the first free and of the end, by the clock of the events.
+    freed before and allocated again. tlb_flushes: TLB flushes that the kernel reported. preempted, slept: how
+    often the thread lost its CPU while runnable, or waiting. finished: whether exit_mmap() ended in this
+    thread; also false if the kernel lacks that tracepoint (see `has_end`). began_ns, ended_ns: times of the
+    first free and of the end, by the clock of the events.
     """
 
     thread: int | None
@@ -72,8 +72,8 @@ def buffer_bytes(folios: int, probed_pages: int = 0) -> int:
 def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[[int], bool]) -> Observation:
     """Events of one thread, in order of time -> what it freed of its address space.
 
-    known: names of the events that were recorded at all. is_mapped: whether the page tables mapped the folio
-    of a frame. Frees on top of the task, in interrupts, are not its own: RCU callbacks run there.
+    known: names of the events that were recorded. is_mapped: whether the page tables mapped the folio of a
+    frame. Frees in interrupts do not count: RCU callbacks run there.
     """
     has_end = "exit_mmap" in known
     teardown = list(_until_end(events))
@@ -98,7 +98,7 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
             else:
                 other += 1
         elif event.name == "mm_page_free_batched" and number(event, "pfn") in seen:
-            # comes once for each folio of a batch, after all of them were freed
+            # this event comes once for each folio of a batch, after all of them were freed
             ends.add(len(freed))
     thread = next((event.pid for event in teardown if event.name.startswith("mm_page_free")), None)
     # a switch is recorded in the task that is left: the one that brings our thread back is another task's
@@ -121,7 +121,7 @@ def observe(events: Sequence[Event], known: frozenset[str], is_mapped: Callable[
 
 
 def preemptions(events: Iterable[Event], thread: int | None) -> int:
-    """Times that a thread lost its CPU though it could have run on."""
+    """How often a thread lost its CPU although it could have run on."""
     return sum(
         event.name == "sched_switch"
         and event.pid == thread
@@ -131,7 +131,7 @@ def preemptions(events: Iterable[Event], thread: int | None) -> int:
 
 
 def _until_end(events: Iterable[Event]) -> Iterable[Event]:
-    """Events up to the end of the exit_mmap(): what the task frees later was not mapped."""
+    """Events up to the end of exit_mmap(). What the task frees later was not mapped."""
     for event in events:
         yield event
         if event.name == "exit_mmap":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the replay says that the kernel will free, and what it knows of each folio."""
+"""What the replay predicts that the kernel will free, and what it knows of each folio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from replay.trace.kpageflags import KPF_LRU, KPF_MLOCKED, bit
 from replay.trace.schema import PAGE, PMD
 
 TABLES_BY_RCU = "CONFIG_PT_RECLAIM=y"
-"""With it x86 frees page-table pages by RCU, as other architectures do.
+"""With this option x86 frees page-table pages by RCU, as other architectures do.
 
 Linux kernel commit 4817f70c25b6 "x86: select ARCH_SUPPORTS_PT_RECLAIM if X86_64" (in v6.14).
 """
@@ -44,7 +44,7 @@ class Folios:
     mlocked: Bool
 
     def index(self, pfn: int) -> int:
-        """Number of the folio that a frame belongs to, -1 for none."""
+        """The number of the folio that a frame belongs to, or -1."""
         place = int(np.searchsorted(self.pfn, pfn, side="right")) - 1
         return place if place >= 0 and pfn < self.pfn[place] + (1 << int(self.order[place])) else -1
 
@@ -93,9 +93,10 @@ def predict(trace: Trace, algorithm: Algorithm) -> Prediction:
 
 
 def dirty_counters(trace: Trace, algorithm: Algorithm) -> tuple[int, Mapping[str, int]]:
-    """PTEs that can be dirty for all that procfs shows, and the counters if all of them are.
+    """PTEs that can be dirty as far as procfs shows, and the counters if all of them are.
 
-    They are those of page cache folios in shared VMAs; in one that must not be written they can be left.
+    These are PTEs of page cache folios in shared VMAs. In a VMA that must not be written they can be left
+    from before.
     """
     [space] = address_spaces(trace)
     extents = space.extents
@@ -135,12 +136,12 @@ def folios(e: Extents, flags: U64) -> Folios:
 
 
 def shown_names() -> frozenset[str]:
-    """What must be looked for in a kernel to know what it does: functions and lines of its configuration."""
+    """All functions and lines of the configuration that tell kernels apart."""
     return frozenset().union(*(algorithm.shown_by for algorithm in ALGORITHMS.values()), [TABLES_BY_RCU])
 
 
 def algorithm_of(shown: Collection[str]) -> Algorithm:
-    """What a kernel does at exit, by those of `shown_names()` that it has."""
+    """The algorithm of a kernel that has these of `shown_names()`."""
     algorithm = of_kernel(shown)
     if TABLES_BY_RCU in shown:
         return dataclasses.replace(algorithm, page_tables=PageTables.RCU)

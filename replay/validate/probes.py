@@ -24,10 +24,11 @@ REGISTERS: Final = {
 """Architecture -> registers of a function's arguments, as kprobe events name them."""
 
 GROUP: Final = re.compile(r"replay_(\d+)")
-"""Groups of our events: the process ID of the replay that made them is in the name."""
+"""The groups of our events. Each names the process ID of the replay that made it."""
 
 MAX_ACTIVE: Final = 64
-"""Calls of one function that return probes can follow at once, of all tasks; more are missed."""
+"""How many calls of one function return probes can follow at once, over all tasks. Further calls are missed.
+"""
 
 
 class Probe(NamedTuple):
@@ -87,12 +88,12 @@ _FUNCTION: Final = re.compile(r"^\S+ [tT] (\S+)$", re.MULTILINE)
 
 
 def functions(probes: Iterable[Probe] = PROBES, kallsyms: Path = KALLSYMS) -> frozenset[str]:
-    """Which of the functions of some probes the kernel has as such, not inlined into others."""
+    """The functions of some probes that the kernel has as such, not inlined into others."""
     return present({probe.symbol for probe in probes}, kallsyms)
 
 
 def present(names: Iterable[str], kallsyms: Path = KALLSYMS) -> frozenset[str]:
-    """Which of these functions the kernel has."""
+    """The functions of a list that the kernel has."""
     return frozenset(names).intersection(_FUNCTION.findall(kallsyms.read_text()))
 
 
@@ -113,9 +114,9 @@ def available(tracefs: Path) -> bool:
 def make(tracefs: Path, undo: Undo, group: str, probes: Iterable[Probe], machine: str) -> list[str]:
     """Make kprobe events -> those that the kernel accepted, as "system/name".
 
-    Their removal is registered with `undo` before the first is made. An event that the kernel refuses (its
-    function must not be probed, or there are two of that name) is left out. Raises `ReplayError` if none may
-    be made at all.
+    `undo` learns of their removal before the first is made. An event that the kernel refuses is left out: its
+    function must not be probed, or two functions have that name. Raises `ReplayError` if no event may be
+    made.
     """
     file = tracefs / "kprobe_events"
     undo.remove_probes(file, group)
@@ -127,7 +128,7 @@ def make(tracefs: Path, undo: Undo, group: str, probes: Iterable[Probe], machine
             append(file, line)
         except PermissionError as error:
             raise ReplayError(
-                f"no right to make kprobe events ({error.strerror}): lockdown forbids it"
+                f"no right to make kprobe events ({error.strerror}): boot without kernel lockdown"
             ) from None
         except OSError:
             continue
@@ -136,7 +137,7 @@ def make(tracefs: Path, undo: Undo, group: str, probes: Iterable[Probe], machine
 
 
 def remove_stale(tracefs: Path) -> None:
-    """Remove kprobe events of replay processes that are no more and could not clean up."""
+    """Remove kprobe events of replay processes that have ended without cleaning up."""
     file = tracefs / "kprobe_events"
     if not file.exists():
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracing by the kernel: tracefs, an instance of our own, events read raw and decoded by their format files.
+"""Tracing by the kernel: tracefs, an instance of our own, and events that are read raw and decoded.
 
 Formats: Documentation/trace/ftrace.rst, Documentation/trace/ring-buffer-map.rst and the files `format`,
 `header_page` and `header_event` below `events`.
@@ -27,7 +27,7 @@ FSCONFIG_CMD_CREATE: Final = 6
 FSMOUNT_CLOEXEC: Final = 1
 
 MOUNTED: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
-"""Where tracefs is if this kernel lacks fsmount() (before v5.2)."""
+"""Where tracefs usually is, for kernels without fsmount() (before v5.2)."""
 
 INSTANCE: Final = re.compile(r"replay-(\d+)-\w+")
 
@@ -42,7 +42,10 @@ IN_INTERRUPT: Final = 0x08 | 0x10 | 0x40
 
 
 class Event(NamedTuple):
-    """One event. time_ns: of the trace clock; interrupt: not made by the task itself but on top of it."""
+    """One event.
+
+    time_ns: of the trace clock; interrupt: an interrupt made it, not the task that it interrupted.
+    """
 
     time_ns: int
     cpu: int
@@ -79,10 +82,10 @@ class Header(NamedTuple):
 
 @contextlib.contextmanager
 def mounted() -> Iterator[tuple[Path, int]]:
-    """tracefs as (path, file descriptor that the path needs): a mount that no other process sees.
+    """tracefs as (path, file descriptor that the path needs), in a mount that no other process sees.
 
-    The mount hangs on the descriptor and is attached nowhere; it is gone with the last process that has it
-    open. Raises `ReplayError` where there is no tracefs, or no right to mount it.
+    The mount belongs to the descriptor and is attached nowhere. It is gone when the last process closes it.
+    Raises `ReplayError` where there is no tracefs, or no right to mount it.
     """
     try:
         fd = _mount_detached()
@@ -129,7 +132,7 @@ def _syscall(*arguments: int | bytes | None) -> int:
 
 
 def remove_stale(tracefs: Path) -> None:
-    """Remove instances of replay processes that are no more and could not clean up."""
+    """Remove tracing instances of replay processes that have ended without cleaning up."""
     for instance in (tracefs / "instances").iterdir():
         owner = INSTANCE.fullmatch(instance.name)
         if owner and not Path(f"/proc/{owner[1]}").exists():
@@ -138,7 +141,7 @@ def remove_stale(tracefs: Path) -> None:
 
 
 class Instance:
-    """A tracing instance of our own: its ring buffers, its switches. Make one with `instance`."""
+    """A tracing instance of our own: its ring buffers and its switches. `instance` makes one."""
 
     def __init__(self, path: Path, formats: dict[int, Format]) -> None:
         self.path = path
@@ -149,19 +152,19 @@ class Instance:
         self._size_kb = 0
 
     def only(self, pid: int) -> None:
-        """Record what thread `pid` does, nothing else."""
+        """Record only what thread `pid` does."""
         _write(self.path / "set_event_pid", str(pid))
 
     def record(self) -> None:
-        """Record, until `rest`."""
+        """Record, until `rest` is called."""
         _write(self.path / "tracing_on", "1")
 
     def rest(self) -> None:
-        """Record nothing."""
+        """Stop recording."""
         _write(self.path / "tracing_on", "0")
 
     def reserve(self, size: int) -> None:
-        """Give each CPU a buffer of at least `size` bytes; it never shrinks."""
+        """Give each CPU a buffer of at least `size` bytes. A buffer never shrinks."""
         need = -(-size // 1024)
         if need <= self._size_kb:
             return
@@ -175,9 +178,9 @@ class Instance:
         self._size_kb = need
 
     def read(self, *, all_of_them: bool = True) -> list[Event]:
-        """Events so far, in the order of their time; they are taken out of the buffers.
+        """The events so far, in order of time. They are taken out of the buffers.
 
-        Raises `ReplayError` if the kernel dropped one; not if `all_of_them` need not be there.
+        all_of_them: raise `ReplayError` if the kernel dropped an event.
         """
         events: list[Event] = []
         for cpu in self._cpus:
@@ -197,8 +200,8 @@ class Instance:
             lost = {name: int(stats[name]) for name in ("overrun", "commit overrun", "dropped events")}
             if any(lost.values()):
                 raise ReplayError(
-                    f"the kernel lost trace events on {cpu.name} ({lost}): run validate again, "
-                    "with less running beside it"
+                    f"the kernel lost trace events on {cpu.name} ({lost}): run validate again "
+                    "while fewer other programs run"
                 )
 
 
@@ -253,10 +256,11 @@ def _event(page: bytes, position: int, time: int, cpu: int, formats: Mapping[int
 def instance(
     tracefs: Path, undo: Undo, name: str, events: Sequence[str], *, overwrite: bool = False
 ) -> Iterator[Instance]:
-    """An instance that records `events` ("system/name"), those of them that this kernel has.
+    """An instance that records `events` ("system/name"), as far as this kernel has them. It is stopped at
+    first.
 
-    It is at rest at first. overwrite: when a buffer is full, its oldest events give way, not the new ones.
-    Its removal is registered with `undo` before it is made.
+    overwrite: when a buffer is full, drop its oldest events instead of new ones. `undo` learns of its removal
+    before it is made.
     """
     path = tracefs / "instances" / f"replay-{os.getpid()}-{name}"
     undo.remove_directory(path)

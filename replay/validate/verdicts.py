@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `replay validate` found, as tables, as a line and as a document."""
+"""The results of `replay validate` as tables, as a line and as JSON."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def as_json(result: Result) -> str:
 
 
 def document(result: Result) -> dict[str, Any]:
-    """As `as_json`, as a dictionary."""
+    """Everything as a dictionary."""
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
@@ -165,7 +165,7 @@ def _row(verdict: Verdict) -> tuple[object, ...]:
 
 
 def calls_column(counts: Iterable[CallCount]) -> str:
-    """How many counters agree in all of some exits, and which differ for what cause."""
+    """How many counters agree in all of some exits, and which ones differ, with their causes."""
     by_name: dict[str, set[str]] = {}
     for count in counts:
         by_name.setdefault(count.counter, set()).update({count.cause} - {""})

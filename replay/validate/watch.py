@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each exit of a command, captured, let go under the kernel's tracepoints, and compared with the replay."""
+"""Each exit of a command: captured, released under the kernel's tracepoints, compared with the replay."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ from replay.validate.tracefs import Event
 from replay.validate.workload_settings import put_back
 
 EXIT_SECONDS: Final = 60.0
-"""How long a process may take from its exit stop to its end; terabytes take a minute."""
+"""How long a process may take from its exit stop to its end; the teardown of terabytes takes a minute."""
 
 REAP_MILLISECONDS: Final = 10
 
 EVIDENCE_BYTES: Final = 64 << 20
-"""Buffers, of all CPUs together, for what all tasks do between an exit and the look at its differences."""
+"""Buffers, of all CPUs together, for events of all tasks between an exit and the look at its differences."""
 
 DECIDING: Final = bit(KPF_ANON) | bit(KPF_SWAPCACHE)
-"""Flags by which the replay is decided."""
+"""Flags that the replay depends on."""
 
 COMPARED: Final = (
     "vpn",
@@ -65,7 +65,7 @@ COMPARED: Final = (
     "folio_mapped",
     "folio_mapcount",
 )
-"""Columns that decide the replay."""
+"""Columns that the replay depends on."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Verdict:
 
     @property
     def explained(self) -> bool:
-        """Whether everything is as predicted, but for differences whose cause is known."""
+        """Whether everything is as predicted, apart from differences with a known cause."""
         return self.comparison.explained and all(count.explained for count in self.calls)
 
     @property
@@ -131,15 +131,13 @@ class Watcher:
 
 @contextlib.contextmanager
 def watcher(chosen: Algorithm | None = None) -> Iterator[Watcher]:
-    """Set tracing up, and undo it when the block ends, or this process does.
+    """Set tracing up; undo it when the block ends, or when this process ends.
 
-    chosen: what to predict by; None for what this kernel does, by its functions and its configuration.
-    Raises `ReplayError` if there is no tracefs, the kernel lacks the tracepoints, or rights are missing.
+    chosen: the algorithm to predict with; None finds out what this kernel does. Raises `ReplayError` if there
+    is no tracefs, the kernel lacks the tracepoints, or rights are missing.
     """
     if not files.in_first_pid_namespace():
-        raise ReplayError(
-            "in a PID namespace the kernel's events are of other processes: run validate on the host"
-        )
+        raise ReplayError("in a PID namespace the kernel's events name other PIDs: run validate on the host")
     with (
         tracefs.mounted() as (root, fd),
         put_back([fd]) as undo,
@@ -171,7 +169,7 @@ def watcher(chosen: Algorithm | None = None) -> Iterator[Watcher]:
 
 
 def shown_here() -> frozenset[str]:
-    """What this kernel has of all that tells kernels apart: functions, lines of its configuration."""
+    """Those functions and lines of the configuration of this kernel that tell kernels apart."""
     names = predict.shown_names()
     return probes.present(names) | names.intersection(files.kernel_config(files.PROC).splitlines())
 
@@ -198,11 +196,11 @@ def watch(
 ) -> Watched:
     """Run a command and compare each exit among its processes with the replay.
 
-    ours: the command is not the user's: it stays on one CPU, so that its pages wait in LRU batches of that
-    CPU only, and a signal ends the watching instead of being passed on. drain: empty the LRU batches of all
-    CPUs before each exit.
+    ours: the command is a built-in workload. It then stays on one CPU, so that its pages wait in LRU batches
+    of that CPU only, and a signal ends the watching instead of being passed on. drain: empty the LRU batches
+    of all CPUs before each exit.
 
-    Raises `ReplayError` if it cannot be started or traced, or if the kernel lost trace events.
+    Raises `ReplayError` if the command cannot be started or traced, or if the kernel lost trace events.
     """
     verdicts: list[Verdict] = []
     stopped: dict[int, tuple[_Stopped, Callable[[], None]]] = {}
@@ -216,7 +214,7 @@ def watch(
         return None
 
     def forget() -> None:
-        """Drop a process that was killed at its exit stop, after which nothing was heard of it."""
+        """Drop a process that was killed at its exit stop and was not heard of again."""
         while stopped:
             os.close(stopped.popitem()[1][0].pidfd)
 
@@ -248,7 +246,7 @@ def watch(
 
 @contextlib.contextmanager
 def _on_one_cpu() -> Iterator[None]:
-    """Keep this thread, and what it forks, on one CPU."""
+    """Keep this thread, and processes that it forks, on one CPU."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
     try:
@@ -263,7 +261,7 @@ def _kill(pid: int) -> None:
 
 
 class _Reading(NamedTuple):
-    """An address space as it was read: what a trace is made of, which takes time that the process has not."""
+    """An address space as it was read. To make a trace of it takes longer than the process can be held."""
 
     captured: Space
     rows: list[tuple[Extents, Sequence[Vma], Status]]
@@ -271,9 +269,10 @@ class _Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class _Stopped:
-    """A process at its exit stop. before: its address space; last: read again right before it was let go.
+    """A process at its exit stop.
 
-    captured_ns: when the last reading began, by the clock of the events.
+    before: its address space; last: the same, read again right before the process went on. captured_ns: when
+    the last reading began, by the clock of the events.
     """
 
     before: Trace
@@ -283,7 +282,7 @@ class _Stopped:
 
 
 def _stop(watching: Watcher, pid: int, tid: int, drain: bool) -> _Stopped | Missed:
-    """Capture a process at its exit stop twice, and get ready for what it does next."""
+    """Capture a process at its exit stop twice, and prepare to observe what it does next."""
     try:
         first = _trace(watching.tree, pid, _read(watching.tree, pid, tid))
     except (ProcessGoneError, ProcessLookupError):
@@ -325,12 +324,12 @@ def _trace(tree: Tree, pid: int, reading: _Reading) -> Trace:
 
 
 def _folios_at_most(frame: pl.DataFrame) -> int:
-    """How many folios may be freed: order-0 neighbours share an extent."""
+    """The most folios that may be freed. Neighbours of order 0 share an extent."""
     return int(frame.select(pl.when(pl.col("order") == 0).then("pages").otherwise(1).sum()).item())
 
 
 def _changed(first: pl.DataFrame, second: pl.DataFrame) -> frozenset[int]:
-    """Frames, or heads of folios, about which only one of two captures says what it says."""
+    """Frames, or heads of folios, that two captures describe differently."""
 
     def deciding(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.select(*COMPARED, pl.col("kpageflags") & DECIDING)
@@ -348,9 +347,9 @@ def _changed(first: pl.DataFrame, second: pl.DataFrame) -> frozenset[int]:
 
 
 def _await_end(pidfd: int, pid: int, meanwhile: Callable[[], None]) -> None:
-    """Wait until all tasks of a process have ended: exit_mm() comes before that.
+    """Wait until all tasks of a process have ended; exit_mm() comes before that.
 
-    meanwhile: called from time to time, for a thread that was killed past its exit stop must be reaped.
+    meanwhile: called from time to time, because a thread that was killed past its exit stop must be reaped.
     """
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
@@ -358,7 +357,7 @@ def _await_end(pidfd: int, pid: int, meanwhile: Callable[[], None]) -> None:
     while not poll.poll(REAP_MILLISECONDS):
         if time.monotonic() > deadline:
             raise ReplayError(
-                f"process {pid} does not end within {EXIT_SECONDS:.0f} s of its exit: "
+                f"process {pid} has not ended {EXIT_SECONDS:.0f} s after its exit stop: "
                 "something holds it in the kernel, see /proc/PID/stack"
             )
         meanwhile()
@@ -419,10 +418,11 @@ def _afterwards(
     captured_ns: int,
     observation: Observation,
 ) -> tuple[dict[int, Frame], dict[int, str]]:
-    """What became of frames that were not freed, and how frames that were left an LRU batch before that.
+    """What became of frames that were not freed, and how surprising frames left an LRU batch.
 
-    pfns: of folios that were to be freed: the kernel's words of them, and how they were freed since; the LRU
-    batches are emptied to see whether that frees them. surprising: of folios that were to stay.
+    pfns: of folios that were predicted to be freed: the kernel's words about them, and how they were freed
+    since. The LRU batches are emptied to see whether that frees them. surprising: of folios that were
+    predicted to stay.
     """
     if not pfns:
         events = watching.others.read(all_of_them=False) if surprising else []

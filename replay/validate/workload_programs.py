@@ -89,7 +89,7 @@ def ordinary() -> None:
 
 
 def holes() -> None:
-    """Unmapped pages between, some of them zapped again, and pages of zeros."""
+    """Pages with holes between them, some zapped again, and zero pages."""
     address = map_memory(16 * MIB)
     write(address, 8 * MIB, 3 * PAGE)
     write(address + 8 * MIB, 4 * MIB)
@@ -107,7 +107,7 @@ def thp_pmd() -> None:
 
 
 def thp_pte() -> None:
-    """THPs mapped by PTEs: whole, with pages missing, shared with a child that let pages go."""
+    """THPs mapped by PTEs: whole ones, ones with pages missing, and ones whose pages a child unmapped."""
     address = map_aligned(8 * PMD)
     call("madvise", address, 8 * PMD, mmap.MADV_HUGEPAGE)
     write(address, 8 * PMD)
@@ -130,7 +130,7 @@ def mthp() -> None:
 
 
 def fork() -> None:
-    """Memory shared with children by copy-on-write: exits before, beside and after the parent's."""
+    """Memory shared with children by copy on write. Children exit before, beside and after the parent."""
     address = map_memory(8 * MIB)
     write(address, 8 * MIB)
 
@@ -169,7 +169,9 @@ def shared_memory() -> None:
 
 
 def files() -> None:
-    """Files: private with copied pages, shared with dirty ones; one is deleted while it is mapped."""
+    """Files: private mappings with copied pages, shared ones with dirty pages; one file is deleted while
+    mapped.
+    """
     with tempfile.TemporaryFile() as file:
         file.write(b"x" * (4 * MIB))
         file.flush()
@@ -191,7 +193,7 @@ def swap() -> None:
 
 
 def swap_fork() -> None:
-    """Swapped out, and read back by a child only: the swap entries are still the parent's."""
+    """Memory that was swapped out. Only a child reads it back, so the parent still has the swap entries."""
     address = map_memory(2 * MIB)
     write(address, 2 * MIB)
     call("madvise", address, 2 * MIB, MADV_PAGEOUT)
@@ -200,7 +202,7 @@ def swap_fork() -> None:
 
 
 def mremap() -> None:
-    """Memory whose order in the address space is not that in which it was written."""
+    """Memory that mremap(2) moved: its order in the address space is not the order of writing."""
     address = map_memory(8 * MIB)
     write(address, 8 * MIB)
     place = map_memory(8 * MIB, protection=PROT_NONE)
@@ -224,7 +226,7 @@ def mlock() -> None:
 
 
 def pinned() -> None:
-    """Pages that a pipe holds too: it is closed after the memory is gone."""
+    """Pages that a pipe holds too. The pipe is closed after the memory is gone."""
     address = map_memory(64 * PAGE)
     write(address, 64 * PAGE)
     _, pipe = os.pipe()

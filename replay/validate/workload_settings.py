@@ -41,7 +41,7 @@ class UnavailableError(Exception):
 
 @contextlib.contextmanager
 def thp(switches: Mapping[str, str]) -> Iterator[None]:
-    """Set files below transparent_hugepage while the block runs; they are put back however it ends.
+    """Set files below transparent_hugepage while the block runs. They are put back however the block ends.
 
     Raises `UnavailableError` if the kernel does not have one of them.
     """
@@ -57,7 +57,7 @@ def thp(switches: Mapping[str, str]) -> Iterator[None]:
 
 
 def _switch(name: str) -> Path:
-    """The file of a switch: before v6.8, without one for each size, there is one for PMD-sized folios."""
+    """The file of a switch. Before v6.8 there is only one, for PMD-sized folios."""
     file = THP / name
     if not file.exists() and name == PMD_SIZE:
         file = THP / "enabled"
@@ -78,7 +78,7 @@ def put_back(inherited: list[int]) -> Iterator[Undo]:
 
 @contextlib.contextmanager
 def swap_device() -> Iterator[None]:
-    """Have a swap device while the block runs: one of our own in memory (zram), else what there is.
+    """Have a swap device while the block runs: one of our own in memory (zram), else an existing one.
 
     Raises `UnavailableError` if the kernel has no zram and the machine no swap.
     """

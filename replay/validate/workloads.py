@@ -16,10 +16,11 @@ _PROGRAMS: Final = Path(__file__).with_name("workload_programs.py")
 
 @dataclass(frozen=True)
 class Workload:
-    """A workload. thp: what files below transparent_hugepage say meanwhile. swap: it needs a swap device.
+    """A workload.
 
+    thp: files below transparent_hugepage and what they must say meanwhile. swap: it needs a swap device.
     order: folios of this order must be there, or the workload did not test what it is for. cause: why the
-    kernel must free other folios than predicted, by something that procfs does not show.
+    kernel must free other folios than predicted: something that procfs does not show.
     """
 
     name: str
