@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -85,23 +86,11 @@ TWO_OF_A_NAME: Final = {
 }
 """Names of modules that two rooms have, and what each means. A command may have the name of what it calls."""
 
-ROOMS: Final = (
-    ("errors",),
-    ("support",),
-    ("jit",),
-    ("trace",),
-    ("procfs",),
-    ("process", "teardown"),
-    ("capture", "fleet", "report"),
-    ("recording",),
-    ("validate",),
-    ("cost", "doctor"),
-    ("__init__",),
-    ("commands",),
-    ("cli",),
-    ("__main__",),
-)
-"""The rooms from the ground up. A room imports only from those before its own line."""
+ROOM: Final = re.compile(r"^\| `(\w+)/`", re.MULTILINE)
+"""A row of the list of rooms in ARCHITECTURE.md."""
+
+ROOMS: Final = ROOM.findall((TESTS.parent / "ARCHITECTURE.md").read_text())
+"""The rooms from the commands down. A room imports only from those below it."""
 
 
 def mirror(module: str) -> Path:
@@ -153,8 +142,15 @@ def imported(path: Path) -> Iterator[str]:
                 yield room if found else "__init__"
 
 
+def test_every_room_is_on_the_map() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(ROOMS) == sorted(folders)
+
+
 def test_imports_go_down() -> None:
-    height = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+    assert ROOMS[0] == "commands"
+    downwards = ["__main__", "cli", "commands", "__init__", "doctor", *ROOMS[1:], "errors"]
+    height = {room: -level for level, room in enumerate(downwards)}
     for path in sorted(PACKAGE.rglob("*.py")):
         where = path.relative_to(PACKAGE)
         room = where.parts[0] if len(where.parts) > 1 else where.stem
