@@ -43,13 +43,8 @@ TESTED_THROUGH: Final = {
     "recording/encoder": "recording/test_recorder",
     "recording/handover": "process/test_exec_gate",
     # a command is a few lines above the function that does it, and is called in that function's tests
-    "commands/calibrate": "test_cli",
-    "commands/capture": "commands/test_naming",
-    "commands/doctor": "process/test_rights",
     "commands/options": "commands/test_run",
-    "commands/record": "recording/test_recorder",
-    "commands/validate": "test_cli",
-    "doctor": "process/test_rights",
+    "doctor": "commands/test_doctor",
     "errors": "test_cli",
     # one result from several modules
     "cost/calibrate": "cost/test_measure",
