@@ -90,7 +90,7 @@ def after_record(recorded: Recorded, path: Path, force: bool) -> None:
     for missed, count in recorded.missed.items():
         note(f"not recorded: {count:,} {missed.value}")
     if recorded.replaced:
-        note(f"not recorded: {recorded.replaced:,} address spaces that an exec replaced: {recorded.no_execs}")
+        note(f"not recorded: {notes.spaces(recorded.replaced)} that an exec replaced: {recorded.no_execs}")
     note(*notes.limits(recorded.meta), *notes.differing(recorded.meta), *notes.markers(recorded.meta))
     spaces = notes.spaces(recorded.recorded)
     if recorded.execs:

@@ -321,7 +321,7 @@ def test_where_no_exec_can_be_held(execs: str, tmp_path: Path, monkeypatch: pyte
 def test_said_in_one_line(execs: str, tmp_path: Path) -> None:
     argv = [*REPLAY, "record", "--no-exec", "-o", str(tmp_path / "t.parquet"), "--", execs, "forks", TRUE]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    assert "not recorded: 1 torn down by exec: --no-exec leaves them out\n" in done.stderr
+    assert "not recorded: 1 address space that an exec replaced: --no-exec leaves them out\n" in done.stderr
     argv = [*REPLAY, "record", "-o", str(tmp_path / "u.parquet"), "--", execs, "forks", TRUE]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert "3 address spaces: 2 exits, 1 execs" in done.stderr
@@ -412,7 +412,7 @@ def test_gatekeeper_killed(tmp_path: Path) -> None:
         os.kill(gatekeeper_of(child.pid), signal.SIGKILL)
         _, said = child.communicate(timeout=30)
     assert child.returncode == 3
-    assert "torn down by exec: the process that holds them was killed\n" in said
+    assert "that an exec replaced: the process that holds them was killed\n" in said
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
