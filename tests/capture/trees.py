@@ -93,12 +93,16 @@ class FakeProcess:
     page_tables_kb: int = 400
     scan: bool = True
     """Whether the tree has a `pagemap_scan` file."""
+    config: str = ""
+    """The kernel's configuration; empty: the tree has none."""
 
     def write(self, root: Path) -> Path:
         home = root / str(self.pid)
         home.mkdir(parents=True, exist_ok=True)
         self.flags.astype("<u8").tofile(root / "kpageflags")
         self.counts.astype("<u8").tofile(root / "kpagecount")
+        if self.config:
+            (root / "config.gz").write_bytes(gzip.compress(self.config.encode()))
         if self.memcg is not None:
             self.memcg.astype("<u8").tofile(root / "kpagecgroup")
         (home / "maps").write_text("".join(self._header(vma) for vma in self.vmas))
