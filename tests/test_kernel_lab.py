@@ -322,6 +322,20 @@ def test_the_algorithm_of_a_kernel_is_what_it_shows(tmp_path: Path, config: str,
     assert run._algorithm(run.Kernel("x", OWN, image, None), info) == algorithm
 
 
+@pytest.mark.parametrize(
+    ("config", "algorithm", "averages"),
+    [
+        ("CONFIG_MM_ID=y\n", "mainline-nomapcount", False),
+        ("CONFIG_NO_PAGE_MAPCOUNT=y\n", "mainline", True),
+        ("", "mainline-nomapcount", True),
+        ("", "v2", False),
+    ],
+)
+def test_averages_are_told_by_the_configuration(tmp_path: Path, config: str, algorithm: str, averages: bool):
+    (tmp_path / "config").write_text(config)
+    assert run.Kernel("x", OWN, tmp_path / "vmlinuz", None, algorithm).averages == averages
+
+
 def test_batches_of_page_tables_are_told_by_the_function_that_frees_them():
     calls = [event("table_batch", func=func) for func in (FREE_TABLES, 1, FREE_TABLES)]
     stream = [event("exit_mmap_entry", mm=2), *calls, event("tlb_finish"), event("tlb_finished")]
@@ -354,19 +368,19 @@ HEAD, TAIL, ANON = (np.uint64(1 << n) for n in (15, 16, 12))
 def test_mapcounts_of_large_folios_come_from_the_kernel():
     """Three folios of 4 pages: with 2 pages mapped, shared by PTEs, shared by a PMD of another process."""
     no = np.empty(0, np.int64)
-    mapped = np.array([8, 9, 12, 13])
-    leaves = pages.Leaves(mapped, mapped, np.zeros(4, bool), None, no, no, 0, 0)
+    mapped = np.array([8, 9, 12, 13, 16])
+    leaves = pages.Leaves(mapped, mapped, np.zeros(5, bool), None, no, no, 0, 0)
     flags = np.zeros(20, np.uint64)
     flags[8:] = ANON | TAIL
     flags[8::4] = ANON | HEAD
     of_folios = np.full((20, 2), -1, np.int32)
-    of_folios[[9, 13, 17], 0] = np.array([2, 2 + 3, 1]) - 1
+    of_folios[[9, 13, 17], 0] = np.array([2, 2 + 3, 1 + 1]) - 1
     of_folios[17, 1] = 1 - 1
     found = case._mapcounts(np.ones(20, np.uint64), leaves, flags, pages.heads(flags), of_folios)
     assert found[:8].tolist() == [1] * 8
     assert found[8:12].tolist() == [1, 1, 0, 0]
     assert found[12:16].tolist() == [4, 1, 0, 0]
-    assert found[16:].tolist() == [4, 0, 0, 0]
+    assert found[16:].tolist() == [1 + 4, 0, 0, 0]
 
 
 def test_a_kernel_that_says_averages_is_told_by_the_configuration_of_its_tree(tmp_path: Path):
@@ -377,13 +391,13 @@ def test_a_kernel_that_says_averages_is_told_by_the_configuration_of_its_tree(tm
     for name in ("pagemap", "kpageflags", "kpagecount"):
         (folder / f"{name}.bin.gz").write_bytes(gzip.compress(b""))
     facts = {"pid": 7, "architecture": "x86_64", "page_size": 4096}
-    for algorithm, instead, said in (
-        ("mainline", None, "precise"),
-        ("mainline-nomapcount", None, "average"),
-        ("mainline-nomapcount", np.array([3], "<u8"), "precise"),
+    for shown, instead, said in (
+        ("precise", None, "precise"),
+        ("average", None, "average"),
+        ("average", np.array([3], "<u8"), "precise"),
     ):
-        root = tmp_path / f"{algorithm}-{said}"
-        case.lay_out(folder, root, {**facts, "algorithm": algorithm}, instead)
+        root = tmp_path / f"{shown}-{said}"
+        case.lay_out(folder, root, {**facts, "mapcounts": shown}, instead)
         assert mapcounts(root) == said
     assert (root / "kpagecount").read_bytes() == bytes([3, 0, 0, 0, 0, 0, 0, 0])
 

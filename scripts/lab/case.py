@@ -17,7 +17,6 @@ from lab import pages
 from lab.counts import NoExitError, Observed, observe
 from lab.errors import LabError
 from lab.trace import LostEventsError, check_stats, events
-from replay.teardown.algorithms import ALGORITHMS, Mapcounts
 from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_HUGE, bit
 from replay.validate.tracefs import Format, parse_format
 
@@ -131,9 +130,12 @@ def read_attempts(archive: TarFile) -> Iterator[Attempt]:
 
 
 def write_case(
-    attempt: Attempt, boot: Boot, machine: str, algorithm: str, folder: Path
+    attempt: Attempt, boot: Boot, machine: str, algorithm: str, averages: bool, folder: Path
 ) -> tuple[dict[str, Any], Evidence]:
-    """Write the case folder -> its expected.json, the evidence. Raises LabError if events were lost."""
+    """Write the case folder -> its expected.json, the evidence. Raises LabError if events were lost.
+
+    averages: whether kpagecount says averages for large folios (CONFIG_NO_PAGE_MAPCOUNT).
+    """
     files = attempt.files
     flags = np.frombuffer(files["kpageflags.bin"], "<u8")
     layout = pages.layout_of(machine, boot.version)
@@ -155,7 +157,7 @@ def write_case(
     own = np.bincount(head[leaves.mapped], minlength=len(flags))
     words = {name: files[f"{name}.bin"] for name in _WORDS}
     mapcounts = None
-    if ALGORITHMS[algorithm].mapcounts is Mapcounts.NO_PAGE:
+    if averages:
         counts = np.frombuffer(words["kpagecount"], "<u8")
         of_folios = np.frombuffer(files["mapcounts.bin"], "<i4").reshape(-1, 2)
         mapcounts = _mapcounts(counts, leaves, flags, head, of_folios)
@@ -163,6 +165,7 @@ def write_case(
         with gzip.open(folder / f"{name}.bin.gz", "wb", compresslevel=1) as out:
             out.write(data)
     expected = _expected(observed, leaves, pid, boot, machine, algorithm)
+    expected["mapcounts"] = "average" if averages else "precise"
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     return expected, Evidence(attempt.moved, references, own, mapcounts)
 
@@ -170,7 +173,7 @@ def write_case(
 def _mapcounts(
     counts: np.ndarray, leaves: pages.Leaves, flags: np.ndarray, head: np.ndarray, of_folios: np.ndarray
 ) -> np.ndarray:
-    """kpagecount with mapcounts for averages.
+    """kpagecount with mapcounts for averages, of the large folios that the process maps.
 
     of_folios: _large_mapcount and _entire_mapcount by frame, in those of second pages; both begin at -1. The
     kernel does not count pages: each has the entries of the process that map it, and the head page, beside
@@ -179,11 +182,14 @@ def _mapcounts(
     entries = np.bincount(leaves.pte_pfn, minlength=len(counts)).astype(np.int64)
     for first in leaves.pmd_pfn:
         entries[head == head[first]] += 1
-    heads = np.flatnonzero(_has(flags, KPF_COMPOUND_HEAD) & ~_has(flags, KPF_HUGE))
+    own, size = np.zeros_like(entries), np.zeros_like(entries)
+    np.add.at(own, head, entries)
+    np.add.at(size, head, 1)
+    wanted = (own > 0) & _has(flags, KPF_COMPOUND_HEAD) & ~_has(flags, KPF_HUGE)
+    heads = np.flatnonzero(wanted)
     large, entire = of_folios[heads + 1].astype(np.int64).T + 1
-    size = np.bincount(head, minlength=len(counts))[heads]
-    entries[heads] += large + entire * (size - 1) - np.bincount(head, entries, len(counts))[heads].astype(int)
-    return np.where(np.isin(head, heads), entries, counts.astype(np.int64)).astype("<u8")
+    entries[heads] += large + entire * (size[heads] - 1) - own[heads]
+    return np.where(wanted[head], entries, counts.astype(np.int64)).astype("<u8")
 
 
 def _has(flags: np.ndarray, number: int) -> np.ndarray:
@@ -228,7 +234,7 @@ def lay_out(case: Path, root: Path, expected: Mapping[str, Any], mapcounts: np.n
         (root / name).write_bytes(gzip.decompress((case / f"{name}.bin.gz").read_bytes()))
     if mapcounts is not None:
         (root / "kpagecount").write_bytes(mapcounts.tobytes())
-    elif ALGORITHMS[expected["algorithm"]].mapcounts is Mapcounts.NO_PAGE:
+    elif expected["mapcounts"] == "average":
         (root / "config.gz").write_bytes(gzip.compress(b"\nCONFIG_NO_PAGE_MAPCOUNT=y\n"))
     raw = gzip.decompress((case / "pagemap.bin.gz").read_bytes())
     page_size = expected["page_size"]

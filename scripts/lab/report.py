@@ -8,7 +8,6 @@ from pathlib import Path
 from lab.architecture import Architecture, Built
 from lab.compare import Row
 from lab.run import Result
-from replay.teardown.algorithms import ALGORITHMS, Mapcounts
 
 _INTRO = """\
 # The kernel lab{title}
@@ -133,9 +132,6 @@ def summary(results: list[Result], architecture: Architecture, csv_name: str) ->
     arm64 = architecture.machine == "aarch64"
     command = "scripts/kernel_lab --arch arm64" if arm64 else "scripts/kernel_lab"
     built = [each.kernel for each in results if isinstance(architecture.kernels.get(each.kernel), Built)]
-    averages = any(
-        ALGORITHMS[each.algorithm].mapcounts is Mapcounts.NO_PAGE for each in results if each.algorithm
-    )
     intro = _INTRO.format(
         title=" on arm64" if arm64 else f": {built[0]}" if built else "",
         fed_in="PTE dirty bits, contiguous PTEs, PMD mappings" if arm64 else "PTE dirty bits, PMD mappings",
@@ -145,7 +141,7 @@ def summary(results: list[Result], architecture: Architecture, csv_name: str) ->
     lines = [
         intro,
         *([_INTRO_ARM64] if arm64 else []),
-        *([_INTRO_AVERAGES] if averages else []),
+        *([_INTRO_AVERAGES] if any(each.averages for each in results) else []),
         *_kernel_lines(results),
         "",
         "## By counter",
