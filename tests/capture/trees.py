@@ -48,6 +48,8 @@ def lay_out(case: Path, dest: Path) -> tuple[int, dict]:
     if "architecture" in expected:
         (dest / "sys" / "kernel").mkdir(parents=True)
         (dest / "sys" / "kernel" / "arch").write_text(expected["architecture"] + "\n")
+    if expected.get("mapcounts") == "average":
+        (dest / "config.gz").write_bytes(gzip.compress(b"\nCONFIG_NO_PAGE_MAPCOUNT=y\n"))
     page_size = page_size_of(expected)
     raw = truth_file(case, "pagemap.bin")
     with (home / "pagemap").open("wb") as out:
