@@ -28,7 +28,7 @@ from replay.capture.run_store import Kept
 from replay.capture.runs import Runs
 from replay.errors import ProcessGoneError, ReplayError
 from replay.procfs import files, pagemap_scan
-from replay.procfs.files import Status, Vma
+from replay.procfs.files import PM_EXCLUSIVE, Status, Vma
 from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.schema import MARKER, SWAP, ptes_per_table
@@ -92,7 +92,11 @@ class Space(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """The page tables of a process. huge: ranges mapped by a PMD; own: frames mapped several times."""
+    """The page tables of a process.
+
+    huge: ranges mapped by a PMD. own: frames mapped several times. entries: all frames, where kpagecount says
+    averages.
+    """
 
     vmas: list[Vma]
     facts: ex.VmaFacts
@@ -102,6 +106,7 @@ class Survey(NamedTuple):
     huge: Ranges
     huge_known: bool
     own: Ranges
+    entries: ex.Entries | None = None
 
 
 def capture_space(
@@ -130,6 +135,8 @@ def capture_space(
                 for block, index in zip(portion, places, strict=True):
                     changed += ex.raise_counts(block, index, pages, own, precise)
                 found = folios.folios_of(pages)
+                if survey.entries is not None:
+                    ex.count_exclusive(pages, found, survey.entries)
                 for batch, index in _batches(portion, places):
                     if tree.live:
                         changed += _await_one(looking, WAITING_LOOKS) or 0
@@ -239,17 +246,19 @@ def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Su
         raise _hidden(tree)
     trust_exclusive = options.held and tree.mapcounts == "precise"
     facts = ex.vma_facts(vmas)
-    own = _own(blocks, facts, ptes_per_table(tree.page_size), trust_exclusive)
+    size = ptes_per_table(tree.page_size)
+    own = _own(blocks, facts, size, trust_exclusive)
+    entries = _entries(blocks, facts, size) if tree.mapcounts == "average" else None
     known = (
         options.known_pmd if scanned or options.known_pmd is not None else pmd_mappings.saved_huge(tree, pid)
     )
     if known is not None:
-        return Survey(vmas, facts, starts, blocks, _ranges(known), True, own)
+        return Survey(vmas, facts, starts, blocks, _ranges(known), True, own, entries)
     if scanned:
-        huge = pmd_mappings.still_whole(huge, blocks.blocks(), ptes_per_table(tree.page_size))
-        return Survey(vmas, facts, starts, blocks, huge, True, own)
+        huge = pmd_mappings.still_whole(huge, blocks.blocks(), size)
+        return Survey(vmas, facts, starts, blocks, huge, True, own, entries)
     huge, is_known = pmd_mappings.huge_by_smaps(tree, blocks, vmas)
-    return Survey(vmas, facts, starts, blocks, huge, is_known, own)
+    return Survey(vmas, facts, starts, blocks, huge, is_known, own, entries)
 
 
 def _check_places(tree: Tree, pid: int, places: list[tuple[int, int]], vmas: list[Vma]) -> None:
@@ -334,6 +343,17 @@ def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) 
         ends.append(some.frame + some.pages)
     none = [np.zeros(0, np.int64)]
     return Ranges(*runs.cover(np.concatenate(starts or none), np.concatenate(ends or none), least=2))
+
+
+def _entries(blocks: Kept, facts: ex.VmaFacts, size: int) -> ex.Entries:
+    """All frames that the address space maps. size: PTEs of a page-table page."""
+    some = runs.concat(
+        [
+            block.select(ex.maybe_mapped_again(block, facts, size, trust_exclusive=False))
+            for block in blocks.blocks()
+        ]
+    )
+    return ex.entries_of(some.frame, some.pages, some.word & PM_EXCLUSIVE != 0)
 
 
 def _hidden(tree: Tree) -> ReplayError:

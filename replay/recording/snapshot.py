@@ -26,7 +26,7 @@ from replay.capture.folios import Pages
 from replay.capture.rss import by_owner, unaccounted
 from replay.errors import ProcessGoneError
 from replay.procfs import files, pagemap_scan
-from replay.procfs.files import U64, Status, Vma
+from replay.procfs.files import PM_EXCLUSIVE, U64, Status, Vma
 from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.schema import ptes_per_table
@@ -239,6 +239,10 @@ def build(
     changed = sum(snapshot.changed for snapshot in snapshots)
     changed += ex.raise_counts(found, index, pages, own, precise)
     whole = folios.folios_of(pages)
+    if not precise:
+        # all runs, as none is trusted to be exclusive
+        exclusive = found.word[again] & PM_EXCLUSIVE != 0
+        ex.count_exclusive(pages, whole, ex.entries_of(frame[again], found.pages[again], exclusive))
     huge = pmd_mappings.still_whole(
         Ranges(begin, end, np.ones_like(begin)), [found], ptes_per_table(page_size)
     )
