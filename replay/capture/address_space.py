@@ -2,8 +2,8 @@
 """One address space that the caller holds still: page tables, folios, extents, figures.
 
 In three steps: the *survey* reads all pagemap words as runs; then, portion by portion of the runs in
-address order, the folios behind them are read and extents built; last, each portion's words are read again
-to count what changed meanwhile.
+address order, the folios behind them are read, and extents built while the portion's pagemap words are read
+again, to count what changed meanwhile. After the last of these reads the process may run on.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ LONG_RUN_PAGES: Final = 8
 """Runs as long as this on average are read as well in portions of one block, one ahead of the other."""
 
 WAITING_BATCHES: Final = 4
-WAITING_LOOKS: Final = 4
-"""Batches that may wait for being written, or looked at again."""
+"""Batches that may wait for being written."""
 
 T = TypeVar("T")
 Portion = tuple[list[Runs], folios.Pages, list[I64]]
@@ -105,16 +104,24 @@ class Survey(NamedTuple):
 
 
 def capture_space(
-    tree: Tree, pid: int, emit: Emit, options: Options, progress: Progress | None = None
+    tree: Tree,
+    pid: int,
+    emit: Emit,
+    options: Options,
+    progress: Progress | None = None,
+    let_go: Callable[[], None] | None = None,
 ) -> Space:
     """Capture the address space of `pid`, which the caller holds still, handing extents to `emit` in order.
 
-    `emit` is called by the thread of `tree.writer`, while the next extents are built.
+    `emit` is called by the thread of `tree.writer`, while the next extents are built. `let_go` is called, by
+    a thread of `tree.pool`, when all is read: the process may run on, though its last extents are not built
+    yet. It is not called where nothing is mapped.
 
     Raises `ProcessGoneError` if the process has ended, `ReplayError` for a kernel thread, for missing
     rights and for a saved tree that is incomplete.
     """
     status = files.read_status(tree.root, pid, tree.page_size)
+    command_line = files.command_line(tree.root, pid)
     fd = files.open_pagemap(tree.root, pid)
     emitting: deque[Future[None]] = deque()
     looking: deque[Future[int]] = deque()
@@ -125,15 +132,18 @@ def capture_space(
             totals = Totals()
             precise = tree.mapcounts == "precise"
             changed = done = 0
+            read = 0
             for portion, pages, places in _read_ahead(tree, _portions(blocks)):
+                if tree.live:
+                    changed += _await_one(looking, 1) or 0
+                    read += sum(int(block.pages.sum()) for block in portion)
+                    last = let_go if read == blocks.pages else None
+                    looking.append(tree.pool.submit(_second_look, fd, survey.starts, portion, last))
                 own = ex.own_of_frames(pages, survey.own)
                 for block, index in zip(portion, places, strict=True):
                     changed += ex.raise_counts(block, index, pages, own, precise)
                 found = folios.folios_of(pages)
                 for batch, index in _batches(portion, places):
-                    if tree.live:
-                        changed += _await_one(looking, WAITING_LOOKS) or 0
-                        looking.append(tree.pool.submit(_second_look, fd, survey.starts, batch))
                     rows, torn = rows_of(
                         batch, index, pages, found, survey.facts, own, survey.huge, dirty, tree.page_size
                     )
@@ -164,7 +174,7 @@ def capture_space(
         figures,
         totals.marker,
         unaccounted(totals, status),
-        files.command_line(tree.root, pid),
+        command_line,
     )
 
 
@@ -317,12 +327,17 @@ def _together(some: list[tuple[Runs, I64]]) -> tuple[Runs, I64]:
     return runs.concat([part for part, _ in some]), np.concatenate([index for _, index in some])
 
 
-def _second_look(fd: int, starts: I64, portion: Runs) -> int:
-    """Entries of the portion that are no longer as they were."""
-    first, end = pagemap_scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
-    words = np.zeros(int((end - first).sum()), np.int64)
-    files.check_read(read_pieces(fd, first, end - first, words) >= 0, fd)
-    return runs.difference(portion, first, end - first, words.view(np.uint64))
+def _second_look(fd: int, starts: I64, portion: list[Runs], let_go: Callable[[], None] | None) -> int:
+    """Entries of the portion that are no longer as they were; then lets go."""
+    changed = 0
+    for block in portion:
+        first, end = pagemap_scan.spans(block.vpn, block.vpn + block.pages, starts, BLOCK_PAGES)
+        words = np.zeros(int((end - first).sum()), np.int64)
+        files.check_read(read_pieces(fd, first, end - first, words) >= 0, fd)
+        changed += runs.difference(block, first, end - first, words.view(np.uint64))
+    if let_go:
+        let_go()
+    return changed
 
 
 def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) -> Ranges:

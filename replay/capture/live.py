@@ -6,9 +6,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import time
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -78,7 +77,7 @@ def capture_process(
     """
     root = Path(procfs_root)
     with stop.interruptible(), opened(root, pid) as tree:
-        loops.prepare()
+        _prepare()
         size = ptes_per_table(tree.page_size)
         options = Options(
             use_scan=use_scan,
@@ -105,50 +104,41 @@ def _attempt(
     progress: Progress | None,
     last: bool,
 ) -> Capture:
-    with _sink(tree, out, force) as sink:
-        began = time.monotonic()
-        with _held(tree, pid, options.held) as how:
-            tree.writer.submit(_warm_up, sink)
-            with by_task(tree, pid, _task(tree, pid) or pid) as seen:
-                captured = capture_into(
-                    seen, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
-                )
-        held_ms = _since(began) if how == "ptrace" else 0.0
-        captured = captured._replace(held_ms=held_ms, shared_with=_sharing(tree).get(pid, ()))
+    with _sink(out, force) as sink:
+        others = _sharing(tree).get(pid, ())
+        with (
+            _held(tree, pid, options.held) as hold,
+            by_task(tree, pid, _task(tree, pid) or pid) as seen,
+        ):
+            captured = capture_into(seen, pid, 0, sink.take, options, progress, hold.let_go)
+            held_ms = hold.held_ms()
+        captured = captured._replace(held_ms=held_ms, shared_with=others)
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
-        meta = metadata(tree, [(pid, captured)], options, held=how)
-        return _finish(sink.result(), meta, [captured], out, f"{captured.status.name}-{pid}")
-
-
-def _since(began: float) -> float:
-    """Milliseconds since a time of the monotonic clock."""
-    return (time.monotonic() - began) * 1000
+        meta = metadata(tree, [(pid, captured)], options, held=hold.how)
+        return _finish(sink, meta, [captured], out, f"{captured.status.name}-{pid}")
 
 
 @contextlib.contextmanager
-def _sink(tree: Tree, out: str | Path | None, force: bool) -> Iterator[Future[Sink]]:
-    """A sink, into the file `out`, which appears when the block ends without an error, or into memory.
+def _sink(out: str | Path | None, force: bool) -> Iterator[Sink]:
+    """A sink, into the file `out`, which appears when the block ends without an error, or into memory."""
+    from replay.capture.collect import Sink
 
-    It is loaded, pyarrow with it, while the first words are read.
-    """
     with atomic_file(out, force=force) if out is not None else contextlib.nullcontext() as file:
-        sink = tree.pool.submit(_load_sink, file)
+        sink = Sink(file)
         try:
             yield sink
         except BaseException:
-            sink.result().discard()
+            sink.discard()
             raise
 
 
-def _load_sink(file: Any) -> Sink:
-    from replay.capture.collect import Sink
+def _prepare() -> None:
+    """Load and compile all that a capture needs, which may take seconds: before anything is held still."""
+    from replay.capture.collect import warm_up
 
-    return Sink(file)
-
-
-def _warm_up(sink: Future[Sink]) -> None:
-    sink.result().warm_up()
+    loops.prepare()
+    warm_up()
 
 
 def capture_all(
@@ -168,9 +158,9 @@ def capture_all(
     root = Path(procfs_root)
     pids = files.pids(root)
     with stop.interruptible(), opened(root, pids[0] if pids else 0) as tree:
-        loops.prepare()
+        _prepare()
         options = Options(use_scan=use_scan, held=hold or not tree.live)
-        return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
+        return _capture_each(tree, pids, out, force, options, progress, together=None, name="all")
 
 
 def capture_processes(
@@ -189,9 +179,9 @@ def capture_processes(
     """
     root = Path(procfs_root)
     with stop.interruptible(), opened(root, pids[0]) as tree:
-        loops.prepare()
+        _prepare()
         options = Options(use_scan=use_scan, held=hold or not tree.live)
-        return _capture_each(tree, pids, out, force, options, progress, together="", name="processes")
+        return _capture_each(tree, pids, out, force, options, progress, together=None, name="processes")
 
 
 def capture_cgroup(
@@ -218,15 +208,14 @@ def capture_cgroup(
     with stop.interruptible(), contextlib.ExitStack() as stack:
         own = files.own_pid(files.PROC)
         freezes = hold and stop.has_freezer(path) and own not in stop.members(path)
-        loops.prepare()  # it may take seconds
-        if freezes:
-            stack.enter_context(stop.frozen(path))
+        _prepare()
+        # all that takes time comes before the cgroup stands still
+        tree = stack.enter_context(opened(root, os.getpid()))
+        together = stack.enter_context(stop.frozen(path)) if freezes else None
         pids = stop.members(path)
         if not pids:
             raise ReplayError(f"no process in cgroup {path}: name one with processes")
-        tree = stack.enter_context(opened(root, pids[0]))
         options = Options(use_scan=use_scan, held=hold)
-        together = "cgroup" if freezes else ""
         return _capture_each(tree, pids, out, force, options, progress, together=together, name=path.name)
 
 
@@ -238,7 +227,7 @@ def _capture_each(
     options: Options,
     progress: Progress | None,
     *,
-    together: str,
+    together: stop.Hold | None,
     name: str,
 ) -> Capture:
     """Capture processes one after the other; together: how they are all held already, if they are."""
@@ -248,21 +237,19 @@ def _capture_each(
     own = files.own_pid(tree.root)
     others = _sharing(tree)
     captured_pids: set[int] = set()
-    with _sink(tree, out, force) as loading:
-        sink = loading.result()
+    with _sink(out, force) as sink:
         for done, pid in enumerate(pids, 1):
             tid = _task(tree, pid)
             if pid == own or tid is None or not captured_pids.isdisjoint(others.get(pid, ())):
                 continue
             before = sink.extents
-            began = time.monotonic()
             try:
                 with (
-                    _held(tree, pid, options.held and not together) as held,
+                    _held(tree, pid, options.held and not together) as hold,
                     by_task(tree, pid, tid) as seen,
                 ):
-                    captured = capture_into(seen, pid, len(spaces), sink.take, options)
-                captured = captured._replace(held_ms=_since(began) if held == "ptrace" else 0.0)
+                    captured = capture_into(seen, pid, len(spaces), sink.take, options, let_go=hold.let_go)
+                    captured = captured._replace(held_ms=hold.held_ms())
                 spaces.append((pid, captured._replace(shared_with=others.get(pid, ()))))
                 captured_pids.add(pid)
             except ReplayError as error:
@@ -275,9 +262,13 @@ def _capture_each(
                     refused.append(str(error))
             if progress:
                 progress(done, len(pids))
+        if together:
+            together.let_go()
+            held_ms = together.held_ms()
+            spaces = [(pid, captured._replace(held_ms=held_ms)) for pid, captured in spaces]
         if not spaces:
             raise ReplayError(refused[0] if refused else "no process to capture: all have ended")
-        how = together or ("ptrace" if options.held and tree.live else "none")
+        how = together.how if together else ("ptrace" if options.held and tree.live else "none")
         meta = metadata(tree, spaces, options, held=how)
         found = [captured for _, captured in spaces]
         return _finish(sink, meta, found, out, name, vanished=vanished, refused=tuple(refused))
@@ -296,17 +287,24 @@ def _finish(
 
 
 def capture_into(
-    tree: Tree, pid: int, mm: int, take: Take, options: Options, progress: Progress | None = None
+    tree: Tree,
+    pid: int,
+    mm: int,
+    take: Take,
+    options: Options,
+    progress: Progress | None = None,
+    let_go: Callable[[], None] | None = None,
 ) -> Space:
     """Capture one address space that the caller holds still; `take` gets its rows.
 
-    mm: its number in the trace. Raises as `address_space.capture_space` does.
+    mm: its number in the trace. let_go: called when all is read. Raises as
+    `address_space.capture_space` does.
     """
 
     def emit(rows: Extents, vmas: Sequence[Vma], status: Status) -> None:
         take(rows, Owner(mm, pid, status.name, vmas))
 
-    return address_space.capture_space(tree, pid, emit, options, progress)
+    return address_space.capture_space(tree, pid, emit, options, progress, let_go)
 
 
 def _sharing(tree: Tree) -> dict[int, tuple[int, ...]]:
@@ -322,18 +320,18 @@ def _task(tree: Tree, pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
-    """Hold a live process; yields how: `ptrace` or `none`."""
+def _held(tree: Tree, pid: int, hold: bool) -> Iterator[stop.Hold]:
+    """Hold a live process."""
     if not (hold and tree.live):
-        yield "none"
+        yield stop.not_by_us("none")
         return
     if files.own_pid(tree.root) != files.own_pid(files.PROC):
         raise ReplayError(
             f"{tree.root} numbers processes of another PID namespace, which ptrace cannot reach: "
             "capture with --no-freeze, or run replay in that namespace"
         )
-    with stop.held(tree.root, pid) as how:
-        yield how
+    with stop.held(tree.root, pid) as holding:
+        yield holding
 
 
 def described(
