@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -200,17 +199,17 @@ def capture_cgroup(
     one, one by one otherwise. The rest as in `capture_all`.
     """
     root = Path(procfs_root)
-    if files.own_pid(root) is None or files.own_pid(root) != files.own_pid(files.PROC):
+    own = files.own_pid(root)
+    if own is None or own != files.own_pid(files.PROC):
         raise ReplayError(
             f"a cgroup names processes as our PID namespace does, which {root} does not: use --all"
         )
     path = stop.cgroup_folder(cgroup)
     with stop.interruptible(), contextlib.ExitStack() as stack:
-        own = files.own_pid(files.PROC)
         freezes = hold and stop.has_freezer(path) and own not in stop.members(path)
         _prepare()
         # all that takes time comes before the cgroup stands still
-        tree = stack.enter_context(opened(root, os.getpid()))
+        tree = stack.enter_context(opened(root, own))
         together = stack.enter_context(stop.frozen(path)) if freezes else None
         pids = stop.members(path)
         if not pids:
