@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import replay
 from replay.capture import address_space, loops
-from replay.capture.address_space import Options, Progress, Space
+from replay.capture.address_space import PORTION_PAGES, Options, Progress, Space, Steps
 from replay.capture.extents import Extents, Owner
 from replay.capture.rss import Figure
 from replay.errors import ProcessGoneError, ReplayError
@@ -34,6 +35,10 @@ ATTEMPTS: Final = 3
 
 MUCH: Final = 0.001
 """Share of entries changed while they were read from which a capture is made again."""
+
+
+WAITING_PAGES: Final = PORTION_PAGES
+"""Pages of processes that are read, from which on they are built before the next is read."""
 
 
 class Capture(NamedTuple):
@@ -229,14 +234,32 @@ def _capture_each(
     together: stop.Hold | None,
     name: str,
 ) -> Capture:
-    """Capture processes one after the other; together: how they are all held already, if they are."""
+    """Capture processes one after the other; together: how they are all held already, if they are.
+
+    Those that are held together are read first, and built, in the same order, when all are read or when
+    `WAITING_PAGES` wait.
+    """
     spaces: list[tuple[int, Space]] = []
     refused: list[str] = []
-    vanished = 0
+    vanished = waiting_pages = 0
     own = files.own_pid(tree.root)
     others = _sharing(tree)
     captured_pids: set[int] = set()
-    with _sink(out, force) as sink:
+    waiting: deque[tuple[int, Steps]] = deque()
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(_sink(out, force))
+
+        def take(rows: Extents, owner: Owner) -> None:
+            sink.take(rows, owner._replace(mm=len(spaces)))
+
+        def add(pid: int, captured: Space) -> None:
+            spaces.append((pid, captured._replace(shared_with=others.get(pid, ()))))
+
+        def build_waiting() -> None:
+            while waiting:
+                pid, steps = waiting.popleft()
+                add(pid, address_space.finished(steps))
+
         for done, pid in enumerate(pids, 1):
             tid = _task(tree, pid)
             if pid == own or tid is None or not captured_pids.isdisjoint(others.get(pid, ())):
@@ -247,9 +270,20 @@ def _capture_each(
                     _held(tree, pid, options.held and not together) as hold,
                     by_task(tree, pid, tid) as seen,
                 ):
-                    captured = capture_into(seen, pid, len(spaces), sink.take, options, let_go=hold.let_go)
-                    captured = captured._replace(held_ms=hold.held_ms())
-                spaces.append((pid, captured._replace(shared_with=others.get(pid, ()))))
+                    steps = stack.enter_context(contextlib.closing(in_steps(seen, pid, 0, take, options)))
+                    read, pages = next(steps)
+                    if read < pages or waiting_pages > WAITING_PAGES:
+                        build_waiting()
+                        before, waiting_pages = sink.extents, 0
+                    if read < pages:
+                        address_space.read_all(steps)
+                    if together:
+                        waiting.append((pid, steps))
+                        waiting_pages += pages
+                    else:
+                        hold.let_go()
+                        captured = address_space.finished(steps)
+                        add(pid, captured._replace(held_ms=hold.held_ms()))
                 captured_pids.add(pid)
             except ReplayError as error:
                 if sink.written > before:
@@ -263,6 +297,7 @@ def _capture_each(
                 progress(done, len(pids))
         if together:
             together.let_go()
+            build_waiting()
             held_ms = together.held_ms()
             spaces = [(pid, captured._replace(held_ms=held_ms)) for pid, captured in spaces]
         if not spaces:
@@ -297,13 +332,24 @@ def capture_into(
     """Capture one address space that the caller holds still; `take` gets its rows.
 
     mm: its number in the trace. let_go: called when all is read. Raises as
-    `address_space.capture_space` does.
+    `address_space.capture_in_steps` does.
     """
+    with contextlib.closing(in_steps(tree, pid, mm, take, options, progress)) as steps:
+        address_space.read_all(steps)
+        if let_go:
+            let_go()
+        return address_space.finished(steps)
+
+
+def in_steps(
+    tree: Tree, pid: int, mm: int, take: Take, options: Options, progress: Progress | None = None
+) -> Steps:
+    """The same in steps (see `address_space.capture_in_steps`)."""
 
     def emit(rows: Extents, vmas: Sequence[Vma], status: Status) -> None:
         take(rows, Owner(mm, pid, status.name, vmas))
 
-    return address_space.capture_space(tree, pid, emit, options, progress, let_go)
+    return address_space.capture_in_steps(tree, pid, emit, options, progress)
 
 
 def _sharing(tree: Tree) -> dict[int, tuple[int, ...]]:

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_capture"
 @needs_root()
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 def test_rows() -> None:
-    command = [sys.executable, SCRIPT, "--no-rivals", "--gib", "1", "--kinds", "pmd", "--runs", "1"]
+    command = [sys.executable, str(SCRIPT), "--no-rivals", "--gib", "1", "--kinds", "pmd", "--runs", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 3), done.stderr
     rows = [line.split("  ")[1] for line in done.stdout.splitlines() if "target" in line]
