@@ -45,11 +45,29 @@ def table(extents: Extents, owners: Sequence[Owner]) -> pa.Table:
 
 
 def _dictionary(codes: npt.NDArray[np.uint32], texts: Sequence[str]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(_array(codes), pa.array(texts, pa.large_string()))
+    return pa.DictionaryArray.from_arrays(_array(codes), _texts(texts))
+
+
+def _texts(texts: Sequence[str]) -> pa.Array:
+    """Texts as large_string; `pyarrow.array()` would load pandas where that is installed."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
+
+
+def constant(number: int, rows: int) -> pa.Array:
+    """A column of uint32 that is one number; `pyarrow.scalar()` would load pandas too."""
+    return _array(np.full(rows, number, np.uint32))
+
+
+def no_rows() -> pa.Table:
+    """A table without rows; `Schema.empty_table()` would load pandas too."""
+    return pa.Table.from_batches([], schema=ARROW_SCHEMA)
 
 
 def _array(values: Any) -> pa.Array:
-    """The values of a NumPy array; `pyarrow.array()` would load numpy.ma, which takes 8 ms."""
+    """The values of a NumPy array; `pyarrow.array()` would load numpy.ma, which takes 8 ms, and pandas."""
     if isinstance(values, pa.Array):
         return values
     kind = pa.from_numpy_dtype(values.dtype)
