@@ -22,10 +22,10 @@ from replay.teardown.spaces import AddressSpaceInput, address_spaces, deposited,
 from replay.teardown.variants import chosen
 from replay.teardown.workspace import I64, ImpossibleRowError, Workspace
 from replay.trace import check, file, totals
-from replay.trace.columns import BATCH_ROWS, READ, Codes, Columns, batches, blank
+from replay.trace.columns import BATCH_ROWS, Codes, Columns, batches, blank
 from replay.trace.frame import Trace
 from replay.trace.metadata import Metadata
-from replay.trace.schema import ptes_per_table
+from replay.trace.schema import COLUMNS, ptes_per_table
 
 KEYS: Final = {
     "trace": pl.String,
@@ -124,7 +124,7 @@ def replayed(
     check.check_metadata(meta, where)
 
     def parts() -> Iterator[Columns]:
-        table = trace.frame.select(name for name in READ if name in trace.frame.columns).to_arrow()
+        table = trace.frame.select(name for name in COLUMNS if name in trace.frame.columns).to_arrow()
         return batches(table.to_batches(max_chunksize=BATCH_ROWS), codes, where)
 
     codes = Codes(meta.format_version)
@@ -155,7 +155,7 @@ def replayed_file(
         check.check_metadata(meta, where)
         codes = Codes(meta.format_version)
         k = _pass(
-            lambda: batches(stream.batches(READ, BATCH_ROWS), codes, where),
+            lambda: batches(stream.batches(list(COLUMNS), BATCH_ROWS), codes, where),
             meta,
             codes,
             algorithms,
@@ -228,7 +228,7 @@ def _frame(
         "comm": [owner.comm for owner in owners for _ in range(each)],
         "algorithm": [algorithm.name for algorithm in algorithms] * len(spaces),
     }
-    flat = numbers.reshape(len(spaces) * each, -1)
+    flat = numbers.reshape(len(spaces) * each, len(COUNTERS) + len(CHECKS))
     names = (*COUNTERS, *CHECKS)
     columns = {name: np.ascontiguousarray(flat[:, place]) for place, name in enumerate(names)}
     return pl.DataFrame(keys | columns, schema=KEYS | dict.fromkeys(names, pl.Int64))

@@ -79,7 +79,7 @@ def last_row(rows: Columns) -> Columns:
 
 
 READ: Final = [name for name in COLUMNS if name in Columns._fields]
-"""The columns that are read from a file."""
+"""The columns that a replay looks at."""
 
 DTYPES: Final = {"uint32": np.uint32, "uint64": np.int64, "int64": np.int64, "uint8": np.uint8}
 
@@ -111,12 +111,17 @@ NONE: Final = np.zeros(BATCH_ROWS, np.uint8)
 
 
 def columns(batch: pa.RecordBatch, codes: Codes, where: str) -> Columns:
-    """The columns of some rows. batch: with the columns `READ`, of which `OPTIONAL` ones may lack.
+    """The columns of some rows. batch: with the columns of a trace, of which `OPTIONAL` ones may lack.
     where: how a message names the trace.
 
     Raises `TraceError` for empty values.
     """
     rows = batch.num_rows
+    for name, array in zip(batch.schema.names, batch.columns, strict=True):
+        if array.null_count:
+            raise TraceError(
+                f"{where}: column '{name}' has empty values: the trace is damaged, capture it again"
+            )
     none = NONE[:rows] if rows <= len(NONE) else np.zeros(rows, np.uint8)
     found: dict[str, npt.NDArray[np.generic]] = {"contiguous": none}
     for name in READ:
