@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import polars as pl
 
+from replay.cost import calibration
+from replay.errors import ReplayError
 from replay.report import address_map, answers, charts, inspect, notes, whatif
 from replay.support.text import printable
 from replay.teardown.algorithms import ALGORITHMS, BASELINE, NOT_MODELLED
@@ -45,7 +47,7 @@ def page(traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str]) -
         _head(traces, total),
         _comparison(total),
         _by_order(total, traces),
-        _time(),
+        _time(traces, results),
         _orders(traces),
         _maps(traces),
         _processes(results, traces, paths),
@@ -172,9 +174,38 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
     )
 
 
-def _time() -> str:
-    """Estimated teardown times; the one place for them. None without a calibration of this machine."""
-    return ""
+def _time(traces: Sequence[Trace], results: pl.DataFrame) -> str:
+    """Estimated teardown times by the calibration of this machine and kernel; nothing without one."""
+    try:
+        costs = calibration.read()
+    except ReplayError:
+        return ""
+    captured = results.filter(pl.col("order").is_null())
+    seconds: dict[str, float] = {}
+    for trace in traces:
+        rows = captured.filter(pl.col("trace") == trace.name)
+        found = calibration.seconds(rows, calibration.of_rows(trace.frame), costs)
+        for name, value in zip(rows["algorithm"], found.tolist(), strict=True):
+            seconds[name] = seconds.get(name, 0.0) + value
+    base = seconds.get(BASELINE, 0.0)
+    rows_of_table = [
+        [
+            _text(name),
+            f"{1000 * total:,.1f} ms",
+            _percent((total / base - 1) * 100) if base and name != BASELINE else "",
+            "this kernel's" if name == costs.algorithm else "extrapolated",
+        ]
+        for name, total in seconds.items()
+    ]
+    return (
+        "<h2>Estimated teardown time</h2>"
+        f"<p>By the calibration of the machine that wrote this page (Linux {_text(costs.kernel)}): "
+        f"{100 * costs.error_median:.0f} % off in the median, {100 * costs.error_high:.0f} % for one exit in "
+        "ten. Costs were measured for the algorithm that its kernel runs; for the others they are "
+        "extrapolated.</p>"
+        + _table(["algorithm", "time", "against the baseline", "costs"], rows_of_table)
+        + f'<p class="soft">An estimate, not a count. Not seen: {_text(calibration.UNSEEN)}.</p>'
+    )
 
 
 def _orders(traces: Sequence[Trace]) -> str:
