@@ -192,7 +192,7 @@ def _time(traces: Sequence[Trace], results: pl.DataFrame) -> str:
         [
             _text(name),
             f"{1000 * total:,.1f} ms",
-            _percent((total / base - 1) * 100) if base and name != BASELINE else "",
+            _change(total, base) if base and name != BASELINE else "",
             "this kernel's" if name == costs.algorithm else "extrapolated",
         ]
         for name, total in seconds.items()
@@ -206,6 +206,11 @@ def _time(traces: Sequence[Trace], results: pl.DataFrame) -> str:
         + _table(["algorithm", "time", "against the baseline", "costs"], rows_of_table)
         + f'<p class="soft">An estimate, not a count. Not seen: {_text(calibration.UNSEEN)}.</p>'
     )
+
+
+def _change(after: float, before: float) -> str:
+    change = (after / before - 1) * 100
+    return _percent(change) if abs(change) >= 0.0001 else "±0"
 
 
 def _orders(traces: Sequence[Trace]) -> str:
