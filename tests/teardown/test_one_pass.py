@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +125,25 @@ def test_a_trace_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None
             cut.truncate(1000)
         with pytest.raises(TraceError, match="damaged"):
             list(rows)
+
+
+@pytest.mark.skipif(WITHOUT_JIT, reason="takes minutes without machine code")
+def test_memory_is_bounded_by_what_is_under_way_not_by_the_trace(tmp_path: Path) -> None:
+    """`run -v` says how much it was: four times as many rows take hardly more."""
+    peaks = []
+    for copies in (1, 4):
+        path = several(copies, tmp_path / f"{copies}.parquet")
+        command = [sys.executable, "-m", "replay", "run", str(path), "-a", "baseline", "-v", "--per", "trace"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        [line] = [line for line in done.stderr.splitlines() if line.startswith("peak memory: ")]
+        peaks.append(int(line.split()[2].replace(",", "")))
+    assert peaks[1] < peaks[0] + 60, peaks
+
+
+def several(copies: int, path: Path) -> Path:
+    """The rows of a build, so many times over, as one trace."""
+    trace = file.read(CAPTURES / "build-32k.parquet")
+    spaces = trace.meta.address_spaces
+    rows = [trace.frame.with_columns(mm=pl.col("mm") + len(spaces) * copy) for copy in range(copies)]
+    meta = dataclasses.replace(trace.meta, address_spaces=spaces * copies)
+    return Trace(pl.concat(rows), meta, "several").write(path)
