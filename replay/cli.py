@@ -7,7 +7,8 @@ import contextlib
 import gc
 import os
 import sys
-from typing import Annotated, Final
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,6 +19,7 @@ from replay.commands import (
     capture,
     diff,
     doctor,
+    help,
     inspect,
     record,
     redact,
@@ -33,6 +35,7 @@ from replay.errors import ReplayError, UsageError
 from replay.support import shortage
 
 app = typer.Typer(
+    cls=help.Commands,
     help="How Linux tears down a process's memory, replayed over page tables of real processes.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -43,20 +46,26 @@ app = typer.Typer(
 OTHERS_OPTIONS: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """For commands whose last argument is another command with options of its own."""
 
-app.command()(capture.capture)
-app.command(context_settings=OTHERS_OPTIONS)(record.record)
-app.command()(run.run)
-app.command()(sweep.sweep)
-app.command()(whatif.whatif)
-app.command()(report.report)
-app.command()(trim.trim)
-app.command()(diff.diff)
-app.command()(inspect.inspect)
-app.command()(redact.redact)
-app.command()(algorithms.algorithms)
-app.command(context_settings=OTHERS_OPTIONS)(validate.validate)
-app.command()(calibrate.calibrate)
-app.command()(doctor.doctor)
+
+def _add(command: Callable[..., None], panel: str, settings: dict[str, Any] | None = None) -> None:
+    """Add a command to a group of the help."""
+    app.command(cls=help.Command, rich_help_panel=panel, context_settings=settings)(command)
+
+
+_add(capture.capture, help.TAKE)
+_add(record.record, help.TAKE, OTHERS_OPTIONS)
+_add(run.run, help.COMPARE)
+_add(report.report, help.COMPARE)
+_add(sweep.sweep, help.COMPARE)
+_add(algorithms.algorithms, help.COMPARE)
+_add(inspect.inspect, help.TRACES)
+_add(diff.diff, help.TRACES)
+_add(whatif.whatif, help.TRACES)
+_add(trim.trim, help.TRACES)
+_add(redact.redact, help.TRACES)
+_add(validate.validate, help.CHECK, OTHERS_OPTIONS)
+_add(calibrate.calibrate, help.CHECK)
+_add(doctor.doctor, help.CHECK)
 
 FOLLOWS: Final = frozenset(("record", "capture", "validate", "calibrate"))
 """Commands that trace processes, or hold them, and must do so themselves."""
@@ -75,7 +84,7 @@ def _say_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and end."),
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Options without a command."""

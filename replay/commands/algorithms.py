@@ -13,12 +13,18 @@ def algorithms(
         bool,
         typer.Option(
             "--parameters",
-            help="What can be changed of an algorithm: meaning, unit, the kernel's name for it.",
+            help="List the parameters that -a can change: meaning, unit, the kernel's name.",
         ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """List the algorithms with their sources, and what is not modelled."""
+    """List algorithms, counters and the limits of the model.
+
+    \b
+    Examples:
+      replay algorithms
+      replay algorithms --parameters
+    """
     from replay.report import catalogue
 
     if json:

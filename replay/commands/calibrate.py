@@ -15,20 +15,33 @@ def calibrate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Where to keep it [default: the user's data folder, per kernel]."
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the costs to this file.",
+            show_default="one file for each kernel in the user's data folder",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="How often each process is measured.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Measure each process this many times.")] = 3,
     algorithm: Annotated[
-        str | None, typer.Option(help="The algorithm that this kernel runs [default: the kernel is asked].")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The algorithm that this kernel runs.",
+            show_default="what the kernel's functions and configuration show",
+        ),
     ] = None,
 ) -> None:
     """Measure what teardown operations cost on this machine.
 
-    Starts processes made for it, captures each, kills it, and takes the time until the kernel says that it is
-    gone. From these it fits a cost for each operation. Then 'replay run --time' estimates teardown times. It
-    takes a minute or two, needs root, and changes the switches of folio sizes for that time. Run it on a
-    quiet machine.
+    This starts processes with known memory, captures and kills each, and measures the time until the kernel
+    has torn it down. From these times it fits a cost in ns for each operation, which 'replay run --time'
+    uses. It needs root and one or two minutes on a quiet machine. Meanwhile it changes the THP settings.
+
+    \b
+    Examples:
+      replay calibrate
+      replay run --time T.parquet
     """
     load_numpy()
     import polars as pl

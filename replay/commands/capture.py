@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from replay.commands import help
 from replay.commands.naming import command_name, default_name, process_number, target, write_redacted
 from replay.commands.options import Force, Output, PagemapScan, Redact
 from replay.commands.output import load_numpy, note, progress
@@ -25,29 +26,58 @@ def capture(
     processes: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Processes; a name where no other process has it.", metavar="PID|NAME...", show_default=False
+            help="Processes. A name must be that of one process only.",
+            metavar="PID|NAME...",
+            show_default=False,
         ),
     ] = None,
     output: Output = None,
     cgroup: Annotated[
-        str | None, typer.Option(help="All processes of a cgroup and those below it, frozen together.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Capture all processes of this cgroup and of those below it, frozen together.",
+            rich_help_panel=help.CAPTURED,
+        ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All processes, held one by one.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Capture all processes, one by one.", rich_help_panel=help.CAPTURED),
+    ] = False,
     at_exit: Annotated[
-        bool, typer.Option("--at-exit", help="Wait until the process exits, and capture it there.")
+        bool,
+        typer.Option(
+            "--at-exit",
+            help="Wait until the process exits, and capture it at its exit.",
+            rich_help_panel=help.CAPTURED,
+        ),
     ] = False,
     procfs: Annotated[
-        Path, typer.Option("--procfs", help="A procfs tree elsewhere: /host/proc, or a saved one.")
+        Path,
+        typer.Option(
+            "--procfs",
+            metavar="DIR",
+            help="Read this procfs: /host/proc, or a saved copy.",
+            rich_help_panel=help.HOW,
+        ),
     ] = Path("/proc"),
-    freeze: Annotated[bool, typer.Option(help="Hold the process still while it is read.")] = True,
+    freeze: Annotated[
+        bool,
+        typer.Option(
+            help="Hold the process still while it is read.", show_default="on", rich_help_panel=help.HOW
+        ),
+    ] = True,
     pagemap_scan: PagemapScan = True,
     redact: Redact = False,
     force: Force = False,
 ) -> None:
     """Capture the page tables of running processes into a trace.
 
-    Examples: replay capture 4711; replay capture redis-server -o redis.parquet;
-    replay capture --cgroup system.slice/nginx.service
+    \b
+    Examples:
+      replay capture 4711
+      replay capture redis-server -o redis.parquet
+      replay capture --cgroup system.slice/nginx.service
     """
     if bool(processes) + (cgroup is not None) + everything != 1:
         raise UsageError("name processes, --cgroup PATH or --all: one of them")

@@ -9,40 +9,63 @@ from typing import Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.output import load_numpy, note, show, width
 
 
 def diff(
     before: Annotated[
         Path,
-        typer.Argument(help="A trace, or a result of 'replay run -o'.", metavar="A", show_default=False),
+        typer.Argument(help="A trace, or a file of 'replay run -o'.", metavar="A", show_default=False),
     ],
     after: Annotated[
-        Path, typer.Argument(help="Another, compared with the first.", metavar="B", show_default=False)
+        Path, typer.Argument(help="Another one, compared with A.", metavar="B", show_default=False)
     ],
     algorithms: Annotated[
         list[str] | None,
-        typer.Option("-a", "--algorithms", help="Which, separated by commas or repeated; default all."),
+        typer.Option(
+            "-a",
+            "--algorithms",
+            metavar="NAME,...",
+            help="Compare these algorithms only. Repeatable.",
+            show_default="all",
+            rich_help_panel=help.COMPARED,
+        ),
     ] = None,
     fail_above: Annotated[
         list[str] | None,
         typer.Option(
             metavar="COUNTER=P%",
-            help="Exit status 3 if the counter grows by more than P percent of A, for any algorithm that is "
-            "compared; 'locks=1000' allows so many more. Also rss, rss_anon, rss_file, rss_shmem and swap. "
-            "May be repeated.",
+            help="End with status 3 if this counter grows by more than P percent of A in any algorithm. "
+            "'locks=1000' is a limit in counts. rss, rss_anon, rss_file, rss_shmem and swap have limits too. "
+            "Repeatable.",
+            rich_help_panel=help.COMPARED,
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many changed counters to show.")] = 20,
-    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    top: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Show this many changed counters.", rich_help_panel=help.OUTPUT
+        ),
+    ] = 20,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON.", rich_help_panel=help.OUTPUT)
+    ] = False,
 ) -> None:
-    """Show what changed from A to B: counters, the largest change first, kinds of VMA, memory.
+    """Show what changed between two traces or results.
 
-    The same program recorded twice differs by 0.05 to 0.23 % (a build of 788 processes). These counters
-    change with other processes as well, as they depend on who else maps a page or uses its folio: locks,
-    lruvec_locks, folios_freed, pages_freed, swapcache_frees, nr_mapped_atomics and those of the deferred
-    split. ptes, rmap_calls, mapcount_atomics, release_entries and refcount_atomics do not; but which pages of
-    a file are mapped depends on what the page cache holds (fault-around).
+    The largest change of a counter comes first. Kinds of VMA and sizes of memory follow.
+
+    \b
+    Examples:
+      replay diff before.parquet after.parquet -a mainline
+      replay diff before.csv after.csv --fail-above rmap_calls=5%
+
+    A build of 788 processes that was recorded twice differed by 0.05 to 0.23 %. Some counters also depend on
+    other processes, which may map a page or use its folio: locks, lruvec_locks, folios_freed, pages_freed,
+    swapcache_frees, nr_mapped_atomics and the counters of the deferred split. ptes, rmap_calls,
+    mapcount_atomics, release_entries and refcount_atomics do not. But which pages of a file are mapped
+    depends on what the page cache holds (fault-around).
     """
     load_numpy()
     from replay.commands.run import names_of

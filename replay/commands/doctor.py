@@ -9,8 +9,13 @@ from typing import Annotated
 import typer
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Say what works on this machine, and how to get what does not."""
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Say what works on this machine, and how to get the rest.
+
+    \b
+    Example:
+      sudo replay doctor
+    """
     from replay import doctor as examination
 
     checks = list(examination.examine())

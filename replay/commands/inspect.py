@@ -15,15 +15,25 @@ from replay.support.text import printable
 
 def inspect(
     trace: Annotated[
-        Path, typer.Argument(help="A trace.", metavar="TRACE", show_default=False, readable=False)
+        Path, typer.Argument(help="Trace to show.", metavar="TRACE", show_default=False, readable=False)
     ],
-    vmas: Annotated[int, typer.Option(help="How many VMAs to list.", min=0)] = 20,
+    vmas: Annotated[int, typer.Option(min=0, metavar="N", help="List this many VMAs.")] = 20,
     shape: Annotated[
-        str, typer.Option("--format", help="'table', or 'md' for Markdown: for issues and mails.")
+        str,
+        typer.Option("--format", metavar="table|md", help="Print tables for a terminal, or in Markdown."),
     ] = "table",
-    json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show what a trace maps: its share in large folios, kinds, processes, folio orders, sharing, VMAs."""
+    """Show what a trace maps: folio orders, sharing, VMAs.
+
+    The first line says how much of the memory is in large folios. Tables of kinds, processes, orders, sharing
+    and VMAs follow.
+
+    \b
+    Examples:
+      replay inspect T.parquet
+      replay inspect T.parquet --vmas 50 --format md
+    """
     if shape not in ("table", "md"):
         raise UsageError(f"--format is 'table' or 'md', not '{shape}'")
     load_numpy()

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from replay.commands import help
+
 
 class Shape(StrEnum):
     """How results are shown on standard output."""
@@ -28,22 +30,35 @@ class Per(StrEnum):
 
 
 Output = Annotated[
-    Path | None, typer.Option("-o", "--output", help="The trace; default replay-COMM-PID-UTC.parquet here.")
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Trace to write.",
+        show_default="replay-COMM-PID-UTC.parquet",
+        rich_help_panel=help.OUTPUT,
+    ),
 ]
-Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite an existing trace.")]
+Force = Annotated[
+    bool, typer.Option("-f", "--force", help="Overwrite an existing file.", rich_help_panel=help.OUTPUT)
+]
 Redact = Annotated[
     bool,
     typer.Option(
         "--redact",
-        help="Replace names, paths and command lines, renumber PIDs, page frames and cgroups, move addresses "
-        "by whole gibibytes, keep the day and the kernel's version numbers; counts stay the same. What is "
-        "left: sizes, permissions and flags of VMAs, their places within a gibibyte, what is shared, THP.",
+        help="Replace names and renumber PIDs, addresses and page frames, as 'replay redact' does. Every "
+        "count stays the same.",
+        rich_help_panel=help.OUTPUT,
     ),
 ]
 PagemapScan = Annotated[
     bool,
     typer.Option(
         "--pagemap-scan/--no-pagemap-scan",
-        help="Use PAGEMAP_SCAN where there is one (without, zero pages of VMAs above 16 GiB are left out).",
+        help="Use PAGEMAP_SCAN where the kernel has it (v6.7). Without it, the capture leaves out zero pages "
+        "of VMAs above 16 GiB.",
+        show_default="on",
+        rich_help_panel=help.HOW,
     ),
 ]

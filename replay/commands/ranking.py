@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from replay.commands import help
 from replay.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,12 +19,29 @@ if TYPE_CHECKING:
 
 Sort = Annotated[
     str,
-    typer.Option(metavar="COUNTER", help="With --per mm in a table: by which counter to rank, or 'pid'."),
+    typer.Option(
+        metavar="COUNTER",
+        help="In a table of --per mm: rank by this counter, or by 'pid'.",
+        rich_help_panel=help.OUTPUT,
+    ),
 ]
-Top = Annotated[int, typer.Option(min=1, help="With --per mm in a table: how many address spaces to show.")]
+Top = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="In a table of --per mm: show this many address spaces.",
+        rich_help_panel=help.OUTPUT,
+    ),
+]
 Pids = Annotated[
     list[int] | None,
-    typer.Option("--pid", help="Only processes of this PID; may be repeated. For all kinds of results."),
+    typer.Option(
+        "--pid",
+        metavar="PID",
+        help="Count this process only. Repeatable.",
+        rich_help_panel=help.COMPARED,
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.naming import default_name, target, write_redacted
 from replay.commands.options import Force, Output, PagemapScan, Redact
 from replay.commands.output import load_numpy, note
@@ -22,26 +23,37 @@ if TYPE_CHECKING:
 def record(
     command: Annotated[
         list[str],
-        typer.Argument(help="The command and its arguments.", metavar="-- CMD ARGS...", show_default=False),
+        typer.Argument(help="A command and its arguments.", metavar="-- CMD ARGS...", show_default=False),
     ],
     output: Output = None,
     pagemap_scan: PagemapScan = True,
     execs: Annotated[
         bool,
-        typer.Option("--exec/--no-exec", help="Capture also what an exec tears down, before it does."),
+        typer.Option(
+            "--exec/--no-exec",
+            help="Capture also the address spaces that an exec replaces.",
+            show_default="on",
+            rich_help_panel=help.CAPTURED,
+        ),
     ] = True,
     redact: Redact = False,
     force: Force = False,
 ) -> None:
-    """Run a command and capture each of its processes at its exit, into one trace.
+    """Run a command and capture each of its processes as it exits.
 
-    An address space that an exec tears down is captured too: the copy that a fork made of a shell, say.
+    All go into one trace. An address space that an exec replaces is captured too, for example the copy of a
+    shell that fork made.
 
-    The command behaves as without replay, and its exit status is that of this command. What it can notice, if
-    it looks: TracerPid, Seccomp and Seccomp_filters in /proc/PID/status, SECCOMP_MODE_STRICT fails, and all
-    takes longer. It may trace processes itself, which are not captured then. In those, and in processes that
-    outlive the recording, the filter stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED,
-    fail with ENOSYS.
+    \b
+    Examples:
+      replay record -- make -j2
+      replay record -o tests.parquet -- python -m pytest
+
+    The exit status is that of the command. The command runs as without replay, but slower. It can notice
+    replay by TracerPid, Seccomp and Seccomp_filters in /proc/PID/status, and SECCOMP_MODE_STRICT fails. A
+    process that the command traces itself is not captured. In such a process, and in one that outlives the
+    recording, the seccomp filter stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED, fail
+    with ENOSYS.
     """
     load_numpy()
     from replay.recording import recorder

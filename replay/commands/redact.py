@@ -13,14 +13,22 @@ from replay.commands.output import load_numpy, note
 
 
 def redact(
-    trace: Annotated[Path, typer.Argument(help="A trace.", metavar="IN", show_default=False, readable=False)],
-    output: Annotated[Path, typer.Argument(help="The redacted one.", metavar="OUT", show_default=False)],
+    trace: Annotated[
+        Path, typer.Argument(help="Trace to redact.", metavar="IN", show_default=False, readable=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Trace to write.", metavar="OUT", show_default=False)],
     force: Force = False,
 ) -> None:
-    """Write a trace without what it tells of its user: every count and every what-if stays the same.
+    """Write a trace without names, PIDs, addresses and frames.
 
-    Names of processes and files, PIDs and page frames become numbers, addresses are moved, command lines, the
-    kernel's builder and the time of day are left out. Sizes, permissions and the kernel's version stay.
+    Every count and every what-if stays the same. Names of processes and files, PIDs, page frames and cgroups
+    become numbers. Addresses move by whole GiB. Command lines, the kernel's builder and the time of day are
+    left out. What stays: sizes, permissions and flags of VMAs, their places within a GiB, what is shared, THP
+    settings, the day and the kernel's version.
+
+    \b
+    Example:
+      replay redact T.parquet T-redacted.parquet
     """
     load_numpy()
     from replay.support.atomic_file import atomic_file

@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from replay.report import page
+    from replay.trace.frame import Trace
 
 ENDINGS = (".html", ".svg", ".png")
 
@@ -20,7 +27,7 @@ def report(
     traces: Annotated[
         list[Path],
         typer.Argument(
-            help="Traces made by capture, record or whatif.",
+            help="Traces to show.",
             metavar="TRACE...",
             show_default=False,
             readable=False,
@@ -28,28 +35,41 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="A page (.html) or a picture (.svg, .png); default TRACE.html."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write a page (.html) or a picture (.svg, .png).",
+            show_default="TRACE.html",
+            rich_help_panel=help.OUTPUT,
+        ),
     ] = None,
     what_if: Annotated[
         str,
         typer.Option(
             "--what-if",
             metavar="ORDERS",
-            help="Folio orders or sizes of the curves; 'none' leaves them out. Each takes a replay more.",
+            help="Draw curves over these folio orders or sizes, or 'none'. Each takes one more replay.",
+            rich_help_panel=help.WHAT_IF_AND_TIME,
         ),
     ] = "0,2,3,4,6,9",
     force: Force = False,
 ) -> None:
-    """Make a page to show: what tearing down this memory costs, by algorithm and by folio order.
+    """Make a page with charts: cost by algorithm and folio order.
 
-    The page is one file that needs nothing else: it opens offline, in light and in dark, prints, and fits a
-    phone. It names processes and files: use traces of 'replay redact' for others to see.
+    The page is one file that loads nothing else. It shows the names of processes and files. To show it to
+    others, make it of traces that 'replay redact' wrote.
+
+    \b
+    Examples:
+      replay report T.parquet
+      replay report T.parquet --what-if none -o t.svg
     """
     path = output or Path(f"{traces[0].stem}.html")
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"cannot tell the format of {path}: let it end in {', '.join(ENDINGS)}")
     load_numpy()
-    from replay.report import charts, page, whatif
+    from replay.report import charts, folio_orders, page
     from replay.support.atomic_file import atomic_file
     from replay.trace import file
     from replay.trace.whatif import parse_orders
@@ -65,11 +85,35 @@ def report(
         # curves of some traces beside counts of all would not go together
         note("note: no curves over folio order: a trace is a what-if already")
         orders = [[] for _ in loaded]
-    results = whatif.by_order(loaded, orders)
+    results = folio_orders.by_order(loaded, orders)
     with atomic_file(path, force=force, mode=0o644) as target:
         if path.suffix.lower() == ".html":
             named = [shlex.quote(str(trace)) for trace in traces]
-            target.write(page.page(loaded, results, named).encode())
+            target.write(page.page(loaded, results, named, _times(loaded, results)).encode())
         else:
             target.write(charts.picture(page.overview(results), path.suffix.lower()[1:]))
     note(f"wrote {path}: {path.stat().st_size / 1024:,.0f} KiB")
+
+
+def _times(traces: list[Trace], results: pl.DataFrame) -> page.Times | None:
+    """Estimated times on the memory as captured, by the calibration of this machine; None without one."""
+    import polars as pl
+
+    from replay.cost import calibration
+    from replay.errors import ReplayError
+    from replay.report import page
+
+    try:
+        costs = calibration.read()
+    except ReplayError:
+        return None
+    captured = results.filter(pl.col("order").is_null())
+    seconds: dict[str, float] = {}
+    for trace in traces:
+        rows = captured.filter(pl.col("trace") == trace.name)
+        found = calibration.seconds(rows, calibration.of_rows(trace.frame), costs)
+        for name, value in zip(rows["algorithm"], found.tolist(), strict=True):
+            seconds[name] = seconds.get(name, 0.0) + value
+    return page.Times(
+        seconds, costs.algorithm, costs.kernel, costs.error_median, costs.error_high, calibration.UNSEEN
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.options import Per, Shape
 from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.commands.ranking import Pids, Sort, Top, of_pids, sheets
@@ -32,7 +33,7 @@ def run(
     traces: Annotated[
         list[Path],
         typer.Argument(
-            help="Traces made by capture or record, or the folder of a sweep's parts.",
+            help="Traces, or the folder that 'replay sweep' wrote.",
             metavar="TRACE...",
             show_default=False,
             readable=False,
@@ -43,42 +44,71 @@ def run(
         typer.Option(
             "-a",
             "--algorithms",
-            help="Names separated by commas, each with parameters of its own after it, or a .toml file of "
-            "definitions; may be repeated; default all. See 'replay algorithms --parameters'.",
+            metavar="NAME,...",
+            help="Algorithms to replay. Changed parameters follow a name: 'v2,bundle=8'. A .toml file "
+            "defines several algorithms. Repeatable. See 'replay algorithms'.",
+            show_default="all",
+            rich_help_panel=help.ALGORITHMS,
         ),
     ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PARAMETER=VALUE,VALUE...",
-            help="Each algorithm of -a (without -a: mainline) once for each value; may be repeated.",
+            metavar="PARAMETER=VALUE,...",
+            help="Replay each algorithm of -a once for each value; without -a, mainline. Repeatable.",
+            rich_help_panel=help.ALGORITHMS,
         ),
     ] = None,
     baseline: Annotated[
-        str, typer.Option(metavar="ALGORITHM", help="What the changes and 'avoided' columns are against.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Show every change against this algorithm.",
+            rich_help_panel=help.ALGORITHMS,
+        ),
     ] = "baseline",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write all counters: .csv, .json or .parquet.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write all counters to this file: .csv, .json or .parquet.",
+            rich_help_panel=help.OUTPUT,
+        ),
     ] = None,
     shape: Annotated[
         Shape | None,
-        typer.Option("--format", help="On standard output; default table on a terminal, else csv."),
+        typer.Option(
+            "--format",
+            help="What to print.",
+            show_default="table on a terminal, else csv",
+            rich_help_panel=help.OUTPUT,
+        ),
     ] = None,
     per: Annotated[
         Per | None,
         typer.Option(
-            help="What one comparison stands for: all, a trace, an address space; default: total in the "
-            "table, else mm."
+            help="Compare the sum of all traces, each trace, or each address space (mm).",
+            show_default="total in a table, else mm",
+            rich_help_panel=help.COMPARED,
         ),
     ] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Count what is there of traces of which rows are missing.")
+        bool,
+        typer.Option(
+            "--partial",
+            help="Count traces that lack rows. Without this they are refused.",
+            rich_help_panel=help.COMPARED,
+        ),
     ] = False,
     page_tables: Annotated[
         str | None,
         typer.Option(
-            help="Where page-table pages go under every algorithm: 'gather' or 'rcu'; default where each has "
-            "them go (arm64: by RCU for all)."
+            metavar="gather|rcu",
+            help="Free page-table pages through the gather or by RCU, in every algorithm.",
+            show_default="as each algorithm does; on arm64 by RCU",
+            rich_help_panel=help.ALGORITHMS,
         ),
     ] = None,
     what_if: WhatIfOrders = None,
@@ -89,25 +119,34 @@ def run(
         bool,
         typer.Option(
             "--together",
-            help="Tear the address spaces of a live trace down one after the other, by PID: what one leaves "
-            "the next one finds. Default: each as if the others stayed.",
+            help="Tear down the address spaces one after the other, by PID: the last one that maps a page "
+            "frees it. Without this, each is torn down as if the others stayed.",
+            rich_help_panel=help.COMPARED,
         ),
     ] = False,
     order: Annotated[
         str | None,
-        typer.Option(metavar="PID,PID...", help="With --together: processes that exit first, in this order."),
+        typer.Option(
+            metavar="PID,...",
+            help="With --together: these processes exit first, in this order.",
+            rich_help_panel=help.COMPARED,
+        ),
     ] = None,
     check: Annotated[
         bool,
         typer.Option(
             "--check",
-            help="Run the literal reference beside the machine, on a sample where the trace is large; exit "
-            "status 3 if they differ.",
+            help="Count with the literal reference too, on a sample of a large trace. Exit status 3 if any "
+            "counter differs.",
         ),
     ] = False,
     time: Annotated[
         bool,
-        typer.Option("--time", help="Estimate teardown times too, by the calibration of 'replay calibrate'."),
+        typer.Option(
+            "--time",
+            help="Estimate teardown times in ms, with the costs that 'replay calibrate' measured.",
+            rich_help_panel=help.WHAT_IF_AND_TIME,
+        ),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Say at the end how much memory the replay took at most.")
@@ -116,16 +155,22 @@ def run(
         bool,
         typer.Option(
             "--csv-safe",
-            help="Put an apostrophe before names that a spreadsheet would run as a formula (=, +, -, @).",
+            help="Put an apostrophe before names that a spreadsheet would take for a formula (=, +, -, @).",
+            rich_help_panel=help.OUTPUT,
         ),
     ] = False,
 ) -> None:
-    """Replay the teardown algorithms over traces and compare them with the baseline.
+    """Replay the teardown algorithms over traces and compare them.
 
-    On a terminal: a table. To a pipe, or with -o: every counter, of each address space or as --per says.
+    On a terminal this prints a table of the main counters. To a pipe, or with -o, it gives every counter of
+    each address space.
 
-    Examples: replay run T.parquet -a v2,mainline --baseline v6.12;
-    replay run T.parquet -a 'mainline,release_batch=63,name=big' --vary bundle=8,64
+    \b
+    Examples:
+      replay run T.parquet
+      replay run T.parquet -a v2,mainline --baseline v6.12
+      replay run T.parquet --per mm --sort locks --top 5
+      replay run T.parquet -a 'mainline,release_batch=63,name=big' -o out.csv
     """
     load_numpy()
     from replay.report import files

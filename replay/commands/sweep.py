@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
 
@@ -31,38 +32,66 @@ def sweep(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the parts.", show_default=False)
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Write the results to this folder, one part for each trace.",
+            show_default=False,
+            rich_help_panel=help.OUTPUT,
+        ),
     ],
     algorithms: Annotated[
         list[str] | None,
         typer.Option(
-            "-a", "--algorithms", help="Algorithms, separated by commas or repeated [default: all]."
+            "-a",
+            "--algorithms",
+            metavar="NAME,...",
+            help="Algorithms to replay, as for 'replay run'. Repeatable.",
+            show_default="all",
+            rich_help_panel=help.ALGORITHMS,
         ),
     ] = None,
     page_tables: Annotated[
         str | None,
-        typer.Option(help="Where page tables go: 'gather' or 'rcu' [default: as the algorithm does]."),
+        typer.Option(
+            metavar="gather|rcu",
+            help="Free page-table pages through the gather or by RCU, in every algorithm.",
+            show_default="as each algorithm does; on arm64 by RCU",
+            rich_help_panel=help.ALGORITHMS,
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            "-j", "--jobs", min=1, help="Worker processes [default: one per CPU].", show_default=False
+            "-j",
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Run this many worker processes.",
+            show_default="one for each CPU",
+            rich_help_panel=help.WORKERS,
         ),
     ] = None,
     dask: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Replay on the Dask cluster of this scheduler; 'local' starts one here.",
+            help="Replay on the Dask cluster of this scheduler. 'local' starts a cluster here.",
+            rich_help_panel=help.WORKERS,
         ),
     ] = None,
 ) -> None:
-    """Replay many traces in parallel, into one Parquet part per trace.
+    """Replay many traces in parallel.
 
-    A sweep that is started again skips finished parts whose trace and options are unchanged.
-    A trace that cannot be replayed becomes a row of DIR/failures.csv, and the exit status is 4.
+    A sweep that is started again skips the traces that are done, where trace and options are unchanged. A
+    trace that cannot be replayed becomes a row of DIR/failures.csv, and the exit status is 4.
 
-    Examples: replay sweep /var/traces -o parts --jobs 8; then: replay run parts
+    \b
+    Examples:
+      replay sweep /var/traces -o parts --jobs 8
+      replay run parts
     """
     if page_tables not in (None, "gather", "rcu"):
         raise UsageError(f"--page-tables is 'gather' or 'rcu', not '{page_tables}'")

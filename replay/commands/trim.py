@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
@@ -16,36 +17,61 @@ from replay.errors import UsageError
 
 def trim(
     trace: Annotated[
-        Path, typer.Argument(help="A trace.", metavar="TRACE", show_default=False, readable=False)
+        Path, typer.Argument(help="Trace to cut.", metavar="TRACE", show_default=False, readable=False)
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The part, a trace.", show_default=False)],
-    pid: Annotated[list[int] | None, typer.Option(help="Processes of this PID; repeatable.")] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the part to this file.",
+            show_default=False,
+            rich_help_panel=help.OUTPUT,
+        ),
+    ],
+    pid: Annotated[
+        list[int] | None,
+        typer.Option(metavar="PID", help="Keep this process. Repeatable.", rich_help_panel=help.KEPT),
+    ] = None,
     mm: Annotated[
-        list[int] | None, typer.Option(help="The address space of this number in the trace; repeatable.")
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Keep the address space with this number (column mm). Repeatable.",
+            rich_help_panel=help.KEPT,
+        ),
     ] = None,
     vma: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="VMAs of this name: '[heap]', a path or its last part, 'anon' for those without a name; "
-            "repeatable.",
+            help="Keep VMAs of this name: '[heap]', a path, the last part of a path, or 'anon' for those "
+            "without a name. Repeatable.",
+            rich_help_panel=help.KEPT,
         ),
     ] = None,
     address: Annotated[
         list[str] | None,
         typer.Option(
             metavar="START-END",
-            help="Pages in this range, hexadecimal as in /proc/PID/maps; repeatable. A huge page that it "
-            "cuts is left in whole.",
+            help="Keep pages in this range, hexadecimal as in /proc/PID/maps. A huge page at the edge stays "
+            "whole. Repeatable.",
+            rich_help_panel=help.KEPT,
         ),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write a part of a trace as a trace: some processes, VMAs or addresses.
+    """Cut some processes, VMAs or addresses out of a trace.
 
-    Different options must all hold, repeated ones by any value. The new trace is marked as a part. Of a part
-    of a process only the page tables that its pages need are counted, and pages mapped elsewhere as well
-    count as shared.
+    A page is kept if it meets every kind of option given, and any one value of a repeated option. The new
+    trace is marked as a part. It counts only the page tables that its pages need. A page that is mapped
+    outside the part too counts as shared.
+
+    \b
+    Examples:
+      replay trim T.parquet --pid 4711 -o one.parquet
+      replay trim T.parquet --vma '[heap]' -o heap.parquet
     """
     if not (pid or mm or vma or address):
         raise UsageError("say which part: --pid, --mm, --vma or --address")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from replay.commands import help
 from replay.commands.output import load_numpy, note, progress, show, width
 from replay.commands.run import names_of
 from replay.errors import UsageError
@@ -20,39 +21,67 @@ VERDICT_COLUMNS = (
 def validate(
     command: Annotated[
         list[str] | None,
-        typer.Argument(help="A command; without one, built-in workloads.", metavar="[-- CMD ARGS...]"),
+        typer.Argument(
+            help="A command and its arguments. Without one, the built-in workloads run.",
+            metavar="[-- CMD ARGS...]",
+        ),
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Built-in workloads, separated by commas.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Run these built-in workloads only.",
+            show_default="all",
+            rich_help_panel=help.COMPARED,
+        ),
+    ] = None,
     drain: Annotated[
         bool | None,
         typer.Option(
             help="Empty the LRU batches of all CPUs before each exit.",
-            show_default="only for kernels whose exit_mmap() empties those of its CPU: before v6.16",
+            show_default="drain where exit_mmap() empties those of its CPU: before v6.16",
+            rich_help_panel=help.COMPARED,
         ),
     ] = None,
     algorithm: Annotated[
         str | None,
         typer.Option(
-            help="What this kernel does, a name or definition as of 'run -a'; default: by the kernel's own "
-            "functions and configuration."
+            metavar="NAME",
+            help="Compare the kernel with this algorithm, named as for 'replay run -a'.",
+            show_default="what the kernel's functions and configuration show",
+            rich_help_panel=help.COMPARED,
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Every exit with every difference, as JSON.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print every exit with every difference as JSON.", rich_help_panel=help.OUTPUT
+        ),
+    ] = False,
     every: Annotated[
-        bool, typer.Option("--every", help="A row for each exit, not for each workload.")
+        bool,
+        typer.Option(
+            "--every", help="Print a row for each exit, not for each workload.", rich_help_panel=help.OUTPUT
+        ),
     ] = False,
 ) -> None:
-    """Check the replay against the running kernel: the folios that it frees at each exit, in order.
+    """Check the replay against exits of the running kernel.
 
-    Where the kernel has kprobe events, the counts of its calls are compared as well. Exit status 3 if it
-    frees other folios, or in another order, or makes more or fewer calls, without a known cause.
+    For each exit this compares the folios that the kernel frees, in order, with those that the replay
+    predicts. Where the kernel has kprobe events, it compares the numbers of calls too. The exit status is 3
+    if anything differs without a known cause.
+
+    \b
+    Examples:
+      replay validate
+      replay validate -- make -j2
     """
     if command and only is not None:
         raise UsageError("--only chooses among the built-in workloads: name them or a command")
     load_numpy()
     from replay.report import terminal
-    from replay.validate import report as verdicts
-    from replay.validate.run import validate as observe
+    from replay.validate import verdicts
+    from replay.validate.exits import validate as observe
 
     with progress("exits") as report:
         seen = 0

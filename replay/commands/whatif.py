@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from replay.commands import help
 from replay.commands.options import Force, Per, Shape
 from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.errors import UsageError
@@ -24,67 +25,93 @@ WhatIfOrders = Annotated[
     typer.Option(
         "--what-if",
         metavar="ORDERS",
-        help="Compare by folio order too: replay the memory as captured, and as if private anonymous memory "
-        "had come in folios of each of these orders or sizes (0,2,3,4,9 or 16k,64k,2m). See 'replay whatif'.",
+        help="Replay also as if private anonymous memory had come in folios of these orders or sizes, one "
+        "after the other: 0,3,9 or 32k,2m. See 'replay whatif'.",
+        rich_help_panel=help.WHAT_IF_AND_TIME,
     ),
 ]
 
 
 def whatif(
     trace: Annotated[
-        Path, typer.Argument(help="A trace as captured.", metavar="TRACE", show_default=False, readable=False)
+        Path,
+        typer.Argument(help="Trace as captured.", metavar="TRACE", show_default=False, readable=False),
     ],
     order: Annotated[
         str | None,
         typer.Option(
             metavar="N[,N...]",
             help="Folio orders or sizes: 3, 64k, 2m. Several are enabled together, as in the kernel: the "
-            "largest that fits comes first. 0 is single pages. Needed, but for --policy collapse.",
+            "largest that fits is taken. 0 means single pages. Needed unless --policy is collapse.",
+            rich_help_panel=help.MEMORY,
         ),
     ] = None,
     policy: Annotated[
         str,
         typer.Option(
-            help="'fault': a block with any page comes as a whole folio, as mTHP and THP faults do. "
-            "'collapse': khugepaged makes huge pages of blocks that are full enough; all else stays."
+            metavar="fault|collapse",
+            help="'fault': each block with a page becomes a whole folio, as mTHP and THP faults make it. "
+            "'collapse': only blocks that are full enough become huge pages, as khugepaged makes them.",
+            rich_help_panel=help.MEMORY,
         ),
     ] = "fault",
     max_ptes_none: Annotated[
         int | None,
         typer.Option(
             metavar="K",
-            help="Of 'collapse': how many entries of a block may be empty or map the zero page. Default as "
-            "the kernel's: all but one (511).",
-            show_default=False,
+            help="With 'collapse': this many entries of a block may be empty or map the zero page.",
+            show_default="all but one, as in the kernel: 511 with pages of 4 KiB",
+            rich_help_panel=help.MEMORY,
         ),
     ] = None,
     file: Annotated[
         bool,
         typer.Option(
             "--file",
-            help="The page cache too comes in folios, of the largest of the orders, aligned in their files, "
-            "which are taken to be mapped from their beginning. Which pages are mapped stays.",
+            help="Put the page cache in folios too: of the largest order, aligned in the file. Each file is "
+            "taken to be mapped from its start. The same pages stay mapped.",
+            rich_help_panel=help.MEMORY,
         ),
     ] = False,
     by_ptes: Annotated[
-        bool, typer.Option("--by-ptes", help="Map folios of PMD size by PTEs, not by a PMD entry.")
+        bool,
+        typer.Option(
+            "--by-ptes",
+            help="Map folios of PMD size by PTEs, not by a PMD entry.",
+            rich_help_panel=help.MEMORY,
+        ),
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The new trace; default TRACE-whatif-ORDERS.parquet here."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Trace to write.",
+            show_default="TRACE-whatif-ORDERS.parquet",
+            rich_help_panel=help.OUTPUT,
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as JSON.", rich_help_panel=help.OUTPUT)
+    ] = False,
     force: Force = False,
 ) -> None:
-    """Rewrite a trace as if its memory had come in folios of other sizes.
+    """Rewrite a trace as if memory had come in other folios.
 
-    A naturally aligned block that fits its VMA becomes one folio. Pages that others map too, KSM, swap cache,
-    copies of file pages, mlocked VMAs and those with VM_NOHUGEPAGE stay as they are. The new trace is a trace
-    like any other, marked as a what-if. Shown beside it: the memory that the folios add, and the counts
-    before and after.
+    Each naturally aligned block that fits its VMA becomes one folio. Pages that others map too, KSM pages,
+    pages in the swap cache, copies of file pages, mlocked VMAs and VMAs with VM_NOHUGEPAGE stay as they are.
+    The new trace is marked as a what-if. The command also prints the memory that the folios add, and the
+    counts before and after.
 
-    Not seen: a VMA that grows in steps (the heap) lets in fewer folios than fit it in the end; parts of a
-    folio that were given back; memory too fragmented for the size.
+    The model does not know how a VMA grew: a heap that grows in small steps gets fewer folios than fit it in
+    the end. Nor does it know which parts of a folio were given back, or whether memory was too fragmented.
+
+    \b
+    Examples:
+      replay whatif T.parquet --order 64k
+      replay whatif T.parquet --order 2,4,9 -o large.parquet
+      replay whatif T.parquet --policy collapse --max-ptes-none 64
     """
     load_numpy()
     from replay.support.atomic_file import atomic_file
@@ -117,8 +144,7 @@ def _say(before: Trace, found: WhatIf, json: bool) -> None:
 
     import polars as pl
 
-    from replay.report import terminal
-    from replay.report import whatif as report
+    from replay.report import folio_orders, terminal
     from replay.teardown import replayer
 
     name = "what-if"
@@ -127,19 +153,19 @@ def _say(before: Trace, found: WhatIf, json: bool) -> None:
             pl.lit(what).alias("what_if"),
             pl.lit(number, pl.Int64).alias("order"),
             pl.lit(added, pl.Int64).alias("pages_added"),
-            pl.lit(report.resident(trace), pl.Int64).alias("resident_pages"),
+            pl.lit(folio_orders.resident(trace), pl.Int64).alias("resident_pages"),
             pl.all(),
         )
         for what, number, added, trace in (
-            (report.CAPTURED, None, 0, before),
+            (folio_orders.CAPTURED, None, 0, before),
             (name, max(found.folios, default=0), found.added, found.trace),
         )
     )
-    frame = report.compared(results, [])
+    frame = folio_orders.compared(results, [])
     if json:
-        typer.echo(as_json.dumps(report.document(before, found, frame), indent=1))
+        typer.echo(as_json.dumps(folio_orders.document(before, found, frame), indent=1))
         return
-    note(*report.summary(before, found))
+    note(*folio_orders.summary(before, found))
     columns = width()
     show([terminal.before_and_after(frame, name, columns)], columns)
 
@@ -160,14 +186,13 @@ def run_what_if(
     """
     import polars as pl
 
-    from replay.report import files, notes, terminal
-    from replay.report import whatif as report
+    from replay.report import files, folio_orders, notes, terminal
     from replay.trace.whatif import parse_orders
 
     orders = [parse_orders(sizes, trace.meta.page_size) for trace in traces]
-    results = report.by_order(traces, orders, algorithms)
+    results = folio_orders.by_order(traces, orders, algorithms)
     keys = {None: [], Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: ["trace", "mm", "pid", "comm"]}[per]
-    frame = report.compared(results, keys, baseline)
+    frame = folio_orders.compared(results, keys, baseline)
     if output is not None:
         files.write(frame, output)
         note(f"wrote {output}: {len(frame):,} rows")

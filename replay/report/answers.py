@@ -8,7 +8,7 @@ from typing import Final
 
 import polars as pl
 
-from replay.report import inspect, notes, whatif
+from replay.report import folio_orders, inspect, notes
 from replay.teardown.algorithms import BASELINE
 from replay.trace.frame import Trace
 
@@ -19,18 +19,18 @@ SUBJECTS: Final = {NEWEST: "Mainline", "v2": "The series (v2)"}
 
 
 def sentences(traces: Sequence[Trace], frame: pl.DataFrame) -> list[str]:
-    """What a report says first. frame: totals of `whatif.compared`, with or without what-ifs."""
-    captured = {str(row["algorithm"]): row for row in _rows(frame, whatif.CAPTURED)}
+    """What a report says first. frame: totals of `folio_orders.compared`, with or without what-ifs."""
+    captured = {str(row["algorithm"]): row for row in _rows(frame, folio_orders.CAPTURED)}
     base = captured[BASELINE]
     count = sum(len(trace.meta.address_spaces) for trace in traces)
-    rss = sum(whatif.resident(trace) * trace.meta.page_size for trace in traces)
+    rss = sum(folio_orders.resident(trace) * trace.meta.page_size for trace in traces)
     rows = pl.concat([inspect.classified(trace).select("kind", "pages", "order") for trace in traces])
     share = inspect.in_large_folios(rows)["share_pct"].to_list() or [0.0]
     what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
     what = "this address space" if count == 1 else f"these {notes.spaces(count)}"
     said = [
-        f"Tearing down {what} ({whatif.size(rss)} resident, {share[0]:.1f} % in large folios) takes the "
-        f"baseline {base['rmap_calls']:,} rmap removals, {base['atomics']:,} atomic operations and "
+        f"Tearing down {what} ({folio_orders.size(rss)} resident, {share[0]:.1f} % in large folios) takes "
+        f"the baseline {base['rmap_calls']:,} rmap removals, {base['atomics']:,} atomic operations and "
         f"{base['locks']:,} lock acquisitions."
     ]
     said += [
@@ -69,7 +69,7 @@ def _best(frame: pl.DataFrame) -> str | None:
     rows = frame.filter((pl.col("algorithm") == name) & (pl.col("order").fill_null(0) > 0))
     if rows.is_empty():
         return None
-    captured = next(row for row in _rows(frame, whatif.CAPTURED) if row["algorithm"] == name)
+    captured = next(row for row in _rows(frame, folio_orders.CAPTURED) if row["algorithm"] == name)
     said = []
     for row in rows.sort("order").iter_rows(named=True):
         if row["order"] in (4, rows["order"].max()):

@@ -7,13 +7,11 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 
-from replay.cost import calibration
-from replay.errors import ReplayError
-from replay.report import address_map, answers, charts, inspect, notes, whatif
+from replay.report import address_map, answers, charts, folio_orders, inspect, notes
 from replay.support.text import printable
 from replay.teardown.algorithms import ALGORITHMS, BASELINE, NOT_MODELLED
 from replay.teardown.counters import COUNTERS
@@ -40,14 +38,31 @@ MOST_MAPS: Final = 4
 """Address spaces with a map: those with most pages."""
 
 
-def page(traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str]) -> str:
-    """The page. results: of `whatif.by_order`; paths: of the traces, for the commands that it names."""
-    total = whatif.compared(results, [])
+class Times(NamedTuple):
+    """Estimated teardown times: seconds of each algorithm, and what is known of the costs behind them.
+
+    algorithm: the one that they were measured for. kernel: its release. error_median, error_high: of held-out
+    exits. unseen: what they leave out.
+    """
+
+    seconds: dict[str, float]
+    algorithm: str
+    kernel: str
+    error_median: float
+    error_high: float
+    unseen: str
+
+
+def page(
+    traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str], times: Times | None = None
+) -> str:
+    """The page. results: of `folio_orders.by_order`; paths: of the traces, for the commands that it names."""
+    total = folio_orders.compared(results, [])
     sections = [
         _head(traces, total),
         _comparison(total),
         _by_order(total, traces),
-        _time(traces, results),
+        _time(times),
         _orders(traces),
         _maps(traces),
         _processes(results, traces, paths),
@@ -70,7 +85,7 @@ def page(traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str]) -
 
 def overview(results: pl.DataFrame) -> Any:
     """The comparison as one chart, for a file of its own."""
-    total = whatif.compared(results, [])
+    total = folio_orders.compared(results, [])
     pictures = [_bars(total, name, title) for name, title in SHOWN.items()]
     if _has_orders(total):
         pictures.append(_curve(total, "rmap_calls", "rmap removals by folio order (what-if)"))
@@ -82,14 +97,14 @@ def overview(results: pl.DataFrame) -> Any:
 
 def _head(traces: Sequence[Trace], total: pl.DataFrame) -> str:
     base = total.filter(
-        (pl.col("algorithm") == BASELINE) & (pl.col("what_if") == whatif.CAPTURED)
+        (pl.col("algorithm") == BASELINE) & (pl.col("what_if") == folio_orders.CAPTURED)
     ).to_dicts()[0]
     rows = pl.concat([inspect.classified(trace).select("kind", "pages", "order") for trace in traces])
     share = inspect.in_large_folios(rows)["share_pct"].to_list() or [0.0]
-    rss = sum(whatif.resident(trace) * trace.meta.page_size for trace in traces)
+    rss = sum(folio_orders.resident(trace) * trace.meta.page_size for trace in traces)
     cards = {
         "address spaces": f"{base['address_spaces']:,}",
-        "resident": whatif.size(rss),
+        "resident": folio_orders.size(rss),
         "PTEs torn down": f"{base['ptes']:,}",
         "PMD mappings": f"{base['pmd_mappings']:,}",
         "in large folios": f"{share[0]:.1f} %",
@@ -111,7 +126,7 @@ def _head(traces: Sequence[Trace], total: pl.DataFrame) -> str:
 
 
 def _comparison(total: pl.DataFrame) -> str:
-    captured = total.filter(pl.col("what_if") == whatif.CAPTURED)
+    captured = total.filter(pl.col("what_if") == folio_orders.CAPTURED)
     pictures = [charts.svg(_bars(total, name, title)) for name, title in SHOWN.items()]
     columns = [*dict.fromkeys([*SHOWN, "release_entries", "deferred_split_queued"])]
     rows = []
@@ -145,18 +160,18 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
     pictures = [charts.svg(_curve(total, name)) for name in CURVES]
     pictures.append(charts.svg(charts.memory(pl.DataFrame(added), "memory added, MiB")))
     forms = total["what_if"].unique(maintain_order=True).to_list()
-    found = whatif.memory(total)
+    found = folio_orders.memory(total)
     tables = []
     for name in CURVES:
-        grid = whatif.grid(total, name)
-        base = grid.filter(pl.col("algorithm") == BASELINE)[whatif.CAPTURED][0]
+        grid = folio_orders.grid(total, name)
+        base = grid.filter(pl.col("algorithm") == BASELINE)[folio_orders.CAPTURED][0]
         rows = [
             [_text(row["algorithm"]), *(_count(row[form], base) for form in forms)]
             for row in grid.iter_rows(named=True)
         ]
         tables.append(f"<h3>{_text(SHOWN[name])}</h3>" + _table(["algorithm", *forms], rows))
     sizes = [
-        [_text(form), *(_text(whatif.size(pages * page_size)) for pages in reversed(found[form]))]
+        [_text(form), *(_text(folio_orders.size(pages * page_size)) for pages in reversed(found[form]))]
         for form in forms
     ]
     return (
@@ -174,37 +189,27 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
     )
 
 
-def _time(traces: Sequence[Trace], results: pl.DataFrame) -> str:
-    """Estimated teardown times by the calibration of this machine and kernel; nothing without one."""
-    try:
-        costs = calibration.read()
-    except ReplayError:
+def _time(times: Times | None) -> str:
+    if times is None:
         return ""
-    captured = results.filter(pl.col("order").is_null())
-    seconds: dict[str, float] = {}
-    for trace in traces:
-        rows = captured.filter(pl.col("trace") == trace.name)
-        found = calibration.seconds(rows, calibration.of_rows(trace.frame), costs)
-        for name, value in zip(rows["algorithm"], found.tolist(), strict=True):
-            seconds[name] = seconds.get(name, 0.0) + value
-    base = seconds.get(BASELINE, 0.0)
-    rows_of_table = [
+    base = times.seconds.get(BASELINE, 0.0)
+    rows = [
         [
             _text(name),
-            f"{1000 * total:,.1f} ms",
-            _change(total, base) if base and name != BASELINE else "",
-            "this kernel's" if name == costs.algorithm else "extrapolated",
+            f"{1000 * seconds:,.1f} ms",
+            _change(seconds, base) if base and name != BASELINE else "",
+            "this kernel's" if name == times.algorithm else "extrapolated",
         ]
-        for name, total in seconds.items()
+        for name, seconds in times.seconds.items()
     ]
     return (
         "<h2>Estimated teardown time</h2>"
-        f"<p>By the calibration of the machine that wrote this page (Linux {_text(costs.kernel)}): "
-        f"{100 * costs.error_median:.0f} % off in the median, {100 * costs.error_high:.0f} % for one exit in "
+        f"<p>By the calibration of the machine that wrote this page (Linux {_text(times.kernel)}): "
+        f"{100 * times.error_median:.0f} % off in the median, {100 * times.error_high:.0f} % for one exit in "
         "ten. Costs were measured for the algorithm that its kernel runs; for the others they are "
         "extrapolated.</p>"
-        + _table(["algorithm", "time", "against the baseline", "costs"], rows_of_table)
-        + f'<p class="soft">An estimate, not a count. Not seen: {_text(calibration.UNSEEN)}.</p>'
+        + _table(["algorithm", "time", "against the baseline", "costs"], rows)
+        + f'<p class="soft">An estimate, not a count. Not seen: {_text(times.unseen)}.</p>'
     )
 
 
@@ -235,7 +240,7 @@ def _orders(traces: Sequence[Trace]) -> str:
             f"{row['order']}",
             f"{row['folios']:,}",
             f"{row['whole']:,}",
-            _text(whatif.size(int(row["mib"] * (1 << 20)))),
+            _text(folio_orders.size(int(row["mib"] * (1 << 20)))),
         ]
         for row in found.iter_rows(named=True)
     ]
@@ -296,7 +301,7 @@ def _vmas(vmas: pl.DataFrame, trace: Trace) -> str:
         [
             _text(f"{row['vma_start'] * page:x}"),
             _text(row["vma_perms"]),
-            _text(whatif.size(row["mapped"] * page)),
+            _text(folio_orders.size(row["mapped"] * page)),
             f"{row['large'] / row['mapped'] * 100:.1f} %" if row["mapped"] else "",
             f"{row['largest_order']}",
             _text(row["vma_name"] or "anonymous"),
@@ -312,7 +317,7 @@ def _vmas(vmas: pl.DataFrame, trace: Trace) -> str:
 
 
 def _processes(results: pl.DataFrame, traces: Sequence[Trace], paths: Sequence[str]) -> str:
-    captured = results.filter(pl.col("what_if") == whatif.CAPTURED)
+    captured = results.filter(pl.col("what_if") == folio_orders.CAPTURED)
     keys = ["trace", "mm", "pid", "comm"]
     wide = captured.filter(pl.col("algorithm") == BASELINE).sort("ptes", descending=True, maintain_order=True)
     if len(wide) < 2:
@@ -391,7 +396,7 @@ def _limits() -> str:
 
 
 def _bars(total: pl.DataFrame, counter: str, title: str) -> Any:
-    captured = total.filter(pl.col("what_if") == whatif.CAPTURED)
+    captured = total.filter(pl.col("what_if") == folio_orders.CAPTURED)
     base = captured.filter(pl.col("algorithm") == BASELINE)[counter][0]
     rows = captured.select("algorithm", count=counter).with_columns(
         label=pl.col("count").map_elements(lambda count: _label(count, base), pl.String)

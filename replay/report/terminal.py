@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from replay.report import diff, inspect, whatif
+from replay.report import diff, folio_orders, inspect
 from replay.support.text import printable
 from replay.teardown.algorithms import BASELINE
 from replay.teardown.counters import COUNTERS
@@ -121,9 +121,9 @@ COUNTS_BY_ORDER = ("rmap_calls", "atomics", "locks", "release_calls")
 
 
 def before_and_after(compared: pl.DataFrame, name: str, width: int) -> Sheet:
-    """Two forms of the memory (see `report.whatif`): a row per algorithm, each counter before and after."""
+    """Two forms of the memory (`folio_orders`): a row per algorithm, each counter before and after."""
     before, after = (
-        compared.filter(pl.col("what_if") == what).to_dicts() for what in (whatif.CAPTURED, name)
+        compared.filter(pl.col("what_if") == what).to_dicts() for what in (folio_orders.CAPTURED, name)
     )
     cells = {"algorithm": [row["algorithm"] for row in before]}
     for counter in SHOWN:
@@ -150,24 +150,26 @@ def by_order(
     width: int,
     baseline: str = BASELINE,
 ) -> Iterator[Sheet]:
-    """Algorithm by folio order: memory, then a table for each counter (frames of `whatif.compared`).
+    """Algorithm by folio order: memory, then a table for each counter (frames of `folio_orders.compared`).
 
     chosen: the algorithms to show. Percentages are against the baseline on the memory as captured.
     """
-    found = whatif.memory(everything)
+    found = folio_orders.memory(everything)
     memory = {
         "memory": list(found),
         "folios": [
-            whatif.size(page_size << order) if order is not None else ""
+            folio_orders.size(page_size << order) if order is not None else ""
             for order in everything.unique("what_if", maintain_order=True)["order"]
         ],
-        "resident": [whatif.size(rss * page_size) for _, rss in found.values()],
-        "added": [whatif.size(added * page_size, sign=True) if added else "" for added, _ in found.values()],
+        "resident": [folio_orders.size(rss * page_size) for _, rss in found.values()],
+        "added": [
+            folio_orders.size(added * page_size, sign=True) if added else "" for added, _ in found.values()
+        ],
     }
     yield _table(memory, title, width, right=("folios", "resident", "added"))
-    base = everything.filter((pl.col("algorithm") == baseline) & (pl.col("what_if") == whatif.CAPTURED))
+    base = everything.filter((pl.col("algorithm") == baseline) & (pl.col("what_if") == folio_orders.CAPTURED))
     for counter in COUNTS_BY_ORDER:
-        grid = whatif.grid(chosen, counter)
+        grid = folio_orders.grid(chosen, counter)
         cells: dict[str, list[str]] = {"algorithm": grid["algorithm"].to_list()}
         for name in grid.columns[1:]:
             cells[name] = [f"{count:,}\n{_plain_change(count, base[counter][0])}" for count in grid[name]]
@@ -190,7 +192,7 @@ def difference(
         memory = {
             "memory": list(diff.MEMORY),
             **{
-                name: [whatif.size(found[figure]) for figure in diff.MEMORY]
+                name: [folio_orders.size(found[figure]) for figure in diff.MEMORY]
                 for name, found in zip(("before", "after"), figures, strict=True)
             },
             "change": [_plain_change(figures[1][name], figures[0][name]) for name in diff.MEMORY],

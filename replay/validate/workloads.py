@@ -11,7 +11,7 @@ from typing import Final
 
 from replay.validate.workload_settings import PMD_ORDER, PMD_SIZE, switch_of
 
-_PROGRAMS: Final = Path(__file__).with_name("programs.py")
+_PROGRAMS: Final = Path(__file__).with_name("workload_programs.py")
 
 
 @dataclass(frozen=True)

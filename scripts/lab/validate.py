@@ -71,7 +71,7 @@ def runs(installed: Iterable[str]) -> dict[str, list[str]]:
         found[UNDRAINED] = [*validate, "--no-drain", *found["build"][len(validate) :]]
     if "pytest" in installed:
         # on Linux without kprobes these are skipped
-        tests = str(python_disk.TESTS / "validate" / "test_kprobes.py")
+        tests = str(python_disk.TESTS / "validate" / "test_probes.py")
         found[TESTS] = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
     return found
 

@@ -25,7 +25,7 @@ from replay.trace.check import check_frame
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 from tests.capture import processes
 from tests.capture.processes import needs_root, program
-from tests.capture.test_errors import small_process
+from tests.capture.test_address_space import small_process
 
 pytestmark = needs_root()
 

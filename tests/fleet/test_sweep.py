@@ -5,19 +5,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
 
 import replay
-from replay.errors import ReplayError, UsageError
-from replay.fleet import parts, sources, workers
+from replay.errors import ReplayError
+from replay.fleet import parts, sources
 from replay.fleet.sweep import FAILURES, options_text, sweep
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.variants import encoded
@@ -89,57 +84,6 @@ def test_a_trace_that_lost_address_spaces_is_a_row_of_failures(tmp_path: Path) -
     assert sweep(sources.find([str(path)]), tmp_path / "parts", OPTIONS, jobs=1).traces == 1
 
 
-def test_the_command(traces: Path, tmp_path: Path) -> None:
-    (traces / "bad.parquet").write_bytes(b"PAR1")
-    command = [sys.executable, "-m", "replay", "sweep", str(traces), "-o", str(tmp_path / "p"), "-j", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 4 and "not replayed: 1 traces" in done.stderr
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    command[4] = str(empty)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "no trace in" in done.stderr
-
-
-def killing(path: Path, name: str, options: str) -> tuple[object, int]:
-    """A replay that kills its worker: always for the trace t1, once for the others."""
-    mark = path.with_suffix(".killed")
-    if name == "t1" or not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replay.run(replay.read_trace(path), "v2"), 1
-
-
-def test_a_lost_worker_costs_no_other_trace(traces: Path) -> None:
-    outcomes = list(workers.local(sources.find([str(traces)]), workers.Task(killing, "{}"), 2))
-    assert sorted(outcome.source.name for outcome in outcomes) == ["t0", "t1", "t2", "t3"]
-    assert [outcome.source.name for outcome in outcomes if outcome.error] == ["t1"]
-    assert "killed 3 times" in next(outcome.error for outcome in outcomes if outcome.error)
-
-
-def slow(path: Path, name: str, options: str) -> tuple[object, int]:
-    """A replay that says who runs it, and takes a while."""
-    (path.parent / f"worker-{os.getpid()}").touch()
-    time.sleep(0.5)
-    return replay.run(replay.read_trace(path), ["baseline", "v2"]), 1
-
-
-def test_dask_gives_the_serial_result_though_a_worker_dies(traces: Path, tmp_path: Path) -> None:
-    pytest.importorskip("distributed")
-    found = sources.find([str(traces)])
-    task = workers.Task(slow, OPTIONS)
-    serial = {outcome.source.uri: outcome.part for outcome in workers.local(found, task, 1)}
-    for mark in traces.glob("worker-*"):
-        mark.unlink()
-    clustered: dict[str, bytes] = {}
-    for outcome in workers.dask(found, task, 2, ""):
-        if not clustered:
-            alive = [int(mark.name[7:]) for mark in traces.glob("worker-*")]
-            os.kill(alive[0], signal.SIGKILL)
-        clustered[outcome.source.uri] = outcome.part
-    assert clustered == serial
-
-
 def test_an_object_store(traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moto = pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -165,26 +109,3 @@ def test_an_object_store(traces: Path, tmp_path: Path, monkeypatch: pytest.Monke
         server.stop()
     with pytest.raises(ReplayError, match="cannot read s3://traces/day"):
         sources.find([f"s3://traces/day{query}"])
-
-
-def test_what_cannot_be_found_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
-        sources.find([str(tmp_path / "none.parquet")])
-    with pytest.raises(UsageError, match="no trace in"):
-        sources.find([str(tmp_path / "*.parquet")])
-    with pytest.raises(ReplayError, match="cannot read strange://bucket"):
-        sources.find(["strange://bucket/x"])
-
-
-def test_run_compares_the_parts(traces: Path, tmp_path: Path) -> None:
-    sweep(sources.find([str(traces)]), tmp_path / "parts", OPTIONS, jobs=1)
-    replay_run = [sys.executable, "-m", "replay", "run", "-a", "baseline,v2", "--format", "csv"]
-    over_parts, over_traces = (
-        subprocess.run([*replay_run, *map(str, given)], capture_output=True, text=True, check=True).stdout
-        for given in ([tmp_path / "parts"], sorted(traces.iterdir()))
-    )
-    assert over_parts == over_traces
-    refused = subprocess.run(
-        [*replay_run[:4], "-a", "v6.1", str(tmp_path / "parts")], capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2 and "have no 'v6.1'" in refused.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import struct
@@ -19,12 +18,12 @@ import polars as pl
 import pytest
 
 import replay
-from replay.report import address_map, answers, inspect, page, whatif
+from replay.report import folio_orders, page
 from replay.report.compare import total
 from replay.trace.frame import Trace
 from replay.trace.whatif import what_if
+from tests.commands.running import call
 from tests.teardown.address_spaces import Piece, trace_of
-from tests.test_cli import call, line
 
 pytest.importorskip("altair", reason="the extra 'html' is not installed")
 pytest.importorskip("vl_convert", reason="the extra 'html' is not installed")
@@ -120,27 +119,16 @@ def test_says_what_was_counted(made: Path) -> None:
 
 def test_names_of_anybody_are_only_text() -> None:
     trace = hostile()
-    results = whatif.by_order([trace], [[3]])
+    results = folio_orders.by_order([trace], [[3]])
     text = page.page([trace], results, ["a trace.parquet"])
     assert "script" not in elements(text).seen
     assert HOSTILE not in text
     assert "&lt;script&gt;" in text
 
 
-def test_the_answer() -> None:
-    trace = replay.read_trace(CAPTURES / "numpy-32k.parquet")
-    frame = whatif.compared(whatif.by_order([trace], [[0, 4]]), [])
-    said = answers.sentences([trace], frame)
-    counts = {row["algorithm"]: row for row in total(replay.run(trace)).iter_rows(named=True)}
-    assert said[0].startswith("Tearing down this address space (288 MiB resident")
-    change = (1 - counts["mainline"]["rmap_calls"] / counts["baseline"]["rmap_calls"]) * 100
-    assert f"Mainline makes {change:.1f} % fewer rmap removals" in said[1]
-    assert "of order 4" in said[3]
-
-
 def test_long_tables_are_capped() -> None:
     trace = replay.read_trace(CAPTURES / "postgresql-run.parquet")
-    text = page.page([trace], whatif.by_order([trace], [[]]), ["captures/x.parquet"])
+    text = page.page([trace], folio_orders.by_order([trace], [[]]), ["captures/x.parquet"])
     processes = text.split("<h2>Processes</h2>")[1].split("<h2>")[0]
     assert processes.count("<tr>") == page.MOST_ROWS + 1
     assert f"of {len(trace.meta.address_spaces)}." in processes
@@ -157,85 +145,7 @@ def test_a_what_if_has_no_curves_and_says_so(tmp_path: Path) -> None:
     assert "<h2>What if" not in text
 
 
-@pytest.mark.parametrize("ending", ["svg", "png"])
-def test_a_picture_alone(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"picture.{ending}"
-    assert call("report", CAPTURES / "pipeline.parquet", "-o", path, "--what-if", "0,3").returncode == 0
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG" if ending == "png" else b"<svg")
-    assert len(content) < 500_000
-
-
-def test_bad_input(tmp_path: Path) -> None:
-    trace = CAPTURES / "pipeline.parquet"
-    assert "let it end in .html, .svg, .png" in line(call("report", trace, "-o", tmp_path / "x.pdf"), 2)
-    (tmp_path / "x.html").write_text("mine")
-    assert "exists" in line(call("report", trace, "-o", tmp_path / "x.html"))
-    assert "no folios of order 1" in line(
-        call("report", trace, "-o", tmp_path / "y.html", "--what-if", "1"), 2
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    (tmp_path / "altair.py").write_text("raise ImportError")
-    missing = call("report", trace, "-o", tmp_path / "y.html", env=environment)
-    assert "pip install 'mm-replay[html]'" in line(missing)
-    assert not (tmp_path / "y.html").exists()
-
-
 # ------------------------------------------------------------------ the map
-
-
-def pixels(png: bytes) -> np.ndarray:
-    """An indexed PNG of ours, decoded: shape (height, width)."""
-    width, height = struct.unpack(">II", png[16:24])
-    data = png.partition(b"IDAT")[2]
-    lines = np.frombuffer(zlib.decompressobj().decompress(data), np.uint8).reshape(height, width + 1)
-    assert not lines[:, 0].any()
-    return lines[:, 1:]
-
-
-def test_map_has_a_cell_for_each_two_mebibytes() -> None:
-    pieces = [
-        Piece(count=512),
-        Piece(what="pmd"),
-        Piece(type="file", order=2, count=256, new_vma=True, new_table=True),
-        Piece(what="swap", count=8, new_vma=True, gap=512 * 40),
-    ]
-    trace = trace_of(pieces, 9)
-    drawn = address_map.draw(trace, 0)
-    image = pixels(drawn.png)
-    size = address_map.PIXELS
-    assert image.shape == (drawn.height, drawn.width) == (size, address_map.ACROSS * size)
-    cells = image.reshape(size, address_map.ACROSS, size).transpose(1, 0, 2)
-    assert (cells[0][:-1, :-1] == 1).all()
-    assert (cells[1][:-1, :-1] == 1 + 9).all()
-    # files are striped, and half a cell is filled from below
-    assert set(np.unique(cells[2])) == {0, 1 + 2}
-    assert not cells[2][:3].any()
-    # one mark for the gap, then the swapped pages
-    assert address_map.EMPTY_COLOUR and len(address_map.COLOURS) + 1 in cells[3]
-    assert cells[4].any()
-    assert not cells[5:].any()
-    assert drawn.table["cells"].to_list() == [1, 1, 1, 1]
-    assert drawn.table["pages"].sum() == trace.frame["pages"].sum()
-
-
-@pytest.mark.parametrize("name", ["redis", "jvm", "numpy-thp", "postgresql"])
-def test_map_of_real_memory(name: str) -> None:
-    trace = replay.read_trace(CAPTURES / f"{name}.parquet")
-    drawn = address_map.draw(trace, 0)
-    assert drawn.table["pages"].sum() == trace.frame["pages"].sum()
-    assert drawn.table["cells"].sum() == (trace.frame["vpn"] // 512).n_unique()
-    assert sum(region.cells for region in drawn.regions) == drawn.table["cells"].sum()
-    assert len(drawn.png) < 50_000
-    if name == "numpy-thp":
-        huge = drawn.table.filter((pl.col("what") == address_map.PRIVATE) & (pl.col("order") == 9))
-        assert huge["cells"].sum() == 63
-
-
-def test_share_in_large_folios() -> None:
-    rows = inspect.classified(replay.read_trace(CAPTURES / "numpy-thp.parquet"))
-    found = inspect.in_large_folios(rows, ["type"]).sort("type")
-    assert found.select("type", "large").rows() == [("anon", 63 * 512), ("file", 322)]
 
 
 # ------------------------------------------------------------------ a browser
@@ -270,7 +180,7 @@ def test_a_browser_loads_nothing_and_has_no_complaint(
     if which == "hostile":
         trace = hostile()
         path = tmp_path / "hostile.html"
-        path.write_text(page.page([trace], whatif.by_order([trace], [[3]]), ["x"]))
+        path.write_text(page.page([trace], folio_orders.by_order([trace], [[3]]), ["x"]))
     shot = tmp_path / "page.png"
     said, asked = requests(browser, path, tmp_path, f"--screenshot={shot}")
     assert "CONSOLE" not in said, said

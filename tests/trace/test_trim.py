@@ -17,7 +17,6 @@ from replay.trace.check import check_frame
 from replay.trace.file import read
 from replay.trace.trim import parse_range, trim
 from tests.teardown.address_spaces import Piece, pieces, trace_of
-from tests.test_cli import call, line
 
 CAPTURES = Path(__file__).parent.parent.parent / "captures"
 
@@ -68,19 +67,6 @@ def test_parts_add_up_to_the_whole() -> None:
     assert heap.meta.address_spaces[0].rss_file == 0
     assert heap.meta.address_spaces[0].rss_anon == heap.frame["pages"].sum()
     assert 0 < heap.meta.address_spaces[0].page_tables < trace.meta.address_spaces[0].page_tables
-
-
-def test_the_command(tmp_path: Path) -> None:
-    path = tmp_path / "heap.parquet"
-    done = call("trim", CAPTURES / "numpy.parquet", "--vma", "[heap]", "-o", path)
-    assert done.returncode == 0, done.stderr
-    assert "note: a part of a trace: VMA [heap]" in call("run", path).stderr
-    assert "exists" in line(call("trim", path, "--mm", "0", "-o", path))
-    missing = tmp_path / "missing.parquet"
-    assert "nothing of heap is in the part" in line(call("trim", path, "--pid", "1", "-o", missing))
-    assert "say which part" in line(call("trim", path, "-o", missing), 2)
-    assert "no range of addresses" in line(call("trim", path, "--address", "12", "-o", missing), 2)
-    assert not missing.exists()
 
 
 def test_ranges() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +86,11 @@ def instances(pid: int) -> list[str]:
     """Tracing instances of a replay process."""
     with tracefs.mounted() as (root, _):
         return [path.name for path in (root / "instances").glob(f"replay-{pid}-*")]
+
+
+def until(condition, seconds: float = 60, pause: float = 0.1):
+    """Wait for what another process is about to do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not as before"
+        time.sleep(pause)

@@ -27,7 +27,7 @@ from replay.trace import file
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, bit
 from tests.capture.processes import needs_root
-from tests.test_record import REPLAY, child_of, pids, recorded, running, status_without_us
+from tests.recording.test_recorder import REPLAY, child_of, pids, recorded, running, status_without_us
 
 pytestmark = needs_root()
 

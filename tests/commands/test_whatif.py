@@ -14,8 +14,8 @@ import pytest
 import replay
 from replay.report.compare import total
 from replay.trace.whatif import what_if
+from tests.commands.running import call, line, on_terminal
 from tests.teardown.address_spaces import Piece, trace_of
-from tests.test_cli import call, line, on_terminal
 
 CAPTURES = Path(__file__).parent.parent.parent / "captures"
 NUMPY = CAPTURES / "numpy.parquet"

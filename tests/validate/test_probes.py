@@ -12,22 +12,21 @@ from pathlib import Path
 import pytest
 
 from replay.support.restore import append
-from replay.validate import calls, compare_calls, probes, report, run, tracefs, watch
-from tests.validate.machine import kprobe_events, needs_kprobes, state
-from tests.validate.test_restored import until
+from replay.validate import calls, compare_calls, exits, probes, tracefs, verdicts, watch
+from tests.validate.machine import kprobe_events, needs_kprobes, state, until
 
 pytestmark = needs_kprobes
 
-RUN = "from replay.validate.run import validate; validate(['sleep', '0.01'])"
+RUN = "from replay.validate.exits import validate; validate(['sleep', '0.01'])"
 
 
 def test_call_counts_agree():
-    result = run.validate(["sh", "-c", "true; (ls / >/dev/null)"])
+    result = exits.validate(["sh", "-c", "true; (ls / >/dev/null)"])
     assert not result.no_calls
-    assert result.agrees, report.as_json(result)
+    assert result.agrees, verdicts.as_json(result)
     for verdict in result.verdicts:
         assert {count.counter for count in verdict.calls} >= {"rmap_calls", "free_calls", "release_entries"}
-        assert verdict.preempted or all(count.agrees for count in verdict.calls), report.as_json(result)
+        assert verdict.preempted or all(count.agrees for count in verdict.calls), verdicts.as_json(result)
 
 
 @pytest.mark.parametrize("counter", ["rmap_calls", "release_entries", "swapcache_checks"])
@@ -39,7 +38,7 @@ def test_an_altered_count_is_a_disagreement(monkeypatch, counter):
         return right(prediction, dict(observed) | {counter: observed[counter] + 1}, *rest)
 
     monkeypatch.setattr(watch, "compare_calls", altered)
-    result = run.validate(["true"])
+    result = exits.validate(["true"])
     assert not result.agrees
     [verdict] = result.verdicts
     wrong = [count for count in verdict.calls if not count.agrees]

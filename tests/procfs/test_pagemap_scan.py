@@ -25,7 +25,7 @@ UNSUPPORTED = 77
 
 @pytest.fixture(scope="module")
 def markers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/capture/markers.c, compiled."""
+    """tests/procfs/markers.c, compiled."""
     binary = tmp_path_factory.mktemp("markers") / "markers"
     subprocess.run(["cc", "-w", "-o", binary, Path(__file__).with_name("markers.c")], check=True)
     return binary

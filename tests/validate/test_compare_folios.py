@@ -8,10 +8,9 @@ import pytest
 
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.validate.compare_folios import UNEXPLAINED, Frame, compare, stayed, unpredicted
-from replay.validate.later_frees import Fate, fates, left_batches
-from replay.validate.observe import Observation, observe
-from replay.validate.predict import Folios, Prediction, algorithm_of
-from replay.validate.tracefs import Event
+from replay.validate.later_frees import Fate
+from replay.validate.observe import Observation
+from replay.validate.predict import Folios, Prediction
 
 FREED = ((100, 0), (7, 0), (512, 9), (64, 4), (9, 0), (8, 0))
 THREAD = 4711
@@ -160,63 +159,9 @@ def test_an_exit_mmap_that_did_not_end_here_is_a_difference():
     assert found.explained
 
 
-def event(time, name, *, pid=THREAD, interrupt=False, **fields) -> Event:
-    return Event(time, 0, name, pid, interrupt, fields)
-
-
-def test_observation_takes_the_first_free_of_each_mapped_frame():
-    names = frozenset({"mm_page_free", "mm_page_free_batched", "exit_mmap", "sched_switch"})
-    events = [
-        event(10, "mm_page_free", pfn=7, order=0),
-        event(11, "mm_page_free", pfn=512, order=9),
-        event(12, "mm_page_free", pfn=70, order=0, interrupt=True),
-        event(13, "mm_page_free_batched", pfn=7),
-        event(14, "sched_switch", prev_pid=THREAD, prev_state=0, next_pid=1),
-        event(14, "sched_switch", pid=1, prev_pid=1, prev_state=1, next_pid=THREAD),
-        event(15, "mm_page_free", pfn=999, order=0),
-        event(16, "mm_page_free", pfn=7, order=0),
-        event(17, "exit_mmap", mm=1, mt=1),
-        event(18, "mm_page_free", pfn=8, order=0),
-    ]
-    seen = observe(events, names, lambda pfn: pfn < 900)
-    assert seen.freed == ((7, 0), (512, 9))
-    assert seen.batch_ends == {2}
-    assert (seen.other_frees, seen.again, seen.preempted, seen.slept) == (1, 1, 1, 0)
-    assert (seen.finished, seen.began_ns, seen.ended_ns) == (True, 10, 17)
-
-
-def test_fates_need_evidence_of_a_batch():
-    events = [
-        event(2, "mm_page_free", pfn=1, order=0, pid=9),
-        event(5, "mm_page_free", pfn=5, order=0, pid=9),
-        event(20, "mm_lru_insertion", pfn=1, pid=9),
-        event(21, "mm_lru_insertion", pfn=2, pid=8),
-        event(22, "mm_page_free", pfn=1, order=0, pid=9),
-        event(23, "mm_page_free", pfn=2, order=0, pid=9),
-        event(24, "mm_page_free", pfn=3, order=0, pid=77),
-        event(31, "mm_page_free", pfn=4, order=0, pid=9),
-    ]
-    found = fates(events, frozenset({1, 2, 3, 4, 5, 6}), 4, 10, drained_ns=30, watching=frozenset({77}))
-    batch = {pfn: fate.lru_batch for pfn, fate in found.items()}
-    assert batch == {1: True, 2: False, 3: True, 4: True, 5: False}
-    assert [pfn for pfn, fate in found.items() if fate.early] == [5]
-
-
 def test_stayed_and_unpredicted_ask_for_frames_only():
     assert stayed(FREED, FREED[2:]) == [100, 7]
     assert unpredicted(FREED[2:], FREED) == [100, 7]
-
-
-def test_a_batch_was_emptied_only_between_capture_and_end():
-    events = [
-        event(3, "mm_lru_insertion", pfn=1, pid=9),  # before the capture
-        event(5, "mm_lru_insertion", pfn=2, pid=9),
-        event(6, "mm_page_free", pfn=3, order=0, pid=9),
-        event(7, "mm_lru_activate", pfn=4, pid=9),
-        event(8, "mm_lru_insertion", pfn=5, pid=9),  # nobody asks for it
-        event(21, "mm_lru_insertion", pfn=6, pid=9),  # after the exit
-    ]
-    assert list(left_batches(events, frozenset({1, 2, 3, 4, 6}), 4, 20)) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -231,24 +176,3 @@ def test_a_folio_that_left_its_batch_is_freed_after_all(columns, left, cause):
     altered = prediction((FREED[0], *FREED[2:]), **columns)
     found = compare(altered, observation(ends=()), after={}, left=left)
     assert [(each.what, each.pfn, each.cause) for each in found.differences] == [("freed", 7, cause)]
-
-
-SMP = "tlb_flush_rmaps"
-SHOWN = [
-    (set(), "v6.1"),
-    ({SMP}, "baseline"),
-    ({SMP, "__tlb_remove_folio_pages"}, "v6.12"),
-    ({SMP, "__tlb_remove_folio_pages", "CONFIG_MM_ID=y"}, "mainline"),
-    ({SMP, "__tlb_remove_folio_pages", "CONFIG_MM_ID=y", "CONFIG_NO_PAGE_MAPCOUNT=y"}, "mainline-nomapcount"),
-]
-
-
-@pytest.mark.parametrize(("shown", "name"), SHOWN)
-def test_the_algorithm_is_that_of_the_kernel(shown: set[str], name: str):
-    assert algorithm_of(shown).name == name
-
-
-def test_page_tables_go_where_the_configuration_says():
-    shown = {SMP, "__tlb_remove_folio_pages"}
-    assert algorithm_of(shown).gathers_tables("x86_64")
-    assert not algorithm_of({*shown, "CONFIG_PT_RECLAIM=y"}).gathers_tables("x86_64")

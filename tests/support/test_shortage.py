@@ -15,7 +15,7 @@ import pytest
 from replay.support import shortage
 from tests.capture.processes import needs_root
 
-CAPTURES = Path(__file__).parents[1] / "captures"
+CAPTURES = Path(__file__).parents[2] / "captures"
 RUN = [sys.executable, "-m", "replay", "run"]
 
 

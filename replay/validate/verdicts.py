@@ -13,7 +13,7 @@ import polars as pl
 
 from replay.validate.compare_calls import CallCount
 from replay.validate.compare_folios import CAUSES
-from replay.validate.run import Result
+from replay.validate.exits import Result
 from replay.validate.watch import Verdict
 
 VERDICTS = {

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replay.procfs import files
-from replay.procfs import kernel as tree_settings
 from replay.procfs.pagemap_words import read_pieces
 
 WORDS = 300
@@ -52,19 +51,3 @@ def test_pieces_that_cannot_be_read(read: Callable[..., int], tmp_path: Path) ->
     with pytest.raises(IsADirectoryError):
         files.check_read(False, fd)
     os.close(fd)
-
-
-def test_field() -> None:
-    status = "\nName:\tState:\tx\nState:\tS (sleeping)\nVmPTE:\t      40 kB\n"
-    assert files.field(status, "Name") == "State:\tx"
-    assert files.field(status, "State") == "S (sleeping)"
-    assert files.field(status, "VmPTE") == "40 kB"
-    assert files.field(status, "VmSwap") == ""
-
-
-def test_architecture_of_a_saved_tree(tmp_path: Path) -> None:
-    assert tree_settings.architecture(tmp_path, live=False) == "x86_64"
-    (tmp_path / "sys" / "kernel").mkdir(parents=True)
-    (tmp_path / "sys" / "kernel" / "arch").write_text("aarch64\n")
-    assert tree_settings.architecture(tmp_path, live=False) == "aarch64"
-    assert tree_settings.architecture(files.PROC, live=True) == os.uname().machine

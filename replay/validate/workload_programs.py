@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs of the built-in workloads: each shapes its own memory, then ends without taking it down.
 
-Runs alone, as a script, under the interpreter that runs replay: `programs.py NAME`. All memory is mapped by
-system calls, so that nothing but the kernel decides where it lies.
+It runs as a script of its own, `workload_programs.py NAME`, under the interpreter that runs replay. It maps
+all memory by system calls, so that only the kernel decides where the memory lies.
 """
 
 from __future__ import annotations

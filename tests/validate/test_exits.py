@@ -14,7 +14,7 @@ import pytest
 
 from replay.errors import ReplayError, UsageError
 from replay.support.restore import undone
-from replay.validate import compare_folios, report, run, tracefs, watch
+from replay.validate import compare_folios, exits, tracefs, verdicts, watch
 from replay.validate.workloads import WORKLOADS
 from tests.validate.machine import needs_kernel
 
@@ -23,10 +23,10 @@ pytestmark = needs_kernel
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
 def test_built_in_workloads_agree(workload):
-    result = run.validate(only=[workload.name])
+    result = exits.validate(only=[workload.name])
     if not result.verdicts:
         pytest.skip(result.notes[workload.name])
-    assert result.agrees, report.as_json(result)
+    assert result.agrees, verdicts.as_json(result)
     causes = {
         difference.cause for verdict in result.verdicts for difference in verdict.comparison.differences
     }
@@ -38,7 +38,7 @@ def test_built_in_workloads_agree(workload):
         assert causes
         assert causes <= {workload.cause} | also
     else:
-        assert not causes, report.as_json(result)
+        assert not causes, verdicts.as_json(result)
     assert not result.missed
     if workload.name in result.notes:
         pytest.skip(result.notes[workload.name])
@@ -55,9 +55,9 @@ def test_an_altered_prediction_is_a_disagreement(monkeypatch):
         return right(dataclasses.replace(prediction, freed=wrong), observation, **rest)
 
     monkeypatch.setattr(watch, "compare", altered)
-    result = run.validate(only=["python"])
+    result = exits.validate(only=["python"])
     assert not result.agrees
-    [row] = report.frame(result).to_dicts()
+    [row] = verdicts.frame(result).to_dicts()
     assert (row["exact"], row["prefix"], row["moved"], row["causes"]) == (False, 0, 1, "unexplained: 1")
 
 
@@ -65,30 +65,30 @@ def test_a_command_with_children_and_threads():
     code = "import subprocess, threading; subprocess.run(['sh', '-c', 'true; (true)']); " + (
         "threading.Thread(target=print).start()"
     )
-    result = run.validate([sys.executable, "-c", code])
+    result = exits.validate([sys.executable, "-c", code])
     assert result.status == 0
-    assert result.agrees, report.as_json(result)
+    assert result.agrees, verdicts.as_json(result)
     assert {verdict.comm for verdict in result.verdicts} >= {"sh"}
-    document = json.loads(report.as_json(result))
+    document = json.loads(verdicts.as_json(result))
     assert document["address_spaces"] == len(result.verdicts) == len(document["verdicts"])
 
 
 def test_threads_that_are_killed_past_their_exit_stop(tree: str, monkeypatch: pytest.MonkeyPatch):
     """They stay zombies until their tracer reaps them, and the process with them."""
     monkeypatch.setattr(watch, "EXIT_SECONDS", 10.0)
-    result = run.validate(["sh", "-c", f"for i in $(seq 40); do {tree} exit-at-once; done"])
+    result = exits.validate(["sh", "-c", f"for i in $(seq 40); do {tree} exit-at-once; done"])
     assert result.status == 0
     assert len(result.verdicts) >= 40
 
 
 def test_the_commands_exit_status_is_kept():
-    assert run.validate(["sh", "-c", "exit 7"]).status == 7
-    assert run.validate(["sh", "-c", "kill -TERM $$"]).status == 128 + 15
+    assert exits.validate(["sh", "-c", "exit 7"]).status == 7
+    assert exits.validate(["sh", "-c", "kill -TERM $$"]).status == 128 + 15
 
 
 def test_where_nothing_is_drained_differences_have_a_cause():
-    result = run.validate(["sh", "-c", "ls / >/dev/null; sed --version >/dev/null"], drain=False)
-    assert result.agrees, report.as_json(result)
+    result = exits.validate(["sh", "-c", "ls / >/dev/null; sed --version >/dev/null"], drain=False)
+    assert result.agrees, verdicts.as_json(result)
 
 
 def test_a_command_of_which_nothing_is_seen_is_an_error(monkeypatch):
@@ -97,12 +97,12 @@ def test_a_command_of_which_nothing_is_seen_is_an_error(monkeypatch):
 
     monkeypatch.setattr(watch, "_read", unreadable)
     with pytest.raises(ReplayError, match="nothing of sh could be compared: it could not be read"):
-        run.validate(["sh", "-c", "true"])
+        exits.validate(["sh", "-c", "true"])
 
 
 def test_unknown_workloads_are_refused():
     with pytest.raises(UsageError, match="choose from"):
-        run.validate(only=["nonsense"])
+        exits.validate(only=["nonsense"])
 
 
 def test_lost_events_are_an_error():

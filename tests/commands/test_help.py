@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help texts: nothing is cut, options are in groups, examples can be typed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Any
+
+import pytest
+import typer
+
+from replay import cli
+from replay.commands import help
+from tests.commands.running import call
+
+TREE: Any = typer.main.get_command(cli.app)
+NAMES = TREE.list_commands(None)
+
+
+def shown(command: str) -> str:
+    """The help of a command on a terminal of 80 columns."""
+    done = call(*command.split(), "--help", env=os.environ | {"COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", ["", *NAMES])
+def test_no_line_is_cut(command: str) -> None:
+    usage, *lines = shown(command).splitlines()
+    assert usage.startswith("Usage: ")
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith("...")]
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_option_says_what_it_does(command: str) -> None:
+    for param in TREE.commands[command].params:
+        assert param.help and param.help.rstrip().endswith("."), param.name
+
+
+def test_options_are_in_groups() -> None:
+    titles = [line[:-1] for line in shown("run").splitlines() if line.endswith(":") and line[0] != " "]
+    groups = [help.ALGORITHMS, help.COMPARED, help.WHAT_IF_AND_TIME, help.OUTPUT]
+    assert titles == ["Arguments", *groups, "Options"]
+    assert "[default: all]" in shown("run")
+    assert "[default: drain where exit_mmap() empties" in " ".join(shown("validate").split())
+
+
+def test_commands_are_in_groups() -> None:
+    text = shown("")
+    for title in (help.TAKE, help.COMPARE, help.TRACES, help.CHECK):
+        assert f"\n{title}:\n" in text
+    assert "\nCommands:\n" not in text
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_examples_can_be_typed(command: str) -> None:
+    lines = [line.strip().removeprefix("sudo ") for line in shown(command).splitlines()]
+    examples = [shlex.split(line) for line in lines if line.startswith("replay ")]
+    assert examples
+    for _, name, *arguments in examples:
+        TREE.commands[name].make_context(name, arguments)
