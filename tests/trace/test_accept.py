@@ -77,8 +77,8 @@ def test_one_row() -> None:
 def test_a_row_and_the_one_before() -> None:
     after = ROW._replace(vpn=1032, last=1039, pfn=8192, folio=8192)
     assert can_follow(after, ROW)
-    wrong: dict[str, Any]
-    for wrong in ({"vpn": 1031}, {"vma_perms": 2}, {"vma_end": 4097}, {"vma": 1}, {"vma_name": 1}):
+    others: list[dict[str, Any]] = [{"vpn": 1031}, {"vma_perms": 2}, {"vma_end": 4097}, {"vma": 1}]
+    for wrong in [*others, {"vma_name": 1}]:
         assert not can_follow(after._replace(**wrong), ROW), wrong
     assert can_follow(after._replace(mm=1, vpn=0), ROW)
     assert not can_follow(after, ROW._replace(mm=1))
