@@ -61,7 +61,6 @@ TESTED_THROUGH: Final = {
     "report/catalogue": "commands/test_algorithms",
     "report/charts": "report/test_page",
     "report/folio_orders": "commands/test_whatif",
-    "report/terminal": "commands/test_output",
     "validate/lru_drain": "validate/test_exits",
     "validate/watch": "validate/test_exits",
     "validate/workload_programs": "validate/test_exits",
@@ -69,7 +68,6 @@ TESTED_THROUGH: Final = {
     # the reference is what the machine is compared with, on the truth and on generated address spaces
     "teardown/counters": "teardown/test_machine",
     "teardown/extents": "teardown/test_contiguous",
-    "teardown/reference": "teardown/test_machine",
     "teardown/spaces": "teardown/test_contiguous",
     "teardown/state": "teardown/test_machine",
     # the one pass is compared as a whole: with the reference, the polars check, and itself in other portions

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -289,28 +290,43 @@ def _drawn(sheet: Sheet) -> RenderableType:
         # what is called a name says what the row is
         shown.pop(-2 if shown[-1] == "name" and len(shown) > 2 else -1)
     hidden = [_heading(name) for name in cells if name not in shown]
-    table = Table(
-        title=printable(sheet.title),
-        caption=f"no room for: {', '.join(hidden)}" if hidden else None,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in shown:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name, columns in _spread(cells, {name: widths[name] for name in shown}, width).items():
         table.add_column(
             _heading(name),
             justify="right" if name in sheet.right else "left",
-            min_width=widths[name],
+            width=columns,
             overflow="ellipsis",
             no_wrap=name in FREE,
         )
     for number, row in enumerate(zip(*(cells[name] for name in shown), strict=True)):
         table.add_row(*row, style=sheet.styles[number] if sheet.styles else None)
-    if not sheet.note:
-        return table
-    return Group(table, Text(sheet.note + "\n", style="dim"))
+    parts: list[RenderableType] = [Text(printable(sheet.title), style="bold"), table]
+    if hidden:
+        parts.append(Text(f"no room for: {', '.join(hidden)}", style="italic"))
+    if sheet.note:
+        parts.append(Text(sheet.note + "\n", style="dim"))
+    return Group(*parts)
+
+
+def _spread(cells: Mapping[str, Sequence[str]], least: Mapping[str, int], width: int) -> dict[str, int]:
+    """How wide each column is: at least what its cells need, and its heading on one line where there is room.
+
+    rich would make columns narrower than their numbers to keep a heading on one line.
+    """
+    room = width - sum(columns + GAP for columns in least.values()) + 1
+    widths = dict(least)
+    for name, columns in least.items():
+        wanted = max(columns, len(_heading(name)), *map(_columns_of, cells[name]))
+        more = min(wanted - columns, max(room, 0))
+        if name in FREE or columns + more == wanted:
+            widths[name] += more
+            room -= more
+    return widths
+
+
+def _columns_of(cell: str) -> int:
+    return max(map(cell_len, cell.split("\n")))
 
 
 def _meanings(names: Iterable[str]) -> str:
@@ -323,7 +339,7 @@ def _heading(name: str) -> str:
 
 
 def _widest(name: str, cells: Sequence[str]) -> int:
-    return max(map(len, [*name.split("_"), *(line for cell in cells for line in cell.split("\n"))]))
+    return max(map(cell_len, [*name.split("_"), *(line for cell in cells for line in cell.split("\n"))]))
 
 
 def _text(name: str, value: object) -> str:

@@ -125,12 +125,18 @@ class Outcome:
 
 
 def replay(space: AddressSpaceInput, algorithm: Algorithm) -> Outcome:
-    """Tear one address space down by one algorithm; all others stay as they were captured."""
+    """Tear one address space down by one algorithm; all others stay as they were captured.
+
+    space: the extents of the address space; algorithm: what the kernel does.
+    """
     return _Teardown(space, algorithm, _Memory([space], algorithm)).exit_mmap()
 
 
 def replay_together(spaces: Sequence[AddressSpaceInput], algorithm: Algorithm) -> list[Outcome]:
-    """Tear address spaces down one after the other, each from the state that the one before has left."""
+    """Tear address spaces down one after the other, each from the state that the one before has left.
+
+    spaces: in the order in which they exit; algorithm: what the kernel does.
+    """
     memory = _Memory(spaces, algorithm)
     return [_Teardown(space, algorithm, memory).exit_mmap() for space in spaces]
 
@@ -139,6 +145,10 @@ class _Memory:
     """What outlives one teardown: folios, mapcounts of pages, the mlock batch of the CPU that tears down."""
 
     def __init__(self, spaces: Sequence[AddressSpaceInput], algorithm: Algorithm) -> None:
+        """Build the folios that the address spaces map.
+
+        spaces: those that are torn down; algorithm: decides what holds references and what is queued already.
+        """
         self.algorithm = algorithm
         self.folios: dict[int, Folio] = {}
         self.page_mapcount: dict[int, int] = {}
@@ -153,6 +163,10 @@ class _Memory:
                     self.mlock_batch.append(folio)
 
     def _build_folios(self, space: AddressSpaceInput) -> None:
+        """Make each folio that an address space maps, and note the mapcounts of its pages.
+
+        space: the address space.
+        """
         e = space.extents
         for i in range(len(e.vpn)):
             if e.kind[i] not in MAPPED:
@@ -169,6 +183,10 @@ class _Memory:
                 folio.refs -= folio.pages - 1
 
     def _folio(self, space: AddressSpaceInput, i: int, head: int) -> Folio:
+        """A folio as it was captured.
+
+        space: an address space that maps it; i: one of the extents that do; head: pfn of its first page.
+        """
         e = space.extents
         folio = Folio(
             pfn=head,
@@ -195,7 +213,10 @@ class _Memory:
 
 
 def begins_huge_mapping(space: AddressSpaceInput, i: int) -> bool:
-    """Whether extent i is the first of a huge mapping; one whose pages differ in a column is several."""
+    """Whether an extent is the first of a huge mapping; one whose pages differ in a column is several.
+
+    space: the address space; i: the index of the extent.
+    """
     e = space.extents
     if e.kind[i] == PMD:
         return bool(e.vpn[i] % ptes_per_table(space.page_size) == 0)
@@ -206,6 +227,10 @@ class _Teardown:
     """The state of one exit_mmap(): the gather, the batch of page tables, what is counted."""
 
     def __init__(self, space: AddressSpaceInput, algorithm: Algorithm, memory: _Memory) -> None:
+        """Begin with an empty gather.
+
+        space: what is torn down; algorithm: how; memory: the folios, which other teardowns may share.
+        """
         self.space = space
         self.extents = space.extents
         self.algorithm = algorithm
@@ -292,7 +317,10 @@ class _Teardown:
             yield group
 
     def _zap_huge(self, ptes: list[Pte]) -> None:
-        """zap_huge_pmd() and __unmap_hugepage_range(): one entry, one rmap removal, one reference."""
+        """zap_huge_pmd() and __unmap_hugepage_range(): one entry, one rmap removal, one reference.
+
+        ptes: every page of the huge mapping.
+        """
         first = ptes[0]
         folio = first.folio
         by_pmd = first.kind == PMD
@@ -315,7 +343,10 @@ class _Teardown:
             self._force_flush()
 
     def _zap_pte_range(self, ptes: list[Pte]) -> None:
-        """One page-table page, restarted behind the entry that filled the gather."""
+        """zap_pte_range(): one page-table page, restarted behind the entry that filled the gather.
+
+        ptes: the entries of the page-table page that one VMA has.
+        """
         table_end = self._table_end(ptes[0])
         position = 0
         restart = True
@@ -330,13 +361,20 @@ class _Teardown:
             restart = full and ptes[position - 1].vpn + 1 < table_end
 
     def _table_end(self, pte: Pte) -> int:
+        """The page number where the page-table page of an entry ends, or its VMA if that ends first.
+
+        pte: any entry of the page-table page.
+        """
         # table_end of an extent is cut at its VMA, and all extents of a page-table page have the same
         e = self.extents
         i = int(e.vpn.searchsorted(pte.vpn, side="right")) - 1
         return int(e.table_end[i])
 
     def _zap_pass(self, ptes: list[Pte], position: int) -> tuple[int, bool, bool]:
-        """PTEs from `position` on until the gather is full -> (position behind, force flush, full)."""
+        """Take PTEs down until the gather is full -> (position behind the last, force flush, full).
+
+        ptes: the entries of the page-table page; position: the index of the first one to take.
+        """
         force_flush = False
         while position < len(ptes):
             pte = ptes[position]
@@ -355,7 +393,10 @@ class _Teardown:
         return position, force_flush, False
 
     def _zap_other(self, pte: Pte) -> None:
-        """An entry without a page that has an rmap."""
+        """Take down an entry without a page that has an rmap: swap, a marker, the zero page.
+
+        pte: the entry.
+        """
         if pte.kind == SWAP:
             self.count["swap_entries"] += 1
         elif pte.kind == MARKER:
@@ -365,7 +406,10 @@ class _Teardown:
             self.cleared = True
 
     def _run(self, ptes: list[Pte], position: int) -> list[Pte]:
-        """The PTEs that are taken together: a run of one large folio, or a single PTE."""
+        """The PTEs that are taken together: a run of one large folio, or a single PTE.
+
+        ptes: the entries of the page-table page; position: the index of the first one of the run.
+        """
         run = [ptes[position]]
         if self._in_runs(run[0].folio):
             for pte in ptes[position + 1 :]:
@@ -375,7 +419,10 @@ class _Teardown:
         return run
 
     def _continues_run(self, last: Pte, pte: Pte) -> bool:
-        """Whether a PTE goes on with the run that the PTE before it is in."""
+        """Whether a PTE goes on with a run.
+
+        last: the last PTE of the run so far; pte: the entry after it.
+        """
         return (
             pte.kind == PAGE
             and pte.folio is last.folio
@@ -389,7 +436,8 @@ class _Teardown:
     def _zap_present(self, run: list[Pte]) -> tuple[int, bool]:
         """Put a run into the gather and remove its rmap -> (PTEs done, whether the gather is full).
 
-        Where its pages are entries of their own and the gather fills up among them, the run ends there.
+        run: PTEs of adjacent pages of one folio. Where its pages are entries of their own and the gather fills up
+        among them, the run ends there.
         """
         folio = run[0].folio
         waits = self.algorithm.defers_rmap
@@ -406,7 +454,10 @@ class _Teardown:
     # ------------------------------------------------------------------ the gather
 
     def _gather_run(self, run: list[Pte], waits: bool) -> tuple[int, bool]:
-        """Add the pages of a run as one entry or several -> (pages added, whether the gather is full)."""
+        """Add the pages of a run as one entry or several -> (pages added, whether the gather is full).
+
+        run: PTEs of adjacent pages of one folio; waits: whether their rmap is removed later.
+        """
         folio = run[0].folio
         if self.algorithm.entry is Entry.PAGE_RUN:
             slots = self.algorithm.entry.slots(len(run))
@@ -420,7 +471,10 @@ class _Teardown:
         return len(run), False
 
     def _gather_range(self, page: GatherEntry) -> bool:
-        """A page extends the open range or begins a new one -> whether the gather is full."""
+        """Extend the open range by a page, or begin a new range -> whether the gather is full.
+
+        page: an entry of one page.
+        """
         entry = self.open_range
         if entry is not None and entry.folio is page.folio and page.pfn == entry.pfn + entry.pages:
             entry.pages += 1
@@ -431,7 +485,10 @@ class _Teardown:
         return self._tlb_remove(page)
 
     def _tlb_remove(self, entry: GatherEntry) -> bool:
-        """__tlb_remove_page_size(): add an entry -> whether the gather is full."""
+        """__tlb_remove_page_size(): add an entry -> whether the gather is full.
+
+        entry: what is added.
+        """
         self.count["gather_slots"] += entry.slots
         self.used_slots += entry.slots
         self.batches[self.active].append(entry)
@@ -473,7 +530,10 @@ class _Teardown:
                     self._force_flush()
 
     def _tlb_remove_table(self, number: int) -> None:
-        """tlb_remove_table(): into a batch of its own; a full one is handed to RCU after a TLB flush."""
+        """tlb_remove_table(): into a batch of its own; a full one is handed to RCU after a TLB flush.
+
+        number: of the page-table page, from 1 on.
+        """
         place = (number - 1) % max_table_batch(self.space.page_size)
         self.count["table_batches"] += place == 0
         if place + 1 == max_table_batch(self.space.page_size):
@@ -532,7 +592,10 @@ class _Teardown:
         self.open_range = None
 
     def _remove_rmap(self, folio: Folio, pfns: list[int], locked: bool) -> None:
-        """One call of page_remove_rmap(), folio_remove_rmap_range() or folio_remove_rmap_ptes()."""
+        """One call of page_remove_rmap(), folio_remove_rmap_range() or folio_remove_rmap_ptes().
+
+        folio: whose pages they are; pfns: the pages of the call; locked: whether their VMA is VM_LOCKED.
+        """
         self.count["rmap_calls"] += 1
         self.count["rmap_pages"] += len(pfns)
         if self.algorithm.counts_pages or not folio.large:
@@ -550,7 +613,8 @@ class _Teardown:
     def _count_large(self, folio: Folio, unmapped: int, cleared: int) -> bool:
         """Count what an rmap call does to a large folio -> whether it is one for deferred_split_folio().
 
-        unmapped: pages of the call that nothing maps any more; cleared: that no PTE maps any more.
+        folio: the large folio, its mapcounts lowered already; unmapped: pages of the call that nothing maps any more;
+        cleared: pages of the call that no PTE maps any more.
         """
         mapcounts = self.algorithm.mapcounts
         if mapcounts is Mapcounts.RANGE and not (self._in_runs(folio) or self.algorithm.defers_rmap):
@@ -568,7 +632,10 @@ class _Teardown:
         return unmapped > 0 and folio.mapped > 0
 
     def _drop_mapcounts(self, folio: Folio, pfns: list[int]) -> int:
-        """Lower the mapcounts of pages -> how many reached zero."""
+        """Lower the mapcounts of pages -> how many reached zero.
+
+        folio: whose pages they are; pfns: the pages, each once.
+        """
         unmapped = 0
         for pfn in pfns:
             self.page_mapcount[pfn] -= 1
@@ -579,7 +646,10 @@ class _Teardown:
         return unmapped
 
     def _deferred_split(self, folio: Folio) -> None:
-        """deferred_split_folio(), and what its callers check before it."""
+        """deferred_split_folio(), and what its callers check before it.
+
+        folio: an anonymous large folio of which pages were unmapped.
+        """
         if self.algorithm.splits_once and folio.partially_mapped:
             return
         self.count["deferred_split_calls"] += 1
@@ -593,7 +663,8 @@ class _Teardown:
     def _munlock_folio(self, folio: Folio) -> None:
         """munlock_folio(): into the mlock batch, which holds a reference until it is emptied.
 
-        Kernels that drain the batch before each release free no folio later by it.
+        folio: unmapped from a VM_LOCKED VMA. Kernels that drain the batch before each release free no folio later by
+        it.
         """
         if self.algorithm.drains_lru:
             return
@@ -617,7 +688,10 @@ class _Teardown:
     # ------------------------------------------------------------------ release
 
     def _free_chunk(self, chunk: list[GatherEntry]) -> None:
-        """free_pages_and_swap_cache(): the swap cache first, then the references."""
+        """free_pages_and_swap_cache(): the swap cache first, then the references.
+
+        chunk: entries of one batch, at most max_folios_per_free slots and one entry.
+        """
         self.count["free_calls"] += 1
         for entry in chunk:
             self.count["swapcache_checks"] += 1
@@ -627,14 +701,20 @@ class _Teardown:
             self._release(chunk[start : start + size])
 
     def _free_swap_cache(self, folio: Folio) -> None:
-        """free_swap_cache(): a folio that is no longer mapped leaves the swap cache."""
+        """free_swap_cache(): a folio that is no longer mapped leaves the swap cache.
+
+        folio: of an entry that is about to be released.
+        """
         if folio.swapcache and folio.mapcount == 0:
             self.count["swapcache_frees"] += 1
             folio.swapcache = False
             folio.refs -= folio.pages
 
     def _release(self, entries: list[GatherEntry]) -> None:
-        """One release call: drop references, free what has none left."""
+        """One release call: drop references, free what has none left.
+
+        entries: those of the call, in the order of the gather.
+        """
         self.count["release_calls"] += 1
         self.release_sizes.append(len(entries))
         freed = []
@@ -664,7 +744,10 @@ class _Teardown:
         self._log_freed(freed)
 
     def _drop_references(self, entry: GatherEntry) -> bool:
-        """Drop an entry's references -> whether its folio is freed."""
+        """Drop an entry's references -> whether its folio is freed.
+
+        entry: holds one reference for each of its pages.
+        """
         folio = entry.folio
         self.count["release_entries"] += 1
         self.count["refcount_atomics"] += 1
@@ -678,7 +761,10 @@ class _Teardown:
         return True
 
     def _free_folio(self, folio: Folio) -> None:
-        """A folio whose last reference is gone."""
+        """Free a folio whose last reference is gone.
+
+        folio: any; page tables and hugetlb pages are not counted as freed.
+        """
         if folio.queued:
             folio.queued = False
             self.count["deferred_split_dequeued"] += 1
@@ -688,7 +774,11 @@ class _Teardown:
             self.count["freed_while_mapped"] += folio.mapcount
 
     def _log_freed(self, freed: list[Folio]) -> None:
-        """In the order in which the kernel frees: some functions free order-0 pages last, in reverse."""
+        """Note freed folios in the order in which the kernel frees: some functions free order-0 pages last, in
+        reverse.
+
+        freed: the folios of one release call, in the order of its entries.
+        """
         shown = [folio for folio in freed if folio.lru]
         if self.algorithm.release.small_last:
             large = [folio for folio in shown if folio.large]
@@ -699,5 +789,8 @@ class _Teardown:
     # ------------------------------------------------------------------ what the algorithm takes together
 
     def _in_runs(self, folio: Folio) -> bool:
-        """Whether PTEs that map a folio one after the other are taken together."""
+        """Whether PTEs that map a folio one after the other are taken together.
+
+        folio: the folio that they map.
+        """
         return folio.large and (self.algorithm.anon_runs if folio.anon else self.algorithm.file_runs)

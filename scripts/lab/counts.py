@@ -65,8 +65,8 @@ def _freed(events: list[Event], folios: set[int]) -> list[list[int]]:
     ]
 
 
-# Counters beside those of `replay validate` -> the probe without which they cannot be known.
-_SHOWN_BY = {
+# Counters beside those of `replay validate` -> the event that shows them.
+SHOWN_BY = {
     "deferred_split_queued": "deferred_split",
     "deferred_split_dequeued": "split_dequeue",
     "lruvec_locks": "lruvec_lock",
@@ -92,7 +92,7 @@ def _counters(
             event.name == "table_batch" and number(event, "func") == free_tables for event in own
         ),
     }
-    counters |= {name: value for name, value in extra.items() if _SHOWN_BY[name] in probed}
+    counters |= {name: value for name, value in extra.items() if SHOWN_BY[name] in probed}
     return {name: counters[name] for name in COUNTERS if name in counters}
 
 
