@@ -436,8 +436,8 @@ class _Teardown:
     def _zap_present(self, run: list[Pte]) -> tuple[int, bool]:
         """Put a run into the gather and remove its rmap -> (PTEs done, whether the gather is full).
 
-        run: PTEs of adjacent pages of one folio. Where its pages are entries of their own and the gather fills up
-        among them, the run ends there.
+        run: PTEs of adjacent pages of one folio. Where its pages are entries of their own and the gather
+        fills up among them, the run ends there.
         """
         folio = run[0].folio
         waits = self.algorithm.defers_rmap
@@ -613,8 +613,8 @@ class _Teardown:
     def _count_large(self, folio: Folio, unmapped: int, cleared: int) -> bool:
         """Count what an rmap call does to a large folio -> whether it is one for deferred_split_folio().
 
-        folio: the large folio, its mapcounts lowered already; unmapped: pages of the call that nothing maps any more;
-        cleared: pages of the call that no PTE maps any more.
+        folio: the large folio, its mapcounts lowered already; unmapped: pages of the call that nothing maps
+        any more; cleared: pages of the call that no PTE maps any more.
         """
         mapcounts = self.algorithm.mapcounts
         if mapcounts is Mapcounts.RANGE and not (self._in_runs(folio) or self.algorithm.defers_rmap):
@@ -663,8 +663,8 @@ class _Teardown:
     def _munlock_folio(self, folio: Folio) -> None:
         """munlock_folio(): into the mlock batch, which holds a reference until it is emptied.
 
-        folio: unmapped from a VM_LOCKED VMA. Kernels that drain the batch before each release free no folio later by
-        it.
+        folio: unmapped from a VM_LOCKED VMA. Kernels that drain the batch before each release free no folio
+        later by it.
         """
         if self.algorithm.drains_lru:
             return
@@ -774,7 +774,8 @@ class _Teardown:
             self.count["freed_while_mapped"] += folio.mapcount
 
     def _log_freed(self, freed: list[Folio]) -> None:
-        """Note freed folios in the order in which the kernel frees: some functions free order-0 pages last, in
+        """Note freed folios in the order in which the kernel frees: some functions free order-0 pages last,
+        in
         reverse.
 
         freed: the folios of one release call, in the order of its entries.
