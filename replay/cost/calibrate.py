@@ -20,7 +20,7 @@ import numpy.typing as npt
 from replay.cost import calibration as kept
 from replay.cost import cases, fit
 from replay.cost.measure import Case, Exit, empty_seconds, measure
-from replay.procfs.kernel import THP
+from replay.support.thp import THP
 from replay.teardown.replayer import run
 from replay.validate.predict import algorithm_of
 from replay.validate.watch import shown_here

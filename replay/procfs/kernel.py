@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
 from replay.procfs import files
-
-THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
+from replay.support.thp import switches
 
 
 def mapcounts(root: Path) -> str:
@@ -36,14 +34,4 @@ def thp(live: bool) -> dict[str, str]:
 
     Empty for a saved tree, which does not hold them.
     """
-    if not live:
-        return {}
-    names = ["enabled", "defrag", "shmem_enabled"]
-    files = [THP / name for name in names] + sorted(THP.glob("hugepages-*kB/*enabled"))
-    return {str(path.relative_to(THP)): _selected(path.read_text()) for path in files if path.is_file()}
-
-
-def _selected(text: str) -> str:
-    """`always [madvise] never` -> `madvise`."""
-    _, bracket, rest = text.partition("[")
-    return rest.partition("]")[0] if bracket else text.strip()
+    return switches() if live else {}

@@ -774,9 +774,7 @@ class _Teardown:
             self.count["freed_while_mapped"] += folio.mapcount
 
     def _log_freed(self, freed: list[Folio]) -> None:
-        """Note freed folios in the order in which the kernel frees: some functions free order-0 pages last,
-        in
-        reverse.
+        """Note freed folios in the kernel's order: some functions free order-0 pages last, in reverse.
 
         freed: the folios of one release call, in the order of its entries.
         """

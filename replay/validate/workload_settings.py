@@ -5,24 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import mmap
 import os
 import struct
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from replay.errors import ReplayError
-from replay.procfs.kernel import THP
 from replay.support.restore import Undo, undone
+from replay.support.thp import THP, locked, selected
 from replay.trace.schema import ptes_per_table
-
-LOCK: Final = Path(tempfile.gettempdir()) / "replay-thp.lock"
-"""Held while THP switches are changed: another run must not take the changed ones for the user's."""
-LOCK_SECONDS: Final = 300.0
 
 PMD_ORDER: Final = ptes_per_table(mmap.PAGESIZE).bit_length() - 1
 """The order of folios as large as what a PMD entry maps: 9 with pages of 4 KiB."""
@@ -56,9 +49,9 @@ def thp(switches: Mapping[str, str]) -> Iterator[None]:
         yield
         return
     values = {_switch(name): value for name, value in switches.items()}
-    with _locked() as lock, put_back([lock]) as undo:
+    with locked() as lock, put_back([lock]) as undo:
         for file, value in values.items():
-            undo.write(file, _selected(file.read_text()))
+            undo.write(file, selected(file.read_text()))
             file.write_text(value)
         yield
 
@@ -81,32 +74,6 @@ def put_back(inherited: list[int]) -> Iterator[Undo]:
             yield undo
     except RuntimeError as error:
         raise ReplayError(f"a kernel setting could not be put back ({error}): put it back by hand") from None
-
-
-def _selected(text: str) -> str:
-    """`always [madvise] never` -> `madvise`; a number as it is."""
-    return text.partition("[")[2].partition("]")[0] or text.strip()
-
-
-@contextlib.contextmanager
-def _locked() -> Iterator[int]:
-    fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ReplayError(
-                        f"another process has held {LOCK} for {LOCK_SECONDS:.0f} s, to change THP switches: "
-                        "wait for it to end"
-                    ) from None
-                time.sleep(0.05)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

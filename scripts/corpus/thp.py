@@ -1,44 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's folio sizes for anonymous memory, changed for a while and always put back."""
+"""The kernel's folio sizes for anonymous memory: kept as they are, or changed for a while and put back."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
-from pathlib import Path
 
 from corpus.packages import UnavailableError
-
-SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
-LOCK = Path("/tmp/replay-thp.lock")
+from replay.support.thp import THP, locked
+from replay.validate import workload_settings
 
 
 @contextlib.contextmanager
 def unchanged() -> Iterator[None]:
-    """While the block runs, nobody who respects the lock changes the settings."""
-    with _locked(fcntl.LOCK_SH):
+    """While the block runs, nobody who respects the lock changes the switches."""
+    with locked(shared=True):
         yield
 
 
 @contextlib.contextmanager
 def folios_of(kilobytes: int) -> Iterator[None]:
-    """While the block runs, anonymous memory gets folios of this size wherever one fits."""
-    setting = SETTINGS / f"hugepages-{kilobytes}kB" / "enabled"
-    if not setting.exists():
-        raise UnavailableError(f"{setting} is missing: folios of {kilobytes} kB need Linux 6.8 or newer")
-    with _locked(fcntl.LOCK_EX):
-        before = setting.read_text().partition("[")[2].partition("]")[0]
-        try:
-            setting.write_text("always")
+    """While the block runs, anonymous memory gets folios of this size wherever one fits.
+
+    Raises `UnavailableError` if the kernel has no such folios, or we have no right to switch them on.
+    """
+    switch = f"hugepages-{kilobytes}kB/enabled"
+    try:
+        with workload_settings.thp({switch: "always"}):
             yield
-        except PermissionError:
-            raise UnavailableError(f"no right to write {setting}: run as root") from None
-        finally:
-            if setting.read_text().partition("[")[2].partition("]")[0] != before:
-                setting.write_text(before)
-
-
-@contextlib.contextmanager
-def _locked(how: int) -> Iterator[None]:
-    with LOCK.open("a") as file:
-        fcntl.flock(file, how)
-        yield
+    except workload_settings.UnavailableError:
+        raise UnavailableError(
+            f"{THP / switch} is missing: folios of {kilobytes} kB need Linux 6.8 or newer"
+        ) from None
+    except PermissionError:
+        raise UnavailableError(f"no right to write {THP / switch}: run as root") from None

@@ -21,6 +21,7 @@ from replay.capture.live import capture_all, capture_cgroup, capture_process
 from replay.errors import ReplayError
 from replay.process import stop
 from replay.procfs import files, pagemap_scan
+from replay.support.thp import THP
 from replay.trace.check import check_frame
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
 from tests.capture import processes
@@ -28,8 +29,6 @@ from tests.capture.processes import needs_root, program
 from tests.capture.test_address_space import small_process
 
 pytestmark = needs_root()
-
-THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def captured(pid: int, **options):

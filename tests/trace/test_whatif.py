@@ -21,6 +21,7 @@ import replay
 from replay.capture.live import capture_process
 from replay.errors import TraceError, UsageError
 from replay.report.compare import total
+from replay.support.thp import THP
 from replay.trace.check import check_frame
 from replay.trace.file import read
 from replay.trace.frame import SCHEMA, Trace
@@ -492,7 +493,7 @@ def only(order: int) -> dict[str, str]:
     return SWITCHES | ({switch_of(order): "always"} if order else {})
 
 
-SWITCH = Path("/sys/kernel/mm/transparent_hugepage") / switch_of(9)
+SWITCH = THP / switch_of(9)
 
 Areas = dict[int, tuple[int, str, int]]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from replay.errors import ReplayError
-from replay.procfs.kernel import THP
-from replay.validate import probes, tracefs, workload_settings
+from replay.support.thp import THP, locked
+from replay.validate import probes, tracefs
 
 
 def unusable() -> str:
@@ -58,7 +58,7 @@ def needs_validate(test: Callable[..., None]) -> Callable[..., None]:
 
 def state() -> dict[str, object]:
     """All that must be as before; taken while no other run has THP switches changed."""
-    with workload_settings._locked(), tracefs.mounted() as (root, _):
+    with locked(), tracefs.mounted() as (root, _):
         files = [root / name for name in ("tracing_on", "current_tracer", "trace_clock", "set_event_pid")]
         files += [root / "events" / name / "enable" for name in ("kmem", "tlb", "mmap", "pagemap")]
         return switches() | {
