@@ -130,10 +130,6 @@ def columns(batch: pa.RecordBatch, codes: Codes, where: str) -> Columns:
             found[name] = np.zeros(rows, DTYPES[COLUMNS[name]])
             continue
         array = batch.column(place)
-        if array.null_count:
-            raise TraceError(
-                f"{where}: column '{name}' has empty values: the trace is damaged, capture it again"
-            )
         if COLUMNS[name] == "text":
             found[name] = _codes(name, array, codes)
         elif COLUMNS[name] == "bool":
@@ -144,11 +140,9 @@ def columns(batch: pa.RecordBatch, codes: Codes, where: str) -> Columns:
 
 
 def _codes(name: str, array: pa.Array, codes: Codes) -> npt.NDArray[np.int64]:
-    """The codes of a column of texts. Raises `pyarrow.ArrowInvalid` where a number of a text is none."""
+    """The codes of a column of texts."""
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
-    # no checksum covers how many texts there are
-    array.validate(full=True)
     of_text = np.array([codes.of(name, text) for text in array.dictionary.to_pylist()], np.int64)
     numbers = array.indices.to_numpy()
     return of_text[numbers] if len(of_text) else np.zeros(0, np.int64)
