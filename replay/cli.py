@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -110,12 +111,15 @@ def _ended() -> int:
     except BrokenPipeError:
         pass
     except OSError as error:
-        note(f"replay: cannot write to standard output: {error.strerror}")
+        note(f"replay: cannot write to {STANDARD_OUTPUT}: {error.strerror}")
         status = 1
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     return status
 
+
+STANDARD_OUTPUT: Final = "standard output"
+"""What messages call it."""
 
 THREADS: Final = "POLARS_MAX_THREADS"
 """The variable with which polars ends in a panic if it is no number above 0."""
@@ -128,6 +132,29 @@ def _check_settings() -> None:
         raise UsageError(f"{THREADS}={value}: expected a whole number above 0: set it right, or unset it")
 
 
+class _StandardOutput(io.FileIO):
+    """Standard output as a file whose errors name it: the system's name no file."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes, as `io.FileIO` does; an `OSError` has `STANDARD_OUTPUT` as its file name."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STANDARD_OUTPUT
+            raise
+
+
+def _name_standard_output() -> None:
+    """Have errors of standard output name it, whoever writes to it."""
+    was = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_StandardOutput(was.fileno(), "w", closefd=False)),
+        encoding=was.encoding,
+        errors=was.errors,
+        line_buffering=was.isatty(),
+    )
+
+
 def _open_streams() -> None:
     """Put the null device where a standard stream is closed, for ourselves: commands find it closed."""
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
@@ -135,7 +162,13 @@ def _open_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
+    _name_standard_output()
+
+
+def _drop_output() -> None:
+    """Let what is still to be flushed go nowhere: standard output takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _status() -> int:
@@ -157,12 +190,15 @@ def _status() -> int:
         note("replay: interrupted")
         return 130
     except BrokenPipeError:
-        # whoever read our output has what it wanted; nothing may be flushed to the closed pipe at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # whoever read our output has what it wanted
+        _drop_output()
     except BaseException as error:
         # a panic of polars is a BaseException
         line = shortage.told(error)
-        if line is None and isinstance(error, OSError):
+        if line is None and isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
+            line = f"cannot write to {STANDARD_OUTPUT}: {error.strerror}"
+            _drop_output()
+        elif line is None and isinstance(error, OSError):
             name = f" {error.filename}" if error.filename else ""
             line = f"cannot go on:{name} {error.strerror or error}"
         if line is None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import replay
-from tests.commands.running import REPLAY, call, small_trace
+from tests.commands.running import CAPTURES, REPLAY, call, small_trace
+
+REDIS = str(CAPTURES / "redis.parquet")
 
 
 @pytest.fixture
@@ -75,10 +77,23 @@ def test_a_reader_that_has_seen_enough_is_no_failure(command: list[str]) -> None
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full")
-def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+@pytest.mark.parametrize(
+    "command",
+    [["algorithms"], ["--version"], ["run", "--help"], ["run", REDIS], ["inspect", REDIS]],
+)
+def test_a_full_disk_behind_standard_output_is_named(command: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*REPLAY, "algorithms"], stdout=full, stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        done = subprocess.run([*REPLAY, *command], stdout=full, stderr=subprocess.PIPE, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith(b"replay: ")]
+    assert done.returncode == 1
+    assert said == [b"replay: cannot write to standard output: No space left on device"]
+
+
+def test_a_closed_standard_output_is_no_failure() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *REPLAY, "run", REDIS], stderr=subprocess.PIPE, check=False
+    )
+    assert done.returncode == 0 and b"cannot write" not in done.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", ""])
