@@ -149,7 +149,13 @@ def run(
         ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Say at the end how much memory the replay took at most.")
+        bool,
+        typer.Option(
+            "-v",
+            "--verbose",
+            help="Say at the end how much memory the replay took at most.",
+            rich_help_panel=help.OUTPUT,
+        ),
     ] = False,
     csv_safe: Annotated[
         bool,
