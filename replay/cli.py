@@ -9,7 +9,6 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -112,7 +111,7 @@ def _ended() -> int:
     except BrokenPipeError:
         pass
     except OSError as error:
-        note(f"replay: {_of_system(error)}")
+        note(f"replay: cannot write to {STANDARD_OUTPUT}: {error.strerror}")
         status = 1
     with contextlib.suppress(OSError):
         sys.stderr.flush()
@@ -120,6 +119,7 @@ def _ended() -> int:
 
 
 STANDARD_OUTPUT: Final = "standard output"
+"""What messages call it."""
 
 THREADS: Final = "POLARS_MAX_THREADS"
 """A variable that makes polars panic if it is not a number above 0."""
@@ -132,6 +132,29 @@ def _check_settings() -> None:
         raise UsageError(f"{THREADS}={value}: expected a whole number above 0: set it right, or unset it")
 
 
+class _StandardOutput(io.FileIO):
+    """Standard output; an error of writing to it names it, as the system itself does not."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes, as `io.FileIO` does; an `OSError` has `STANDARD_OUTPUT` as its file name."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STANDARD_OUTPUT
+            raise
+
+
+def _name_standard_output() -> None:
+    """Have errors of standard output name it, whoever writes to it."""
+    was = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_StandardOutput(was.fileno(), "w", closefd=False)),
+        encoding=was.encoding,
+        errors=was.errors,
+        line_buffering=was.isatty(),
+    )
+
+
 def _open_streams() -> None:
     """Replace standard streams: closed ones by the null device, standard output by one that names itself.
 
@@ -142,35 +165,13 @@ def _open_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
-    out = sys.stdout
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_StandardOutput(out.fileno(), "w", closefd=False)),
-        encoding=out.encoding,
-        errors=out.errors,
-        line_buffering=out.isatty(),
-    )
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
+    _name_standard_output()
 
 
-class _StandardOutput(io.FileIO):
-    """Standard output; an error of writing to it names it."""
-
-    def write(self, data: Any) -> Any:
-        """Write, as any file does."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            error.filename = STANDARD_OUTPUT
-            raise
-
-
-def _of_system(error: OSError) -> str:
-    """One line for an error of the operating system: the file, where it is known, and the cause."""
-    reason = error.strerror or str(error)
-    if error.filename == STANDARD_OUTPUT:
-        with contextlib.suppress(OSError):
-            return f"cannot write to standard output, {Path('/proc/self/fd/1').readlink()}: {reason}"
-    return f"{error.filename}: {reason}" if error.filename else f"an unexpected error of the system: {reason}"
+def _drop_output() -> None:
+    """Send what is still in the buffer to the null device: standard output takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _status() -> int:
@@ -197,20 +198,17 @@ def _status() -> int:
     except BaseException as error:
         # a panic of polars is a BaseException
         line = shortage.told(error)
-        if line is None and isinstance(error, OSError):
-            line = _of_system(error)
+        if line is None and isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
+            line = f"cannot write to {STANDARD_OUTPUT}: {error.strerror}"
+            _drop_output()
+        elif line is None and isinstance(error, OSError):
+            name = f" {error.filename}" if error.filename else ""
+            line = f"cannot go on:{name} {error.strerror or error}"
         if line is None:
             raise
-        if isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
-            _drop_output()
         note(f"replay: {line}")
         return 1
     return 0
-
-
-def _drop_output() -> None:
-    """Send what is still in the buffer of standard output to the null device: it cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

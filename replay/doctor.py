@@ -146,8 +146,8 @@ def _mapcounts() -> Check:
     return Check(
         "mapcounts",
         State.LIMITED,
-        "averages of each large folio (CONFIG_NO_PAGE_MAPCOUNT)",
-        "counts of large folios are approximate; a kernel without the option gives exact ones",
+        "averages for large folios that several address spaces map (CONFIG_NO_PAGE_MAPCOUNT)",
+        "their counts are approximate; a kernel without the option gives exact ones",
     )
 
 

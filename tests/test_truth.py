@@ -28,6 +28,7 @@ ALGORITHM_OF = {
     "6.12": "v6.12",
     "6.18": "mainline",
     "7.3": "mainline",
+    "7.3-nomapcount": "mainline-nomapcount",
     "arm64-6.1": "v6.1",
     "arm64-6.12": "v6.12",
     "arm64-6.12-16k": "v6.12",
@@ -71,7 +72,7 @@ def allowed(expected: dict) -> set[str]:
 
 
 def test_all_cases_are_here():
-    assert len(CASES) == 84 + 44 + 37
+    assert len(CASES) == 84 + 44 + 37 + 8
 
 
 @pytest.mark.parametrize("case", CASES)

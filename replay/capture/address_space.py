@@ -2,8 +2,9 @@
 """One address space that the caller holds still: page tables, folios, extents, figures.
 
 In three steps: the *survey* reads all pagemap words as runs; then, portion by portion of the runs in
-address order, the folios behind them are read and extents built; last, each portion's words are read again
-to count what changed meanwhile.
+address order, the folios behind them are read, the portion's pagemap words are read again, to count what
+changed meanwhile, and extents are built. When all is read the process may run on: the extents of the last
+portion, for most processes the only one, are built after that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -28,9 +29,9 @@ from replay.capture.run_store import Kept
 from replay.capture.runs import Runs
 from replay.errors import ProcessGoneError, ReplayError
 from replay.procfs import files, pagemap_scan
-from replay.procfs.files import Status, Vma
+from replay.procfs.files import PM_EXCLUSIVE, Status, Vma
 from replay.procfs.pagemap_words import read_pieces
-from replay.procfs.source import Tree
+from replay.procfs.source import INLINE, Tree
 from replay.trace.schema import MARKER, SWAP, ptes_per_table
 
 I64 = npt.NDArray[np.int64]
@@ -47,9 +48,11 @@ BATCH_PAGES: Final = 1 << 16
 LONG_RUN_PAGES: Final = 8
 """Runs as long as this on average are read as well in portions of one block, one ahead of the other."""
 
+SMALL_PAGES: Final = 1 << 13
+"""Processes of fewer pages are read by one thread: threads would wait for each other for longer."""
+
 WAITING_BATCHES: Final = 4
-WAITING_LOOKS: Final = 4
-"""Batches that may wait for being written, or looked at again."""
+"""Batches that may wait for being written."""
 
 T = TypeVar("T")
 Portion = tuple[list[Runs], folios.Pages, list[I64]]
@@ -91,8 +94,16 @@ class Space(NamedTuple):
     shared_with: tuple[int, ...] = ()
 
 
+Steps = Generator[tuple[int, int], None, Space]
+"""A capture that stops before each portion is built, with (pages read so far, pages in all)."""
+
+
 class Survey(NamedTuple):
-    """The page tables of a process. huge: ranges mapped by a PMD; own: frames mapped several times."""
+    """The page tables of a process.
+
+    huge: ranges mapped by a PMD. own: frames mapped several times. entries: all frames, where kpagecount says
+    averages.
+    """
 
     vmas: list[Vma]
     facts: ex.VmaFacts
@@ -102,38 +113,53 @@ class Survey(NamedTuple):
     huge: Ranges
     huge_known: bool
     own: Ranges
+    entries: ex.Entries | None = None
 
 
-def capture_space(
+def capture_in_steps(
     tree: Tree, pid: int, emit: Emit, options: Options, progress: Progress | None = None
-) -> Space:
+) -> Steps:
     """Capture the address space of `pid`, which the caller holds still, handing extents to `emit` in order.
 
-    `emit` is called by the thread of `tree.writer`, while the next extents are built.
+    `emit` is called by the thread of `tree.writer`, while the next extents are built. At the last step all is
+    read, and the process may run on.
 
     Raises `ProcessGoneError` if the process has ended, `ReplayError` for a kernel thread, for missing
     rights and for a saved tree that is incomplete.
     """
     status = files.read_status(tree.root, pid, tree.page_size)
+    if status.rss_anon + status.rss_file + status.rss_shmem < SMALL_PAGES:
+        tree = tree._replace(pool=INLINE)
+    command_line = files.command_line(tree.root, pid)
     fd = files.open_pagemap(tree.root, pid)
     emitting: deque[Future[None]] = deque()
-    looking: deque[Future[int]] = deque()
+    looking: list[Future[int]] = []
     try:
         with contextlib.closing(Kept()) as blocks:
             survey = _survey(tree, fd, pid, options, blocks)
             dirty = None if options.known_dirty is None else _ranges(options.known_dirty)
             totals = Totals()
             precise = tree.mapcounts == "precise"
-            changed = done = 0
+            changed = read = done = 0
+            if not blocks.pages:
+                yield 0, 0
             for portion, pages, places in _read_ahead(tree, _portions(blocks)):
+                read += sum(int(block.pages.sum()) for block in portion)
+                if tree.live:
+                    # those of the portion before have run while it was built
+                    changed += sum(look.result() for look in looking)
+                    looking = [tree.pool.submit(_second_look, fd, survey.starts, block) for block in portion]
+                if read == blocks.pages:
+                    # nothing keeps these reads from the processor: the process waits for them
+                    wait(looking)
+                yield read, blocks.pages
                 own = ex.own_of_frames(pages, survey.own)
                 for block, index in zip(portion, places, strict=True):
                     changed += ex.raise_counts(block, index, pages, own, precise)
                 found = folios.folios_of(pages)
+                if survey.entries is not None:
+                    ex.count_exclusive(pages, found, survey.entries)
                 for batch, index in _batches(portion, places):
-                    if tree.live:
-                        changed += _await_one(looking, WAITING_LOOKS) or 0
-                        looking.append(tree.pool.submit(_second_look, fd, survey.starts, batch))
                     rows, torn = rows_of(
                         batch, index, pages, found, survey.facts, own, survey.huge, dirty, tree.page_size
                     )
@@ -164,8 +190,31 @@ def capture_space(
         figures,
         totals.marker,
         unaccounted(totals, status),
-        files.command_line(tree.root, pid),
+        command_line,
     )
+
+
+def capture_space(tree: Tree, pid: int, emit: Emit, options: Options) -> Space:
+    """Capture an address space in one go; the rest as in `capture_in_steps`."""
+    return finished(capture_in_steps(tree, pid, emit, options))
+
+
+def read_all(steps: Steps) -> int:
+    """Go on with a capture until all is read; returns pages."""
+    for read, pages in steps:
+        if read == pages:
+            return pages
+    raise AssertionError("the last step has all pages")
+
+
+def finished(steps: Steps) -> Space:
+    """Go on with a capture to its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            space: Space = end.value
+            return space
 
 
 def _portions(blocks: Kept) -> Iterator[list[Runs]]:
@@ -239,17 +288,19 @@ def _survey(tree: Tree, fd: int, pid: int, options: Options, blocks: Kept) -> Su
         raise _hidden(tree)
     trust_exclusive = options.held and tree.mapcounts == "precise"
     facts = ex.vma_facts(vmas)
-    own = _own(blocks, facts, ptes_per_table(tree.page_size), trust_exclusive)
+    size = ptes_per_table(tree.page_size)
+    own = _own(blocks, facts, size, trust_exclusive)
+    entries = _entries(blocks, facts, size) if tree.mapcounts == "average" else None
     known = (
         options.known_pmd if scanned or options.known_pmd is not None else pmd_mappings.saved_huge(tree, pid)
     )
     if known is not None:
-        return Survey(vmas, facts, starts, blocks, _ranges(known), True, own)
+        return Survey(vmas, facts, starts, blocks, _ranges(known), True, own, entries)
     if scanned:
-        huge = pmd_mappings.still_whole(huge, blocks.blocks(), ptes_per_table(tree.page_size))
-        return Survey(vmas, facts, starts, blocks, huge, True, own)
+        huge = pmd_mappings.still_whole(huge, blocks.blocks(), size)
+        return Survey(vmas, facts, starts, blocks, huge, True, own, entries)
     huge, is_known = pmd_mappings.huge_by_smaps(tree, blocks, vmas)
-    return Survey(vmas, facts, starts, blocks, huge, is_known, own)
+    return Survey(vmas, facts, starts, blocks, huge, is_known, own, entries)
 
 
 def _check_places(tree: Tree, pid: int, places: list[tuple[int, int]], vmas: list[Vma]) -> None:
@@ -317,12 +368,12 @@ def _together(some: list[tuple[Runs, I64]]) -> tuple[Runs, I64]:
     return runs.concat([part for part, _ in some]), np.concatenate([index for _, index in some])
 
 
-def _second_look(fd: int, starts: I64, portion: Runs) -> int:
-    """Entries of the portion that are no longer as they were."""
-    first, end = pagemap_scan.spans(portion.vpn, portion.vpn + portion.pages, starts, BLOCK_PAGES)
+def _second_look(fd: int, starts: I64, block: Runs) -> int:
+    """Entries of a block that are no longer as they were."""
+    first, end = pagemap_scan.spans(block.vpn, block.vpn + block.pages, starts, BLOCK_PAGES)
     words = np.zeros(int((end - first).sum()), np.int64)
     files.check_read(read_pieces(fd, first, end - first, words) >= 0, fd)
-    return runs.difference(portion, first, end - first, words.view(np.uint64))
+    return runs.difference(block, first, end - first, words.view(np.uint64))
 
 
 def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) -> Ranges:
@@ -334,6 +385,17 @@ def _own(blocks: Kept, facts: ex.VmaFacts, entries: int, trust_exclusive: bool) 
         ends.append(some.frame + some.pages)
     none = [np.zeros(0, np.int64)]
     return Ranges(*runs.cover(np.concatenate(starts or none), np.concatenate(ends or none), least=2))
+
+
+def _entries(blocks: Kept, facts: ex.VmaFacts, size: int) -> ex.Entries:
+    """All frames that the address space maps. size: PTEs of a page-table page."""
+    some = runs.concat(
+        [
+            block.select(ex.maybe_mapped_again(block, facts, size, trust_exclusive=False))
+            for block in blocks.blocks()
+        ]
+    )
+    return ex.entries_of(some.frame, some.pages, some.word & PM_EXCLUSIVE != 0)
 
 
 def _hidden(tree: Tree) -> ReplayError:

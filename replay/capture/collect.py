@@ -7,13 +7,20 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from replay.capture.arrow import table
+from replay.capture.arrow import no_rows, table
 from replay.capture.extents import Extents, Owner
 from replay.trace.metadata import Metadata
-from replay.trace.write import ARROW_SCHEMA, TraceWriter
+from replay.trace.write import TraceWriter
 
 FLUSHED_ROWS: Final = 3 << 15
 """Rows that are worth a row group: the more, the smaller the file, but the longer the end of a capture."""
+
+
+def warm_up() -> None:
+    """Write no rows to nowhere: the first write of a process takes milliseconds longer than the next."""
+    writer = TraceWriter(pa.BufferOutputStream())
+    writer.append_table(no_rows())
+    writer.discard()
 
 
 class Sink:
@@ -32,13 +39,6 @@ class Sink:
         if self.writer and sum(map(len, self.tables)) >= FLUSHED_ROWS:
             self._flush()
 
-    def warm_up(self) -> None:
-        """Write no rows to nowhere: the first write of a process takes milliseconds longer than the next."""
-        if self.writer:
-            writer = TraceWriter(pa.BufferOutputStream())
-            writer.append_table(ARROW_SCHEMA.empty_table())
-            writer.discard()
-
     def drop(self, extents: int) -> None:
         """Forget the rows after the first `extents`, which are not written yet."""
         while self.extents > extents:
@@ -46,7 +46,7 @@ class Sink:
 
     def rows(self) -> pa.Table:
         """What has not been written."""
-        return pa.concat_tables(self.tables or [ARROW_SCHEMA.empty_table()]).unify_dictionaries()
+        return pa.concat_tables(self.tables or [no_rows()]).unify_dictionaries()
 
     def close(self, meta: Metadata) -> None:
         """Write what is left, and the metadata; does nothing in memory."""

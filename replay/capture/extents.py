@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Extents, the rows of a trace, and what is found of pages before they are cut: VMAs, mappings, counts.
 
-`rows.rows_of` cuts them.
+`cut.rows_of` cuts them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.capture.folios import NOPAGE, Bools, Pages
-from replay.capture.runs import Runs, distinct
-from replay.jit.compiled import I32, I64, U8s, compiled
+from replay.capture.folios import MAPCOUNT, MAPPED, NOPAGE, ORDER, PLACE, Bools, Folios, Pages
+from replay.capture.runs import Runs, cover, distinct
+from replay.jit.compiled import I32, I64, I64s, U8s, compiled
 from replay.procfs.files import PM_EXCLUSIVE, U64, Vma
 from replay.trace.kpageflags import KPF_ANON, KPF_DIRTY, KPF_HUGE, KPF_ZERO_PAGE, bit
 
@@ -55,6 +55,17 @@ class Ranges(NamedTuple):
     def bounds(self) -> I64:
         """Where a value begins or ends, sorted."""
         return distinct(np.concatenate([self.start, self.end]))
+
+
+class Entries(NamedTuple):
+    """Frames that an address space maps, as frame ranges.
+
+    mapped: all of them, with the number of entries. shared: those that an entry without PM_EXCLUSIVE maps;
+    another address space may map their folios too.
+    """
+
+    mapped: Ranges
+    shared: Ranges
 
 
 class Extents(NamedTuple):
@@ -159,7 +170,7 @@ def _spread(start: I64, end: I64, offset: I64, first: I64, last: I64, value: I64
 def raise_counts(runs: Runs, index: I64, pages: Pages, own: I32, precise: bool) -> int:
     """Raise counts in place to the address space's own mappings; returns how many pages that changed.
 
-    index, own: as in `rows.rows_of`. The kernel says 0 for device pages (NOPAGE), an average where it does
+    index, own: as in `cut.rows_of`. The kernel says 0 for device pages (NOPAGE), an average where it does
     not count pages (CONFIG_NO_PAGE_MAPCOUNT; precise: False), too little where a page was unmapped meanwhile.
     """
     changed = _raise_counts(runs.pages, index, pages.flags.view(np.int64), pages.counts, own)
@@ -178,4 +189,54 @@ def _raise_counts(sizes: I32, index: I64, flags: I64, counts: I64, own: I32) -> 
             if counts[place] < mappings and flags[place] & ZERO_PAGE == 0:
                 counts[place] = mappings
                 changed += flags[place] & NOPAGE == 0
+    return changed
+
+
+def entries_of(frame: I64, pages: I32, exclusive: Bools) -> Entries:
+    """`Entries` of all runs of an address space but those of VMAs with raw frames; arrays of shape (n,)."""
+
+    def covered(which: Bools) -> Ranges:
+        return Ranges(*cover(frame[which], frame[which] + pages[which], least=1))
+
+    return Entries(covered(np.ones(len(frame), bool)), covered(~exclusive))
+
+
+def count_exclusive(pages: Pages, found: Folios, entries: Entries) -> None:
+    """Replace averages by mapcounts, in `pages` and `found`, for folios that only the address space maps.
+
+    With CONFIG_NO_PAGE_MAPCOUNT, kpagecount says for each page of a large folio the average over its pages,
+    at least 1. PM_EXCLUSIVE then says that one address space maps the folio (Linux v7.3,
+    folio_maybe_mapped_shared()): where all entries have it, the mapcount of a page is the number of its
+    entries. The kernel may leave the bit out though nobody else maps the folio, where three address spaces
+    did so before: such a folio keeps its average. hugetlb folios are mapped as a whole, and their average is
+    exact.
+    """
+    count = len(pages.counts)
+    times, shared = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    for ranges, out in ((entries.mapped, times), (entries.shared, shared)):
+        _spread(pages.start, pages.end, pages.offset, ranges.start, ranges.end, ranges.value, out)
+    _count_exclusive(pages.flags.view(np.int64), pages.counts, found.number, found.facts, times, shared)
+
+
+@compiled
+def _count_exclusive(flags: I64, counts: I64, number: I32, folios: I64s, times: I32, shared: I32) -> int:
+    """Returns how many folios have mapcounts now. times, shared: by frame, what `Entries` says, else 0."""
+    changed = place = 0
+    while place < len(counts):
+        folio = number[place]
+        if folio < 0 or folios[ORDER, folio] == 0 or flags[place] & HUGE != 0:
+            place += 1
+            continue
+        first = folios[PLACE, folio]
+        mapped = mapcount = sharers = 0
+        place = first + (1 << folios[ORDER, folio])
+        for page in range(first, place):
+            mapped += times[page] > 0
+            mapcount += times[page]
+            sharers += shared[page]
+        if mapped > 0 and sharers == 0:
+            for page in range(first, place):
+                counts[page] = times[page]
+            folios[MAPPED, folio], folios[MAPCOUNT, folio] = mapped, mapcount
+            changed += 1
     return changed

@@ -44,8 +44,8 @@ class Pages(NamedTuple):
     """Words of the frames read: sorted pieces [start, end), laid out one after the other.
 
     start, end, offset: int64, shape (pieces,): offset is the index of frame `start`.
-    flags: uint64, counts: int64, shape (frames,). memcg: int64, inode numbers of memory cgroups, which only
-    the heads of folios have; shape (frames,), or (0,) where nobody says.
+    flags: uint64, counts: int64, shape (frames,). memcg: int64, inode numbers of memory cgroups, which say
+    nothing of tails; shape (frames,), or (0,) where nobody says.
     """
 
     start: I64
@@ -155,7 +155,10 @@ def _read_share(files: _Files, wanted_start: I64, wanted_end: I64, spare: int = 
     size = end - start
     words = int(size.sum())
     counts = _read_words(files.counts, start, size, words, spare)
-    memcg = _read_words(files.memcg, start, size, words, spare) if files.memcg >= 0 else np.zeros(0, np.int64)
+    memcg = np.zeros(0, np.int64)
+    if files.memcg >= 0:
+        memcg = np.empty(words + spare, np.int64)
+        check_read(_read_heads(files.memcg, start, size, flags, memcg) >= 0, files.memcg)
     flags[:words] &= ~IDLE
     return Pages(start, end, np.cumsum(size) - size, flags[: words + spare].view(np.uint64), counts, memcg)
 
@@ -166,6 +169,40 @@ def _read_words(fd: int, start: I64, size: I64, words: int, spare: int) -> I64:
     found[:words] = 0
     check_read(read_pieces(fd, start, size, found) >= 0, fd)
     return found
+
+
+@compiled
+def _read_heads(fd: int, start: I64, size: I64, flags: I64, out: I64) -> int:
+    """Read the words of pieces into `out`, but for long runs of tails, which get the word of their head.
+
+    flags: of the same frames. A word that the file does not have is 0. Returns 0; -1 - i if piece i could
+    not be read.
+    """
+    at = 0
+    for piece in range(len(start)):
+        end, shift = at + size[piece], start[piece] - at
+        while at < end:
+            stop, behind = at, at
+            # what is read goes on to the first head whose tails are worth a system call to skip
+            while behind < end and behind - stop <= BRIDGE_FRAMES:
+                stop = behind + 1
+                behind = stop
+                if flags[stop - 1] & HEAD != 0:
+                    while behind < end and flags[behind] & TAIL != 0:
+                        behind += 1
+                    if behind - stop <= BRIDGE_FRAMES:
+                        stop = behind
+            while at < stop:
+                count = pread(fd, out, at, min(stop - at, MOST_WORDS), shift + at)
+                if count < 0:
+                    return -1 - piece
+                if count == 0:
+                    out[at:stop] = 0
+                    count = stop - at
+                at += count
+            out[at:behind] = out[at - 1]
+            at = behind
+    return 0
 
 
 @compiled

@@ -6,15 +6,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import replay
 from replay.capture import address_space, loops
-from replay.capture.address_space import Options, Progress, Space
+from replay.capture.address_space import PORTION_PAGES, Options, Progress, Space, Steps
 from replay.capture.extents import Extents, Owner
 from replay.capture.rss import Figure
 from replay.errors import ProcessGoneError, ReplayError
@@ -36,6 +35,10 @@ ATTEMPTS: Final = 3
 
 MUCH: Final = 0.001
 """Share of entries changed while they were read from which a capture is made again."""
+
+
+WAITING_PAGES: Final = PORTION_PAGES
+"""Pages of processes that are read, from which on they are built before the next is read."""
 
 
 class Capture(NamedTuple):
@@ -78,7 +81,7 @@ def capture_process(
     """
     root = Path(procfs_root)
     with stop.interruptible(), opened(root, pid) as tree:
-        loops.prepare()
+        _prepare()
         size = ptes_per_table(tree.page_size)
         options = Options(
             use_scan=use_scan,
@@ -105,50 +108,41 @@ def _attempt(
     progress: Progress | None,
     last: bool,
 ) -> Capture:
-    with _sink(tree, out, force) as sink:
-        began = time.monotonic()
-        with _held(tree, pid, options.held) as how:
-            tree.writer.submit(_warm_up, sink)
-            with by_task(tree, pid, _task(tree, pid) or pid) as seen:
-                captured = capture_into(
-                    seen, pid, 0, lambda rows, owner: sink.result().take(rows, owner), options, progress
-                )
-        held_ms = _since(began) if how == "ptrace" else 0.0
-        captured = captured._replace(held_ms=held_ms, shared_with=_sharing(tree).get(pid, ()))
+    with _sink(out, force) as sink:
+        others = _sharing(tree).get(pid, ())
+        with (
+            _held(tree, pid, options.held) as hold,
+            by_task(tree, pid, _task(tree, pid) or pid) as seen,
+        ):
+            captured = capture_into(seen, pid, 0, sink.take, options, progress, hold.let_go)
+            held_ms = hold.held_ms()
+        captured = captured._replace(held_ms=held_ms, shared_with=others)
         if not last and captured.changed > MUCH * captured.entries:
             raise _AgainError
-        meta = metadata(tree, [(pid, captured)], options, held=how)
-        return _finish(sink.result(), meta, [captured], out, f"{captured.status.name}-{pid}")
-
-
-def _since(began: float) -> float:
-    """Milliseconds since a time of the monotonic clock."""
-    return (time.monotonic() - began) * 1000
+        meta = metadata(tree, [(pid, captured)], options, held=hold.how)
+        return _finish(sink, meta, [captured], out, f"{captured.status.name}-{pid}")
 
 
 @contextlib.contextmanager
-def _sink(tree: Tree, out: str | Path | None, force: bool) -> Iterator[Future[Sink]]:
-    """A sink, into the file `out`, which appears when the block ends without an error, or into memory.
+def _sink(out: str | Path | None, force: bool) -> Iterator[Sink]:
+    """A sink, into the file `out`, which appears when the block ends without an error, or into memory."""
+    from replay.capture.collect import Sink
 
-    It is loaded, pyarrow with it, while the first words are read.
-    """
     with atomic_file(out, force=force) if out is not None else contextlib.nullcontext() as file:
-        sink = tree.pool.submit(_load_sink, file)
+        sink = Sink(file)
         try:
             yield sink
         except BaseException:
-            sink.result().discard()
+            sink.discard()
             raise
 
 
-def _load_sink(file: Any) -> Sink:
-    from replay.capture.collect import Sink
+def _prepare() -> None:
+    """Load and compile all that a capture needs, which may take seconds: before anything is held still."""
+    from replay.capture.collect import warm_up
 
-    return Sink(file)
-
-
-def _warm_up(sink: Future[Sink]) -> None:
-    sink.result().warm_up()
+    loops.prepare()
+    warm_up()
 
 
 def capture_all(
@@ -168,9 +162,9 @@ def capture_all(
     root = Path(procfs_root)
     pids = files.pids(root)
     with stop.interruptible(), opened(root, pids[0] if pids else 0) as tree:
-        loops.prepare()
+        _prepare()
         options = Options(use_scan=use_scan, held=hold or not tree.live)
-        return _capture_each(tree, pids, out, force, options, progress, together="", name="all")
+        return _capture_each(tree, pids, out, force, options, progress, together=None, name="all")
 
 
 def capture_processes(
@@ -189,9 +183,9 @@ def capture_processes(
     """
     root = Path(procfs_root)
     with stop.interruptible(), opened(root, pids[0]) as tree:
-        loops.prepare()
+        _prepare()
         options = Options(use_scan=use_scan, held=hold or not tree.live)
-        return _capture_each(tree, pids, out, force, options, progress, together="", name="processes")
+        return _capture_each(tree, pids, out, force, options, progress, together=None, name="processes")
 
 
 def capture_cgroup(
@@ -210,23 +204,22 @@ def capture_cgroup(
     one, one by one otherwise. The rest as in `capture_all`.
     """
     root = Path(procfs_root)
-    if files.own_pid(root) is None or files.own_pid(root) != files.own_pid(files.PROC):
+    own = files.own_pid(root)
+    if own is None or own != files.own_pid(files.PROC):
         raise ReplayError(
             f"a cgroup names processes as our PID namespace does, which {root} does not: use --all"
         )
     path = stop.cgroup_folder(cgroup)
     with stop.interruptible(), contextlib.ExitStack() as stack:
-        own = files.own_pid(files.PROC)
         freezes = hold and stop.has_freezer(path) and own not in stop.members(path)
-        loops.prepare()  # it may take seconds
-        if freezes:
-            stack.enter_context(stop.frozen(path))
+        _prepare()
+        # all that takes time comes before the cgroup stands still
+        tree = stack.enter_context(opened(root, own))
+        together = stack.enter_context(stop.frozen(path)) if freezes else None
         pids = stop.members(path)
         if not pids:
             raise ReplayError(f"no process in cgroup {path}: name one with processes")
-        tree = stack.enter_context(opened(root, pids[0]))
         options = Options(use_scan=use_scan, held=hold)
-        together = "cgroup" if freezes else ""
         return _capture_each(tree, pids, out, force, options, progress, together=together, name=path.name)
 
 
@@ -238,32 +231,59 @@ def _capture_each(
     options: Options,
     progress: Progress | None,
     *,
-    together: str,
+    together: stop.Hold | None,
     name: str,
 ) -> Capture:
-    """Capture processes one after the other; together: how they are all held already, if they are."""
+    """Capture processes one after the other; together: how they are all held already, if they are.
+
+    Those that are held together are read first, and built, in the same order, when all are read or when
+    `WAITING_PAGES` wait.
+    """
     spaces: list[tuple[int, Space]] = []
     refused: list[str] = []
-    vanished = 0
+    vanished = waiting_pages = 0
     own = files.own_pid(tree.root)
     others = _sharing(tree)
     captured_pids: set[int] = set()
-    with _sink(tree, out, force) as loading:
-        sink = loading.result()
+    waiting: deque[tuple[int, Steps]] = deque()
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(_sink(out, force))
+
+        def take(rows: Extents, owner: Owner) -> None:
+            sink.take(rows, owner._replace(mm=len(spaces)))
+
+        def add(pid: int, captured: Space) -> None:
+            spaces.append((pid, captured._replace(shared_with=others.get(pid, ()))))
+
+        def build_waiting() -> None:
+            while waiting:
+                pid, steps = waiting.popleft()
+                add(pid, address_space.finished(steps))
+
         for done, pid in enumerate(pids, 1):
             tid = _task(tree, pid)
             if pid == own or tid is None or not captured_pids.isdisjoint(others.get(pid, ())):
                 continue
             before = sink.extents
-            began = time.monotonic()
             try:
                 with (
-                    _held(tree, pid, options.held and not together) as held,
+                    _held(tree, pid, options.held and not together) as hold,
                     by_task(tree, pid, tid) as seen,
                 ):
-                    captured = capture_into(seen, pid, len(spaces), sink.take, options)
-                captured = captured._replace(held_ms=_since(began) if held == "ptrace" else 0.0)
-                spaces.append((pid, captured._replace(shared_with=others.get(pid, ()))))
+                    steps = stack.enter_context(contextlib.closing(in_steps(seen, pid, 0, take, options)))
+                    read, pages = next(steps)
+                    if read < pages or waiting_pages > WAITING_PAGES:
+                        build_waiting()
+                        before, waiting_pages = sink.extents, 0
+                    if read < pages:
+                        address_space.read_all(steps)
+                    if together:
+                        waiting.append((pid, steps))
+                        waiting_pages += pages
+                    else:
+                        hold.let_go()
+                        captured = address_space.finished(steps)
+                        add(pid, captured._replace(held_ms=hold.held_ms()))
                 captured_pids.add(pid)
             except ReplayError as error:
                 if sink.written > before:
@@ -275,9 +295,14 @@ def _capture_each(
                     refused.append(str(error))
             if progress:
                 progress(done, len(pids))
+        if together:
+            together.let_go()
+            build_waiting()
+            held_ms = together.held_ms()
+            spaces = [(pid, captured._replace(held_ms=held_ms)) for pid, captured in spaces]
         if not spaces:
             raise ReplayError(refused[0] if refused else "no process to capture: all have ended")
-        how = together or ("ptrace" if options.held and tree.live else "none")
+        how = together.how if together else ("ptrace" if options.held and tree.live else "none")
         meta = metadata(tree, spaces, options, held=how)
         found = [captured for _, captured in spaces]
         return _finish(sink, meta, found, out, name, vanished=vanished, refused=tuple(refused))
@@ -296,17 +321,35 @@ def _finish(
 
 
 def capture_into(
-    tree: Tree, pid: int, mm: int, take: Take, options: Options, progress: Progress | None = None
+    tree: Tree,
+    pid: int,
+    mm: int,
+    take: Take,
+    options: Options,
+    progress: Progress | None = None,
+    let_go: Callable[[], None] | None = None,
 ) -> Space:
     """Capture one address space that the caller holds still; `take` gets its rows.
 
-    mm: its number in the trace. Raises as `address_space.capture_space` does.
+    mm: its number in the trace. let_go: called when all is read. Raises as
+    `address_space.capture_in_steps` does.
     """
+    with contextlib.closing(in_steps(tree, pid, mm, take, options, progress)) as steps:
+        address_space.read_all(steps)
+        if let_go:
+            let_go()
+        return address_space.finished(steps)
+
+
+def in_steps(
+    tree: Tree, pid: int, mm: int, take: Take, options: Options, progress: Progress | None = None
+) -> Steps:
+    """The same in steps (see `address_space.capture_in_steps`)."""
 
     def emit(rows: Extents, vmas: Sequence[Vma], status: Status) -> None:
         take(rows, Owner(mm, pid, status.name, vmas))
 
-    return address_space.capture_space(tree, pid, emit, options, progress)
+    return address_space.capture_in_steps(tree, pid, emit, options, progress)
 
 
 def _sharing(tree: Tree) -> dict[int, tuple[int, ...]]:
@@ -322,18 +365,18 @@ def _task(tree: Tree, pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def _held(tree: Tree, pid: int, hold: bool) -> Iterator[str]:
-    """Hold a live process; yields how: `ptrace` or `none`."""
+def _held(tree: Tree, pid: int, hold: bool) -> Iterator[stop.Hold]:
+    """Hold a live process."""
     if not (hold and tree.live):
-        yield "none"
+        yield stop.not_by_us("none")
         return
     if files.own_pid(tree.root) != files.own_pid(files.PROC):
         raise ReplayError(
             f"{tree.root} numbers processes of another PID namespace, which ptrace cannot reach: "
             "capture with --no-freeze, or run replay in that namespace"
         )
-    with stop.held(tree.root, pid) as how:
-        yield how
+    with stop.held(tree.root, pid) as holding:
+        yield holding
 
 
 def described(

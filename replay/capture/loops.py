@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from replay.capture import cut, extents, folios, rss, runs
 from replay.jit import compiled
-from replay.procfs import pagemap_words
+from replay.procfs import pagemap_scan, pagemap_words
 
 
 def prepare() -> None:
@@ -13,4 +13,4 @@ def prepare() -> None:
 
     Raises `ReplayError` if that fails. Called before a process is held still.
     """
-    compiled.prepare(pagemap_words, runs, folios, extents, cut, rss)
+    compiled.prepare(pagemap_scan, pagemap_words, runs, folios, extents, cut, rss)

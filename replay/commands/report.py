@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,12 @@ from replay.commands import help
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from replay.report import page
+    from replay.trace.frame import Trace
 
 ENDINGS = (".html", ".svg", ".png")
 
@@ -83,7 +89,31 @@ def report(
     with atomic_file(path, force=force, mode=0o644) as target:
         if path.suffix.lower() == ".html":
             named = [shlex.quote(str(trace)) for trace in traces]
-            target.write(page.page(loaded, results, named).encode())
+            target.write(page.page(loaded, results, named, _times(loaded, results)).encode())
         else:
             target.write(charts.picture(page.overview(results), path.suffix.lower()[1:]))
     note(f"wrote {path}: {path.stat().st_size / 1024:,.0f} KiB")
+
+
+def _times(traces: list[Trace], results: pl.DataFrame) -> page.Times | None:
+    """Estimated times on the memory as captured, by the calibration of this machine; None without one."""
+    import polars as pl
+
+    from replay.cost import calibration
+    from replay.errors import ReplayError
+    from replay.report import page
+
+    try:
+        costs = calibration.read()
+    except ReplayError:
+        return None
+    captured = results.filter(pl.col("order").is_null())
+    seconds: dict[str, float] = {}
+    for trace in traces:
+        rows = captured.filter(pl.col("trace") == trace.name)
+        found = calibration.seconds(rows, calibration.of_rows(trace.frame), costs)
+        for name, value in zip(rows["algorithm"], found.tolist(), strict=True):
+            seconds[name] = seconds.get(name, 0.0) + value
+    return page.Times(
+        seconds, costs.algorithm, costs.kernel, costs.error_median, costs.error_high, calibration.UNSEEN
+    )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from replay.teardown.algorithms import Algorithm
+    from replay.teardown.replayer import Replayed
     from replay.trace.frame import Trace
 
 DIFFERENT = 3
@@ -146,6 +148,15 @@ def run(
             rich_help_panel=help.WHAT_IF_AND_TIME,
         ),
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "-v",
+            "--verbose",
+            help="Say at the end how much memory the replay took at most.",
+            rich_help_panel=help.OUTPUT,
+        ),
+    ] = False,
     csv_safe: Annotated[
         bool,
         typer.Option(
@@ -183,29 +194,27 @@ def run(
     from replay.trace import file
 
     parts = [path for path in traces if path.is_dir()]
-    loaded = [] if parts else file.read_all(traces, partial=partial)
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
     if what_if is not None:
         if together or check or time or pid or parts:
             raise UsageError("--what-if goes without --together, --check, --time, --pid and parts of a sweep")
+        loaded = file.read_all(traces, partial=partial)
         run_what_if(loaded, what_if, replayed, names, base.name, output, shape, per)
         return
-    if parts:
-        results = of_pids(_swept(traces, replayed), pid)
-    else:
-        results = of_pids(_replay(loaded, replayed, together, exits), pid)
+    found = [] if parts else _replay(traces, replayed, partial, together, exits)
+    loaded = [one.trace for one in found]
+    results = of_pids(_swept(traces, replayed) if parts else _results(found), pid)
     if time:
-        note(*_add_time(loaded, results, base.name))
+        note(*_add_time(found, results, base.name))
     _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, sort, top)
     if not together:
-        from replay.report import notes
-
-        for trace in loaded:
-            note(*notes.shared_anon(trace))
+        _note_shared(traces, found)
     if check:
-        _check(loaded, replayed)
+        _check(file.read_all(traces, partial=partial), replayed)
+    if verbose:
+        note(_peak_memory())
 
 
 def names_of(text: str) -> list[str]:
@@ -231,15 +240,53 @@ def _wanted(algorithms: list[str] | None, vary: list[str] | None, page_tables: s
 
 
 def _replay(
-    traces: list[Trace], algorithms: list[Algorithm], together: bool, order: Sequence[int] | None
-) -> pl.DataFrame:
+    paths: list[Path],
+    algorithms: list[Algorithm],
+    partial: bool,
+    together: bool,
+    order: Sequence[int] | None,
+) -> list[Replayed]:
+    """Each trace, replayed while it is read; those that are torn down together are read first."""
+    from replay.teardown import replayer
+    from replay.trace import file
+
+    found = []
+    for path, name in zip(paths, file.names(paths), strict=True):
+        if together:
+            trace = dataclasses.replace(file.read(path, partial=partial), name=name)
+            results = replayer.run_checked(trace, algorithms, together=True, order=order)
+            found.append(replayer.Replayed(trace, results, None))
+        else:
+            found.append(replayer.replayed_file(path, algorithms, partial=partial, name=name))
+    return found
+
+
+def _results(found: list[Replayed]) -> pl.DataFrame:
     import polars as pl
 
-    from replay.teardown import replayer
+    return pl.concat([one.results for one in found])
 
-    return pl.concat(
-        [replayer.run_checked(trace, algorithms, together=together, order=order) for trace in traces]
-    )
+
+def _note_shared(paths: list[Path], found: list[Replayed]) -> None:
+    """Say that address spaces share anonymous pages, where they may: who does is seen in the rows."""
+    from replay.report import notes
+    from replay.teardown import layout
+    from replay.trace import file
+
+    for path, one in zip(paths, found, strict=False):
+        if one.trace.meta.mode == "live" and one.figures is not None:
+            several = int(one.figures[:, layout.SHARED_ANON].sum()) > 1
+            if several:
+                trace = dataclasses.replace(file.read(path, partial=True), name=one.trace.name)
+                note(*notes.shared_anon(trace))
+
+
+def _peak_memory() -> str:
+    """The most memory that this process has used so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"peak memory: {peak / 1024:,.0f} MiB"
 
 
 def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
@@ -262,7 +309,7 @@ def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
     return results.filter(pl.col("algorithm").is_in(wanted))
 
 
-def _add_time(traces: list[Trace], results: pl.DataFrame, baseline: str) -> list[str]:
+def _add_time(replayed: list[Replayed], results: pl.DataFrame, baseline: str) -> list[str]:
     """Lines with the estimated teardown time of each algorithm, by the calibration of this machine and
     kernel.
     """
@@ -271,13 +318,13 @@ def _add_time(traces: list[Trace], results: pl.DataFrame, baseline: str) -> list
 
     from replay.cost import calibration as kept
 
-    if not traces:
+    if not replayed:
         raise UsageError("--time needs the traces: a sweep's parts do not say how many VMAs there are")
     found = kept.read()
     seconds: dict[str, float] = {}
-    for trace in traces:
-        of_each = kept.of_rows(trace.frame.lazy())
-        rows = results.filter(pl.col("trace") == trace.name)
+    for one in replayed:
+        of_each = kept.of_figures(one.figures) if one.figures is not None else kept.of_rows(one.trace.frame)
+        rows = results.filter(pl.col("trace") == one.trace.name)
         for name, of_row in zip(rows["algorithm"], kept.seconds(rows, of_each, found), strict=True):
             seconds[name] = seconds.get(name, 0.0) + float(np.asarray(of_row))
     error = f"{100 * found.error_median:.0f} % in the median, {100 * found.error_high:.0f} % for one in ten"

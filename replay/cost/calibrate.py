@@ -102,9 +102,7 @@ def file_folder() -> str:
 
 def features(exits: list[Exit], algorithm: str) -> npt.NDArray[np.float64]:
     """The columns of `FEATURES` for each exit: float64, shape (exits, features)."""
-    rows = [
-        kept.matrix(run(found.trace, [algorithm]), kept.of_rows(found.trace.frame.lazy())) for found in exits
-    ]
+    rows = [kept.matrix(run(found.trace, [algorithm]), kept.of_rows(found.trace.frame)) for found in exits]
     return np.concatenate(rows)
 
 

@@ -17,6 +17,7 @@ import polars as pl
 from replay.cost.fit import Costs
 from replay.errors import ReplayError
 from replay.support.atomic_file import atomic_file
+from replay.teardown.layout import DIRTY_PTES, VMAS
 
 FEATURES: Final = (
     "ptes",
@@ -124,13 +125,14 @@ def read(path: Path | None = None) -> Calibration:
     return calibration
 
 
-def of_rows(rows: pl.LazyFrame) -> pl.DataFrame:
+def of_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """What else an address space has that takes time: columns `mm`, `vmas` (those with pages), `dirty_ptes`.
 
     rows: of a trace.
     """
     return (
-        rows.group_by("mm")
+        rows.lazy()
+        .group_by("mm")
         .agg(
             vmas=pl.col("vma").n_unique().cast(pl.Int64),
             dirty_ptes=pl.col("pages").filter("dirty").cast(pl.Int64).sum(),
@@ -138,6 +140,12 @@ def of_rows(rows: pl.LazyFrame) -> pl.DataFrame:
         .sort("mm")
         .collect()
     )
+
+
+def of_figures(figures: npt.NDArray[np.int64]) -> pl.DataFrame:
+    """As `of_rows`, of the figures of a replay (see `layout.py`)."""
+    numbers = np.arange(len(figures), dtype=np.uint32)
+    return pl.DataFrame({"mm": numbers, "vmas": figures[:, VMAS], "dirty_ptes": figures[:, DIRTY_PTES]})
 
 
 def matrix(results: pl.DataFrame, of_each: pl.DataFrame) -> npt.NDArray[np.float64]:

@@ -40,19 +40,18 @@ def options_text(algorithms: Sequence[Mapping[str, Any]] | None, page_tables: st
 
 def replayed(path: Path, name: str, options: str) -> tuple[Any, int]:
     """One trace -> (the frame of `run_checked`, its extents)."""
-    import dataclasses
-
-    from replay.teardown.replayer import run_checked
-    from replay.teardown.variants import decoded
-    from replay.trace.file import read
+    from replay.teardown.layout import ROWS
+    from replay.teardown.replayer import replayed_file
+    from replay.teardown.variants import chosen, decoded
 
     given = json.loads(options)
-    trace = dataclasses.replace(read(path), name=name)
-    if trace.left_out and not trace.meta.part:
+    named = given["algorithms"] and [decoded(fields) for fields in given["algorithms"]]
+    found = replayed_file(path, chosen(named, given["page_tables"]), name=name)
+    if found.trace.left_out and not found.trace.meta.part:
         # nobody would see the note among thousands of traces
-        raise TraceError(f"{name}: {trace.notes[0]} by 'replay run'; a sweep leaves it out")
-    algorithms = given["algorithms"] and [decoded(fields) for fields in given["algorithms"]]
-    return run_checked(trace, algorithms, page_tables=given["page_tables"]), len(trace.frame)
+        raise TraceError(f"{name}: {found.trace.notes[0]} by 'replay run'; a sweep leaves it out")
+    assert found.figures is not None
+    return found.results, int(found.figures[:, ROWS].sum())
 
 
 def sweep(

@@ -19,6 +19,7 @@ from numba import carray, types
 from numba.extending import overload, register_jitable
 
 from replay.jit import compiled, pread
+from replay.jit.compiled import Group, arrays_of
 
 if TYPE_CHECKING:
     from replay.jit.compiled import Compiled
@@ -84,15 +85,25 @@ def object_of(module: str) -> bytes:
 
 def _llvm_module(function: Compiled) -> llvm.ModuleRef:
     """A function as a C function of its name: an array is passed as its address and shape."""
-    names, values, kinds = [], [], []
-    for number, array in enumerate(function.arguments):
-        sizes = [f"s{number}_{axis}" for axis in range(array.ndim if array else 0)]
-        names += [f"a{number}", *sizes]
-        values.append(f"carray(a{number}, ({', '.join(sizes)},))" if array else f"a{number}")
-        kinds += [types.CPointer(numba.from_dtype(np.dtype(array.dtype))) if array else types.int64]
-        kinds += [types.int64] * len(sizes)
+    names: list[str] = []
+    kinds: list[Any] = []
+    values = []
+    space: dict[str, Any] = {"carray": carray, "target": numba.njit(**OPTIONS)(function.python)}
+    for argument in function.arguments:
+        parts = []
+        for array in arrays_of(argument):
+            name = f"a{len(names)}"
+            sizes = [f"{name}_{axis}" for axis in range(array.ndim if array else 0)]
+            names += [name, *sizes]
+            parts.append(f"carray({name}, ({', '.join(sizes)},))" if array else name)
+            kinds.append(types.CPointer(numba.from_dtype(np.dtype(array.dtype))) if array else types.int64)
+            kinds += [types.int64] * len(sizes)
+        if isinstance(argument, Group):
+            space[argument.kind.__name__] = argument.kind
+            values.append(f"{argument.kind.__name__}({', '.join(parts)})")
+        else:
+            values += parts
     source = f"def entry({', '.join(names)}):\n    return target({', '.join(values)})\n"
-    space = {"carray": carray, "target": numba.njit(**OPTIONS)(function.python)}
     exec(source, space)
     entry = numba.cfunc(types.int64(*kinds), **OPTIONS)(space["entry"])
     module = llvm.parse_assembly(entry.inspect_llvm())

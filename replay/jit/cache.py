@@ -221,6 +221,8 @@ def _compile(modules: list[str]) -> dict[str, bytes]:
     program = f"import sys; sys.path[:] = {path!r}; from replay.jit import build; build.main()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     environment |= {"NUMBA_CPU_NAME": PROCESSOR, "NUMBA_CPU_FEATURES": "", "OPENBLAS_NUM_THREADS": "1"}
+    # functions are hardly optimised one by one: at the end all are, together
+    environment["NUMBA_OPT"] = "1"
     try:
         done = subprocess.run(
             [sys.executable, "-c", program, *modules],

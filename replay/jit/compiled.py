@@ -2,8 +2,9 @@
 """Functions that run as machine code: how they are marked, called, and made ready.
 
 `compiled` marks a function that Python calls, `inline` one that only compiled functions call. A compiled
-function takes integers, and NumPy arrays in C order; it returns an integer, allocates nothing and raises
-nothing. Its annotations are `int` and the array types below. While it runs, other threads can run Python.
+function takes integers, NumPy arrays in C order, and NamedTuples of such arrays; it returns an integer,
+allocates nothing and raises nothing. Its annotations are `int`, the array types below, and NamedTuples whose
+fields have these types. While it runs, other threads can run Python.
 With NUMBA_DISABLE_JIT=1 the functions run as plain Python.
 """
 
@@ -33,8 +34,21 @@ class Array(NamedTuple):
     ndim: int
 
 
+class Group(NamedTuple):
+    """What an annotation says of a NamedTuple of arrays."""
+
+    kind: type
+    arrays: tuple[Array, ...]
+
+    def __repr__(self) -> str:
+        names = self.kind._fields  # type: ignore[attr-defined]
+        return f"{self.kind.__qualname__}({', '.join(map(repr, zip(names, self.arrays, strict=True)))})"
+
+
 I64 = Annotated[npt.NDArray[np.int64], Array("int64", 1)]
 I64s = Annotated[npt.NDArray[np.int64], Array("int64", 2)]
+I64Stack = Annotated[npt.NDArray[np.int64], Array("int64", 3)]
+U32 = Annotated[npt.NDArray[np.uint32], Array("uint32", 1)]
 I32 = Annotated[npt.NDArray[np.int32], Array("int32", 1)]
 I32s = Annotated[npt.NDArray[np.int32], Array("int32", 2)]
 U8 = Annotated[npt.NDArray[np.uint8], Array("uint8", 1)]
@@ -65,11 +79,22 @@ class Compiled:
         return int(self.run(*arguments))
 
     @functools.cached_property
-    def arguments(self) -> tuple[Array | None, ...]:
-        """What each argument is: an array, or None for an integer."""
+    def arguments(self) -> tuple[Array | Group | None, ...]:
+        """What each argument is: an array, a group of arrays, or None for an integer."""
         hints = typing.get_type_hints(self.python, include_extras=True)
         hints.pop("return", None)
-        return tuple(None if hint is int else hint.__metadata__[0] for hint in hints.values())
+        return tuple(_argument(hint) for hint in hints.values())
+
+
+def _argument(hint: Any) -> Array | Group | None:
+    """What an annotation says."""
+    if hint is int:
+        return None
+    if isinstance(hint, type):
+        fields = typing.get_type_hints(hint, include_extras=True)
+        return Group(hint, tuple(field.__metadata__[0] for field in fields.values()))
+    found: Array = hint.__metadata__[0]
+    return found
 
 
 def compiled(function: Callable[..., int]) -> Compiled:
@@ -121,18 +146,29 @@ def prepare(*modules: types.ModuleType) -> None:
 
 def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
     """The machine code at an address as a Python function, which checks what it is given."""
-    expected = [(array, None if array is None else np.dtype(array.dtype)) for array in function.arguments]
-    kinds = [kind for array in function.arguments for kind in _c_types(array)]
-    entry = ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(address)
+    arguments = function.arguments
+    flat = [each for argument in arguments for each in arrays_of(argument)]
+    expected = [None if array is None else (array, np.dtype(array.dtype)) for array in flat]
+    entry = ctypes.CFUNCTYPE(ctypes.c_int64, *(kind for array in flat for kind in _c_types(array)))(address)
 
-    def run(*arguments: Any) -> int:
-        if len(arguments) != len(expected):
-            raise TypeError(f"{function.name} takes {len(expected)} arguments, not {len(arguments)}")
+    def run(*given: Any) -> int:
+        if len(given) != len(arguments):
+            raise TypeError(f"{function.name} takes {len(arguments)} arguments, not {len(given)}")
+        values: list[Any] = []
+        for value, argument in zip(given, arguments, strict=True):
+            if isinstance(argument, Group):
+                if not isinstance(value, argument.kind):
+                    raise TypeError(f"{function.name}: no {argument.kind.__name__}: {value!r}")
+                values.extend(typing.cast("tuple[Any, ...]", value))
+            else:
+                values.append(value)
         words: list[int] = []
-        for value, (array, dtype) in zip(arguments, expected, strict=True):
-            if array is None:
+        for value, wanted in zip(values, expected, strict=True):
+            if wanted is None:
                 words.append(_int64(value))
-            elif (
+                continue
+            array, dtype = wanted
+            if (
                 isinstance(value, np.ndarray)
                 and value.dtype == dtype
                 and value.ndim == array.ndim
@@ -147,6 +183,11 @@ def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
         return entry(*words)
 
     return run
+
+
+def arrays_of(argument: Array | Group | None) -> tuple[Array | None, ...]:
+    """The arrays, or the integer, that an argument is passed as."""
+    return argument.arrays if isinstance(argument, Group) else (argument,)
 
 
 def _int64(value: Any) -> int:

@@ -56,9 +56,13 @@ class Missed(enum.StrEnum):
     TRACED = "the command itself traces it"
     RUNNING = "it still ran when the command had ended"
     UNREADABLE = "it could not be read"
+    TOGETHER = "torn down by exec while another process that shared it was about to leave it"
     UNWATCHED = (
         "torn down by exec of a program that is not on a watched file system (memfd, FUSE, a new mount)"
     )
+
+
+ELSEWHERE: Final = 0
 
 
 class Reading(enum.Enum):
@@ -88,6 +92,8 @@ class Process:
     """A process: its tasks that are traced, and those let go at their exit (in /proc still, perhaps).
 
     done: its last task was seen at its exit. borrows: it has the mm of its parent (vfork), until it execs.
+    memory: a number that processes with one mm have in common, as far as they have been seen to leave it;
+    `ELSEWHERE` if somebody has the mm whom we do not follow, or if what becomes of it is known already.
     execs: those that tasks of it were let go into, by task: of threads that exec, one ends the others.
     """
 
@@ -96,6 +102,7 @@ class Process:
     gone: set[int] = field(default_factory=set)
     done: bool = False
     borrows: bool = False
+    memory: int = ELSEWHERE
     execs: dict[int, Exec] = field(default_factory=dict)
 
 
@@ -141,6 +148,8 @@ class Followed:
     passed: int = 0
     attaching: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Tasks that stand at a call to attach -> the task that they want, and until when they wait for it."""
+    memories: int = 0
+    """Numbers given to memories."""
     given_up: set[int] = field(default_factory=set)
     """Tasks let go to other tracers: their memory lives on."""
     execed: bool = False
@@ -291,6 +300,7 @@ def _give_up(followed: Followed, pid: int, tid: int, signal: int = 0) -> None:
     """Let a task go to another tracer; its process cannot be caught any more."""
     process = followed.processes[pid]
     if not process.done:
+        _say_no_more(followed, process)
         process.done = True
         followed.missed[Missed.TRACED] += 1
     followed.given_up.add(tid)
@@ -309,12 +319,48 @@ def _learn(followed: Followed, tid: int) -> int:
         process = followed.processes.get(pid)
         if process is None:
             # it has not run yet
-            borrows = ptrace.same_memory(tid, int(files.field(status, "PPid") or 0))
-            process = followed.processes[pid] = Process(pid, borrows=borrows)
+            parent = int(files.field(status, "PPid") or 0)
+            borrows = ptrace.same_memory(tid, parent)
+            memory = _memory_number(followed, tid, parent, borrows)
+            process = followed.processes[pid] = Process(pid, borrows=borrows, memory=memory)
         process.tasks.add(tid)
         # the number may have been that of a task before
         process.gone.discard(tid)
     return pid
+
+
+def _memory_number(followed: Followed, tid: int, parent: int, borrows: bool) -> int:
+    """The number of a new process's memory: that of another process, or one of its own."""
+    if borrows:
+        lender = followed.processes.get(parent)
+        return lender.memory if lender else ELSEWHERE
+    # CLONE_PARENT: the new process has another parent than the one that it shares memory with
+    for other in followed.processes.values():
+        if any(ptrace.same_memory(tid, task) for task in other.tasks):
+            return other.memory
+    return _new_memory(followed)
+
+
+def _new_memory(followed: Followed) -> int:
+    followed.memories += 1
+    return followed.memories
+
+
+def _sharers(followed: Followed, process: Process) -> list[Process]:
+    """The other processes that have not been seen to leave the memory of a process."""
+    if process.memory == ELSEWHERE:
+        return []
+    return [
+        other
+        for other in followed.processes.values()
+        if other is not process and not other.done and other.memory == process.memory
+    ]
+
+
+def _say_no_more(followed: Followed, process: Process) -> None:
+    """What becomes of a memory is known, or cannot be: those who still seem to have it are not asked."""
+    for sharer in _sharers(followed, process):
+        sharer.memory = ELSEWHERE
 
 
 def _learn_new(followed: Followed, tid: int) -> None:
@@ -405,7 +451,7 @@ def _execed(followed: Followed, pid: int, former: int) -> None:
     process = followed.processes[pid]
     if followed.execed or pid != followed.root:
         _count_exec(followed, process, former)
-    process.borrows = False
+    process.borrows, process.memory = False, _new_memory(followed)
     for tid in process.tasks:
         followed.process_of.pop(tid, None)
     followed.process_of.pop(former, None)
@@ -428,11 +474,23 @@ def _count_exec(followed: Followed, process: Process, former: int) -> None:
             followed.missed[Missed.KILLED] += 1
         elif isinstance(found.reading, Missed):
             followed.missed[found.reading] += 1
-    elif not process.borrows and not process.done:
-        if followed.execs and not followed.execs.gate.closed:
-            followed.missed[Missed.UNWATCHED] += 1
-        else:
+        elif found.reading is Reading.SHARED and _is_last_sharer(followed, process):
+            followed.missed[Missed.TOGETHER] += 1
+        if found.reading is not Reading.SHARED:
+            _say_no_more(followed, process)
+    elif not process.done and _is_last_sharer(followed, process):
+        if not followed.execs or followed.execs.gate.closed:
             followed.replaced += 1
+        else:
+            followed.missed[Missed.TOGETHER if process.borrows else Missed.UNWATCHED] += 1
+
+
+def _is_last_sharer(followed: Followed, process: Process) -> bool:
+    """Whether all others who shared its memory were seen to leave it, so that its exec has torn that down.
+
+    Those who left it at the same moment took it for shared, and did not read it.
+    """
+    return process.memory != ELSEWHERE and not _sharers(followed, process)
 
 
 def _exiting(followed: Followed, pid: int, tid: int) -> None:
@@ -449,8 +507,10 @@ def _exiting(followed: Followed, pid: int, tid: int) -> None:
             followed.missed[Missed.SHARED] += 1
         elif cause := followed.at_exit(pid, tid, lambda: handle_others(followed)):
             followed.missed[cause] += 1
+            _say_no_more(followed, process)
         else:
             handed_over = True
+            _say_no_more(followed, process)
     _forget(followed, tid)
     ptrace.call(ptrace.DETACH, tid)
     if handed_over:

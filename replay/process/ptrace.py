@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import re
@@ -58,6 +59,7 @@ _SYS_KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 35
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 _libc.ptrace.restype = ctypes.c_long
+_libc.syscall.argtypes = (ctypes.c_long,) * 6
 _libc.syscall.restype = ctypes.c_long
 
 
@@ -93,16 +95,20 @@ def same_memory(tid: int, other: int) -> bool:
         return False
 
 
+@functools.cache
+def _kcmp_number() -> int | None:
+    return _SYS_KCMP.get(platform.machine())
+
+
 def compare_memory(tid: int, other: int) -> int:
     """The order of the mm of two tasks: 0 for one and the same, -1 or 1.
 
     The order holds while both are there. Raises `OSError` if one is gone or the kernel does not tell.
     """
-    number = _SYS_KCMP.get(platform.machine())
+    number = _kcmp_number()
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    arguments = (ctypes.c_long(value) for value in (number, tid, other, _KCMP_VM, 0, 0))
-    found = _libc.syscall(*arguments)
+    found = _libc.syscall(number, tid, other, _KCMP_VM, 0, 0)
     if found < 0:
         failure = ctypes.get_errno()
         raise OSError(failure, os.strerror(failure))

@@ -13,10 +13,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
 from replay.errors import ProcessGoneError, ReplayError
 from replay.process import ptrace, rights
@@ -26,9 +26,25 @@ PATIENCE_SECONDS: Final = 5.0
 """How long a thread or a cgroup gets to stop: only uninterruptible sleep takes long."""
 
 
+class Hold(NamedTuple):
+    """A process that stands still. how: `ptrace`, `cgroup` or `none`. let_go: ends it before the block does.
+
+    held_ms: for how long it has stood still by ptrace, until now or until it was let go; waits until it is.
+    """
+
+    how: str
+    let_go: Callable[[], None]
+    held_ms: Callable[[], float]
+
+
+def not_by_us(how: str) -> Hold:
+    """What stands still by others, or does not."""
+    return Hold(how, lambda: None, lambda: 0.0)
+
+
 @contextlib.contextmanager
-def held(root: Path, pid: int) -> Iterator[str]:
-    """Hold all threads of a process still while the block runs; yields what holds them: `ptrace` or `cgroup`.
+def held(root: Path, pid: int) -> Iterator[Hold]:
+    """Hold all threads of a process still while the block runs, or until `let_go`, by ptrace or a cgroup.
 
     A process that was stopped before stays stopped, and signals that arrive meanwhile are delivered after.
     Raises `ProcessGoneError` if it ends, `ReplayError` if it is traced already, is the caller itself, or
@@ -37,15 +53,17 @@ def held(root: Path, pid: int) -> Iterator[str]:
     _check(root, pid)
     if is_frozen(root, pid):
         # the freezer of cgroup v1 lets a task neither run nor stop for ptrace
-        yield "cgroup"
+        yield not_by_us("cgroup")
         if not is_frozen(root, pid):
             raise ReplayError(f"the cgroup of process {pid} was thawed while it was read: capture it again")
         return
     release, stopped = threading.Event(), threading.Event()
     failure: list[BaseException] = []
+    times: list[float] = []
 
     def tracer() -> None:
         signals: dict[int, int] = {}
+        times.append(time.monotonic())
         try:
             _stop_all(root, pid, signals)
             stopped.set()
@@ -56,15 +74,22 @@ def held(root: Path, pid: int) -> Iterator[str]:
             for tid, number in signals.items():
                 with contextlib.suppress(OSError):
                     ptrace.call(ptrace.DETACH, tid, number)
+            times.append(time.monotonic())
             stopped.set()
 
     thread = threading.Thread(target=tracer, name="replay-tracer", daemon=True)
+
+    def held_ms() -> float:
+        if release.is_set():
+            thread.join()
+        return ((times[1] if len(times) > 1 else time.monotonic()) - times[0]) * 1000
+
     thread.start()
     try:
         stopped.wait()
         if failure:
             raise failure[0]
-        yield "ptrace"
+        yield Hold("ptrace", release.set, held_ms)
     finally:
         release.set()
         thread.join()
@@ -189,8 +214,10 @@ def has_freezer(cgroup: Path) -> bool:
 
 
 @contextlib.contextmanager
-def frozen(cgroup: Path) -> Iterator[None]:
-    """Freeze a cgroup and those below it while the block runs; one that was frozen before stays frozen.
+def frozen(cgroup: Path) -> Iterator[Hold]:
+    """Freeze a cgroup and those below it while the block runs, or until `let_go`.
+
+    One that was frozen before stays frozen.
 
     It is thawed even if this process is killed meanwhile. Raises `ReplayError` if it may not be frozen, or
     does not freeze in time.
@@ -202,7 +229,7 @@ def frozen(cgroup: Path) -> Iterator[None]:
         control, freeze, thaw = cgroup / "freezer.state", "FROZEN", "THAWED"
         shows, word = control, "FROZEN"
     if control.read_text().strip() == freeze:
-        yield
+        yield not_by_us("cgroup")
         return
     from replay.support.restore import undone
 
@@ -212,10 +239,13 @@ def frozen(cgroup: Path) -> Iterator[None]:
         raise ReplayError(
             f"cannot freeze cgroup {cgroup}: {error.strerror}: run replay as root, or use --no-freeze"
         ) from None
-    with undone() as undo:
-        undo.write(control, thaw)
+    ended: list[float] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: ended.append(time.monotonic()))
+        stack.enter_context(undone()).write(control, thaw)
+        began = time.monotonic()
         control.write_text(freeze)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = began + PATIENCE_SECONDS
         while word not in shows.read_text().splitlines():
             if time.monotonic() > deadline:
                 raise ReplayError(
@@ -223,7 +253,7 @@ def frozen(cgroup: Path) -> Iterator[None]:
                     "or use --no-freeze"
                 )
             time.sleep(0.001)
-        yield
+        yield Hold("cgroup", stack.close, lambda: ((ended or [time.monotonic()])[0] - began) * 1000)
 
 
 # ---------------------------------------------------------------------- signals

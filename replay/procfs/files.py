@@ -180,11 +180,11 @@ def tracer(root: Path, pid: int) -> int:
 
 def read_text(root: Path, pid: int, name: str) -> str:
     """A text file of /proc/PID, whole; `ReplayError` if it cannot be read or was cut."""
-    path = root / str(pid) / name
+    path = f"{root}/{pid}/{name}"
     try:
         text = read_file(path)
     except OSError as error:
-        _refuse(error, root, pid, path)
+        _refuse(error, root, pid, Path(path))
     # procfs ends every line; a file that does not was copied in part
     if text and not text.endswith("\n"):
         raise ReplayError(f"{path} is cut: save the tree again")
@@ -198,7 +198,7 @@ CMDLINE_BYTES: Final = 1024
 def command_line(root: Path, pid: int) -> str:
     """The arguments of a process with spaces between them, cut at `CMDLINE_BYTES`; empty if nobody says."""
     try:
-        fd = os.open(root / str(pid) / "cmdline", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{root}/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
@@ -232,7 +232,7 @@ def read_status(root: Path, pid: int, page_size: int) -> Status:
     Raises `ProcessGoneError` for no such process and for one without memory because it ended, `ReplayError`
     for a kernel thread, a thread that is not the group's leader, and a file that lacks fields.
     """
-    path = root / str(pid) / "status"
+    path = f"{root}/{pid}/status"
     # Name comes first
     text = "\n" + read_text(root, pid, "status")
     name, state = utf8(field(text, "Name")), field(text, "State")[:1]
@@ -373,11 +373,11 @@ def kernel_release(root: Path) -> str:
 
 def open_pagemap(root: Path, pid: int) -> int:
     """/proc/PID/pagemap as a file descriptor."""
-    path = root / str(pid) / "pagemap"
+    path = f"{root}/{pid}/pagemap"
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        _refuse(error, root, pid, path)
+        _refuse(error, root, pid, Path(path))
 
 
 def require_procfs() -> None:

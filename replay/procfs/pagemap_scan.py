@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.errors import ProcessGoneError, ReplayError
+from replay.jit.compiled import I64, compiled
 from replay.procfs import files
 from replay.procfs.files import Vma
 
-I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 PAGE_IS_PRESENT: Final = 1 << 3
@@ -118,10 +118,11 @@ def scanned(fd: int, places: Sequence[tuple[int, int]], page_size: int, pid: int
             ) from None
         parts.append(regions)
         position = walked // page_size
-    regions = np.concatenate(parts) if parts else np.zeros(0, REGION)
-    words = regions.view(np.int64).reshape(-1, 3)
-    start, stop = words[:, 0] // page_size, words[:, 1] // page_size
-    return start, stop, words[:, 2] & PAGE_IS_HUGE != 0
+    if not parts:
+        return (none := np.zeros(0, np.int64)), none, none > 0
+    regions = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    start, stop, categories = regions.view(np.int64).reshape(-1, 3).T
+    return start // page_size, stop // page_size, categories & PAGE_IS_HUGE != 0
 
 
 def unscanned(vmas: Sequence[Vma]) -> tuple[I64, I64]:
@@ -155,14 +156,36 @@ def spans(starts: I64, ends: I64, borders: I64, block_pages: int) -> tuple[I64, 
     """
     if not len(starts):
         return starts, ends
-    border = np.searchsorted(borders, ends[:-1]) != np.searchsorted(borders, starts[1:], side="right")
-    apart = np.flatnonzero(border | (starts[1:] - ends[:-1] > BRIDGE_PAGES)) + 1
-    starts, ends = starts[np.append(0, apart)], ends[np.append(apart - 1, len(ends) - 1)]
-    pieces = (ends - 1) // block_pages - starts // block_pages + 1
-    index = np.repeat(np.arange(len(starts)), pieces)
-    number = np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    cut = (starts[index] // block_pages + number) * block_pages
-    return np.maximum(cut, starts[index]), np.minimum(cut + block_pages, ends[index])
+    # a span of n pages lies in at most n / block_pages + 2 blocks
+    pages = int((ends - starts).sum()) + BRIDGE_PAGES * len(starts)
+    first, stop = np.empty((2, pages // block_pages + 2 * len(starts)), np.int64)
+    starts, ends = np.ascontiguousarray(starts), np.ascontiguousarray(ends)
+    found = _join_and_cut(starts, ends, borders, block_pages, first, stop)
+    return first[:found], stop[:found]
+
+
+@compiled
+def _join_and_cut(starts: I64, ends: I64, borders: I64, block_pages: int, first: I64, stop: I64) -> int:
+    """Fill in the spans; returns how many there are."""
+    found = border = 0
+    begin = starts[0]
+    for region in range(len(starts)):
+        end = ends[region]
+        if region + 1 < len(starts):
+            following = starts[region + 1]
+            while border < len(borders) and borders[border] < end:
+                border += 1
+            apart = border < len(borders) and borders[border] <= following
+            if not apart and following - end <= BRIDGE_PAGES:
+                continue
+        while begin < end:
+            first[found] = begin
+            begin = min((begin // block_pages + 1) * block_pages, end)
+            stop[found] = begin
+            found += 1
+        if region + 1 < len(starts):
+            begin = starts[region + 1]
+    return found
 
 
 def saved_huge(text: str, page_size: int) -> tuple[I64, I64]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from replay.capture import live
 from replay.capture.address_space import Options, Space
-from replay.capture.arrow import table
+from replay.capture.arrow import constant, table
 from replay.capture.extents import Owner
 from replay.errors import ProcessGoneError
 from replay.procfs.files import U64
@@ -125,10 +125,10 @@ def _capture_large(written: _Written, tree: Tree, wanted: Large, options: Option
 def _keep(written: _Written, pid: int) -> None:
     """Add a capture that was on trial."""
     captured = written.on_trial.pop(pid)
-    number = pa.scalar(len(written.spaces), pa.uint32())
+    number = len(written.spaces)
     place = ARROW_SCHEMA.get_field_index("mm")
     tables = [
-        rows.set_column(place, ARROW_SCHEMA.field("mm"), pa.repeat(number, len(rows)))
+        rows.set_column(place, ARROW_SCHEMA.field("mm"), constant(number, len(rows)))
         for rows in captured.tables
     ]
     _add_large(written, pid, dataclasses.replace(captured, tables=tables))

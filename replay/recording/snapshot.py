@@ -9,6 +9,7 @@ few as for many.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from replay.capture.folios import Pages
 from replay.capture.rss import by_owner, unaccounted
 from replay.errors import ProcessGoneError
 from replay.procfs import files, pagemap_scan
-from replay.procfs.files import U64, Status, Vma
+from replay.procfs.files import PM_EXCLUSIVE, U64, Status, Vma
 from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import Tree
 from replay.trace.schema import ptes_per_table
@@ -153,51 +154,56 @@ def _read_spans(fd: int, pid: int, first: I64, stop: I64, words: U64) -> None:
         raise ProcessGoneError(f"process {pid} ended while it was read")
 
 
-def _headers(smaps: str) -> Iterator[tuple[str, str]]:
-    """(first line, VmFlags) of each VMA; parsing all lines would take longer than all else."""
-    header, *rest = smaps.split("\nVmFlags: ")
-    for part in rest:
-        flags, _, following = part.partition("\n")
-        yield header.partition("\n")[0], flags.strip()
-        header = following
+_AREA: Final = re.compile(r"\nVmFlags: (.*)\n(?:([0-9a-f]+)-([0-9a-f]+) (.*))?")
+"""In smaps: what stands last of a VMA, and the first line of the next one.
+
+Parsing all lines would take longer than all else.
+"""
+_FIRST: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (.*)")
+
+
+def _areas(smaps: str, page_size: int) -> Iterator[tuple[int, int, str, str]]:
+    """(first page, end page, rest of the first line, VmFlags) of each VMA without vsyscall."""
+    header = _FIRST.match(smaps)
+    if not header:
+        return
+    first, end, rest = header.groups()
+    for flags, next_first, next_end, next_rest in _AREA.findall(smaps):
+        if (start := int(first, 16)) < 1 << 63:
+            yield start // page_size, int(end, 16) // page_size, rest, flags
+        first, end, rest = next_first, next_end, next_rest
 
 
 def _places(smaps: str, page_size: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(first page, end page) of the VMAs without vsyscall, and of those of them that are VM_PFNMAP."""
-    places, maps_frames = [], []
-    for header, flags in _headers(smaps):
-        first, _, rest = header.partition("-")
-        place = int(first, 16) // page_size, int(rest.partition(" ")[0], 16) // page_size
-        if place[0] * page_size < 1 << 63:
-            places.append(place)
-            if " pf " in f" {flags} ":
-                maps_frames.append(place)
-    return places, maps_frames
+    areas = list(_areas(smaps, page_size))
+    places = [(first, end) for first, end, _, _ in areas]
+    # VmFlags are two letters and a space each
+    return places, [(first, end) for first, end, _, flags in areas if "pf " in flags]
 
 
 def _vmas(smaps: str, page_size: int) -> list[Vma]:
     """The VMAs but for their totals, without vsyscall."""
     vmas = []
-    for header, flags in _headers(smaps):
-        place, perms, _offset, _device, inode, *name = header.split(None, 5)
-        first, last = (int(address, 16) // page_size for address in place.split("-"))
-        if first * page_size < 1 << 63:
-            vmas.append(
-                Vma(
-                    start=first,
-                    pages=last - first,
-                    perms=perms,
-                    flags=flags,
-                    name=name[0] if name else "",
-                    inode=int(inode),
-                    page_size=page_size,
-                    rss=0,
-                    anonymous=0,
-                    swap=0,
-                    pmd_mapped=0,
-                    hugetlb=0,
-                )
+    for first, end, rest, flags in _areas(smaps, page_size):
+        # at most 4 splits: names may hold spaces
+        perms, _offset, _device, inode, *name = rest.split(None, 4)
+        vmas.append(
+            Vma(
+                start=first,
+                pages=end - first,
+                perms=perms,
+                flags=flags.strip(),
+                name=name[0] if name else "",
+                inode=int(inode),
+                page_size=page_size,
+                rss=0,
+                anonymous=0,
+                swap=0,
+                pmd_mapped=0,
+                hugetlb=0,
             )
+        )
     return vmas
 
 
@@ -239,6 +245,10 @@ def build(
     changed = sum(snapshot.changed for snapshot in snapshots)
     changed += ex.raise_counts(found, index, pages, own, precise)
     whole = folios.folios_of(pages)
+    if not precise:
+        # all runs, as none is trusted to be exclusive
+        exclusive = found.word[again] & PM_EXCLUSIVE != 0
+        ex.count_exclusive(pages, whole, ex.entries_of(frame[again], found.pages[again], exclusive))
     huge = pmd_mappings.still_whole(
         Ranges(begin, end, np.ones_like(begin)), [found], ptes_per_table(page_size)
     )

@@ -30,7 +30,8 @@ def limits(meta: Metadata) -> list[str]:
         lines.append("note: it is a guess which huge pages a PMD maps, because smaps gives only their sum")
     if meta.mapcounts == "average":
         lines.append(
-            "note: mapcounts are averages (CONFIG_NO_PAGE_MAPCOUNT): counts of large folios are approximate"
+            "note: mapcounts are averages for large folios that other address spaces map too "
+            "(CONFIG_NO_PAGE_MAPCOUNT): their counts are approximate"
         )
     if meta.changed_entries:
         lines.append(f"note: {meta.changed_entries:,} entries changed while they were read")

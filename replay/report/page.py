@@ -7,7 +7,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 
@@ -38,16 +38,35 @@ MOST_MAPS: Final = 4
 """How many address spaces have a map: the largest ones."""
 
 
-def page(traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str]) -> str:
+class Times(NamedTuple):
+    """Estimated teardown times: seconds of each algorithm, and what is known of the costs behind them.
+
+    algorithm: the one under which the costs were measured. kernel: its release. error_median, error_high: of
+    held-out exits. unseen: what the costs leave out.
+    """
+
+    seconds: dict[str, float]
+    algorithm: str
+    kernel: str
+    error_median: float
+    error_high: float
+    unseen: str
+
+
+def page(
+    traces: Sequence[Trace], results: pl.DataFrame, paths: Sequence[str], times: Times | None = None
+) -> str:
     """The page.
 
-    results: of `folio_orders.by_order`; paths: of the traces, for the commands that the page names.
+    results: of `folio_orders.by_order`; paths: of the traces, for the commands that the page names; times: None
+    leaves the estimated times out.
     """
     total = folio_orders.compared(results, [])
     sections = [
         _head(traces, total),
         _comparison(total),
         _by_order(total, traces),
+        _time(times),
         _orders(traces),
         _maps(traces),
         _processes(results, traces, paths),
@@ -172,6 +191,35 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
         )
         + '<p class="soft">Changes in the tables are against the baseline on the memory as captured.</p>'
     )
+
+
+def _time(times: Times | None) -> str:
+    if times is None:
+        return ""
+    base = times.seconds.get(BASELINE, 0.0)
+    rows = [
+        [
+            _text(name),
+            f"{1000 * seconds:,.1f} ms",
+            _change(seconds, base) if base and name != BASELINE else "",
+            "this kernel's" if name == times.algorithm else "extrapolated",
+        ]
+        for name, seconds in times.seconds.items()
+    ]
+    return (
+        "<h2>Estimated teardown time</h2>"
+        f"<p>By the calibration of the machine that wrote this page (Linux {_text(times.kernel)}): "
+        f"{100 * times.error_median:.0f} % off in the median, {100 * times.error_high:.0f} % for one exit in "
+        "ten. Costs were measured for the algorithm that its kernel runs; for the others they are "
+        "extrapolated.</p>"
+        + _table(["algorithm", "time", "against the baseline", "costs"], rows)
+        + f'<p class="soft">An estimate, not a count. The costs leave out: {_text(times.unseen)}.</p>'
+    )
+
+
+def _change(after: float, before: float) -> str:
+    change = (after / before - 1) * 100
+    return _percent(change) if abs(change) >= 0.0001 else "±0"
 
 
 def _orders(traces: Sequence[Trace]) -> str:

@@ -49,6 +49,14 @@ NOISE: Final = (
 
 def told(error: BaseException) -> str | None:
     """What is missing, and the remedy, in one line; None if the error is of another kind."""
+    line = _told(error)
+    # llvmlite says only that it cannot load its library; why, is what it was told itself
+    if line is None and isinstance(error, OSError | ImportError) and error.__context__ is not None:
+        return told(error.__context__)
+    return line
+
+
+def _told(error: BaseException) -> str | None:
     text = f"{type(error).__name__}: {error}".lower()
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(part in text for part in NO_MEMORY):

@@ -14,9 +14,7 @@ functions stand in the same order as in `reference.py`, under the same names.
 
 from __future__ import annotations
 
-import numpy as np
-
-from replay.jit.compiled import I64, I64s, compiled, inline
+from replay.jit.compiled import I64, I64s, inline
 from replay.teardown.algorithms import PAGEVEC_SIZE, Entry, Mapcounts
 from replay.teardown.state import (
     ACTIVE,
@@ -89,7 +87,6 @@ from replay.teardown.state import (
     REFCOUNT_ATOMICS,
     REFERENCES_DROPPED,
     REFERENCES_DROPPED_TWICE,
-    REGISTERS,
     RELEASE_CALLS,
     RELEASE_ENTRIES,
     RMAP_CALLS,
@@ -101,7 +98,6 @@ from replay.teardown.state import (
     S_OFFSET,
     S_PAGES,
     S_PENDING,
-    SEGMENT_COLUMNS,
     SEGMENTS,
     SPECIAL_PTES,
     SWAP,
@@ -125,36 +121,10 @@ OF_PAGES, OF_RANGE, OF_NO_PAGE = int(Mapcounts.PAGES), int(Mapcounts.RANGE), int
 # ---------------------------------------------------------------------- the walk
 
 
-def exit_mmap(e: I64s, f: I64s, r: Rules, page_tables: int, mlocked: I64) -> I64:
-    """Tear down one address space -> int64, shape (len(COUNTS),).
-
-    e: extents, int64, shape (extents, EXTENT_COLUMNS). f: folios, int64, shape (folios, FOLIO_COLUMNS),
-    changed. r: `Rules`. page_tables: page-table pages that free_pgtables() finds. mlocked: the mlock batch,
-    int64, shape (1 + room,): how many folios, then their rows; changed. It has room for those at the start
-    and PAGEVEC_SIZE more.
-    """
-    c = np.zeros(REGISTERS + len(mlocked), np.int64)
-    c[MLOCKED : MLOCKED + len(mlocked)] = mlocked
-    g = np.empty((len(e) + most_segments(e, r, page_tables), SEGMENT_COLUMNS), np.int64)
-    tear_down(e, f, g, c, np.array(r, np.int64), page_tables)
-    mlocked[:] = c[MLOCKED : MLOCKED + len(mlocked)]
-    return c[:SEGMENTS]
-
-
-def most_segments(e: I64s, r: Rules, page_tables: int) -> int:
-    """Segments of one flush beside one per extent: one for each end of a batch or chunk, or range there."""
-    slots = r.bundle + r.batches * r.slots
-    ends = 2 * (r.batches + 1) + slots // r.max_folios_per_free
-    return min(ends, page_tables + int(e[:, PAGES].sum())) + 4
-
-
-@compiled
-def tear_down(e: I64s, f: I64s, g: I64s, c: I64, rules: I64, page_tables: int) -> int:
-    """`exit_mmap` with a gather g to use, and counts c to fill in; rules: the fields of `Rules`, in order.
-
-    Returns how many extents there were.
-    """
-    r = Rules(
+@inline
+def rules_of(rules: I64) -> Rules:
+    """The fields of `Rules`, in order, as a `Rules`."""
+    return Rules(
         rules[0],  # entry
         rules[1],  # runs
         rules[2] != 0,  # delayed_rmap
@@ -178,8 +148,30 @@ def tear_down(e: I64s, f: I64s, g: I64s, c: I64, rules: I64, page_tables: int) -
         rules[20] != 0,  # tables_by_rcu
         rules[21] != 0,  # tlb_by_tables
     )
+
+
+def most_segments(r: Rules) -> int:
+    """Segments of one flush beside one per extent: one for each end of a batch or chunk, or range there."""
+    slots = r.bundle + r.batches * r.slots
+    return 2 * (r.batches + 1) + slots // r.max_folios_per_free + 4
+
+
+@inline
+def begin(c: I64) -> None:
+    """Counts and registers before the first entry."""
+    c[:] = 0
     c[RANGE_NEXT] = -1
-    i = 0
+
+
+@inline
+def unmap_vmas(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, start: int) -> None:
+    """Zap the extents from `start` on: whole page-table pages and huge mappings.
+
+    e: extents, int64, shape (extents, EXTENT_COLUMNS). f: folios, int64, shape (folios, FOLIO_COLUMNS),
+    changed. g: the gather, int64, shape (segments, SEGMENT_COLUMNS). r: `Rules`. c: counts and registers,
+    int64, with the mlock batch behind them: how many folios, then their rows.
+    """
+    i = start
     while i < len(e):
         if e[i, KIND] == PMD or e[i, KIND] == HUGETLB:
             i = zap_huge(e, f, g, r, c, i)
@@ -189,9 +181,13 @@ def tear_down(e: I64s, f: I64s, g: I64s, c: I64, rules: I64, page_tables: int) -
             i += 1
         else:
             i = zap_pte_range(e, f, g, r, c, i)
+
+
+@inline
+def finish(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, page_tables: int) -> None:
+    """What exit_mmap() does behind unmap_vmas(). page_tables: those that free_pgtables() finds."""
     free_pgtables(e, f, g, r, c, page_tables)
     force_flush(e, f, g, r, c)
-    return i
 
 
 @inline

@@ -3,30 +3,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from replay.errors import UsageError
-from replay.teardown import machine, state
-from replay.teardown.algorithms import (
-    PAGEVEC_SIZE,
-    Algorithm,
-    flushes_for_tables,
-    max_table_batch,
-)
+from replay.errors import TraceError, UsageError
+from replay.teardown import layout, state, workspace
+from replay.teardown import together as one_by_one
+from replay.teardown.algorithms import Algorithm, flushes_for_tables, max_table_batch
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
-from replay.teardown.extents import I64, Bool, Extents, huge_zero
-from replay.teardown.spaces import AddressSpaceInput, address_spaces
+from replay.teardown.spaces import AddressSpaceInput, address_spaces, deposited, rows_of
 from replay.teardown.variants import chosen
-from replay.trace import totals
+from replay.teardown.workspace import I64, ImpossibleRowError, Workspace
+from replay.trace import check, file, totals
+from replay.trace.columns import BATCH_ROWS, Codes, Columns, batches, blank
 from replay.trace.frame import Trace
-from replay.trace.schema import HUGETLB, MARKER, PMD, SPECIAL, SWAP, ptes_per_table
+from replay.trace.metadata import Metadata
+from replay.trace.schema import COLUMNS, ptes_per_table
 
-KEYS = {
+KEYS: Final = {
     "trace": pl.String,
     "mm": pl.UInt32,
     "pid": pl.UInt32,
@@ -34,6 +35,21 @@ KEYS = {
     "algorithm": pl.String,
 }
 """What names a row of a result: column -> type."""
+
+CONTPTE: Final = "aarch64"
+"""The architecture whose extents are cut at contiguous entries, an address space at a time."""
+
+
+class Replayed(NamedTuple):
+    """A trace that was replayed.
+
+    trace: its metadata, name and notes, without its rows. results: the frame of `run_checked`. figures:
+    int64, shape (address spaces, `layout.FIGURE_COLUMNS`); None of those that were torn down together.
+    """
+
+    trace: Trace
+    results: pl.DataFrame
+    figures: I64 | None
 
 
 def run(
@@ -74,42 +90,185 @@ def run_checked(
     if not isinstance(trace, Trace):
         raise TypeError(f"{trace!r} is no trace: replay.read_trace(path) makes one of a file")
     wanted = chosen(algorithms, page_tables)
-    trace = whole(trace, partial=partial)
-    rows: list[tuple[object, ...]] = []
     if together and trace.meta.mode == "live":
+        check.check_frame(trace.frame, trace.meta, trace.name or "the trace")
+        if trace.checked is not trace.frame:
+            trace = _warned(totals.checked(trace, trace.name or "the trace", partial=partial))
         spaces = in_turn(list(address_spaces(trace)), order)
-        for algorithm in wanted:
-            for space, counts in zip(spaces, replay_together(spaces, algorithm), strict=True):
-                rows.append((trace.name, space.mm, space.pid, space.comm, algorithm.name, *counts.values()))
-        return result(rows)
-    for space in address_spaces(trace, contiguous):
-        table, folios = lay_out(space.extents, ptes_per_table(space.page_size))
-        for algorithm in wanted:
-            counts = _tear_down(space, table, folios.copy(), algorithm)
-            rows.append((trace.name, space.mm, space.pid, space.comm, algorithm.name, *counts.values()))
-    return result(rows)
+        counts = [[list(one.values()) for one in replay_together(spaces, each)] for each in wanted]
+        counters = np.array(counts, np.int64).reshape(len(wanted), len(spaces), len(COUNTERS) + len(CHECKS))
+        return _frame(trace, [space.mm for space in spaces], wanted, counters.swapaxes(0, 1))
+    found = replayed(trace, wanted, contiguous=contiguous, partial=partial)
+    if trace.checked is not trace.frame:
+        _warned(found.trace)
+    return found.results
 
 
-def whole(trace: Trace, *, partial: bool) -> Trace:
-    """The trace with its rows held against its metadata, if that was not done when they were read."""
-    if trace.checked is trace.frame:
-        return trace
-    held = totals.checked(trace, trace.name or "the trace", partial=partial)
-    for note in held.notes:
+def _warned(trace: Trace) -> Trace:
+    """The trace, after a warning for each of its notes."""
+    for note in trace.notes:
         warnings.warn(f"{trace.name or 'the trace'}: {note}", stacklevel=4)
-    return held
+    return trace
 
 
-def result(rows: Sequence[tuple[object, ...]]) -> pl.DataFrame:
-    """Rows of `KEYS`, counters and checks -> the frame of a result."""
-    schema = KEYS | dict.fromkeys((*COUNTERS, *CHECKS), pl.Int64)
-    return pl.DataFrame(rows, schema=schema, orient="row")
+def replayed(
+    trace: Trace,
+    algorithms: Sequence[Algorithm],
+    *,
+    contiguous: I64 | None = None,
+    partial: bool = False,
+) -> Replayed:
+    """Check and replay a trace in memory. Arguments and errors as of `run_checked`."""
+    where = trace.name or "the trace"
+    meta = trace.meta
+    check.check_metadata(meta, where)
+
+    def parts() -> Iterator[Columns]:
+        table = trace.frame.select(name for name in COLUMNS if name in trace.frame.columns).to_arrow()
+        return batches(table.to_batches(max_chunksize=BATCH_ROWS), codes, where)
+
+    codes = Codes(meta.format_version)
+    by_extents = meta.architecture == CONTPTE
+    k = _pass(parts, meta, codes, [] if by_extents else algorithms, where, lambda row: trace.frame)
+    told = trace
+    if trace.checked is not trace.frame:
+        told = totals.held(k.figures[:, : layout.TYPES], trace, where, partial=partial)
+    if by_extents:
+        k = _replay_extents(told, algorithms, contiguous, k)
+    return _replayed(told, algorithms, k)
+
+
+def replayed_file(
+    path: Path, algorithms: Sequence[Algorithm], *, partial: bool = False, name: str | None = None
+) -> Replayed:
+    """Read, check and replay a trace in one pass; its rows are never in memory all at once.
+
+    name: what it is called, if not as its file. partial: as of `file.read`, whose errors are raised.
+    A trace of arm64 is read as a whole.
+    """
+    with file.opened(path) as stream:
+        meta = stream.meta
+        if meta.architecture == CONTPTE:
+            trace = file.read(path, partial=partial)
+            return replayed(dataclasses.replace(trace, name=name or trace.name), algorithms)
+        where = str(path)
+        check.check_metadata(meta, where)
+        codes = Codes(meta.format_version)
+        k = _pass(
+            lambda: batches(stream.batches(list(COLUMNS), BATCH_ROWS), codes, where),
+            meta,
+            codes,
+            algorithms,
+            where,
+            stream.rows_around,
+        )
+        trace = stream.without_rows()
+        trace = dataclasses.replace(trace, name=name or trace.name)
+        told = totals.held(k.figures[:, : layout.TYPES], trace, where, partial=partial)
+    return _replayed(told, algorithms, k)
+
+
+def _pass(
+    parts: Callable[[], Iterator[Columns]],
+    meta: Metadata,
+    codes: Codes,
+    algorithms: Sequence[Algorithm],
+    where: str,
+    rows_around: Callable[[int], pl.DataFrame],
+) -> Workspace:
+    """The one pass over the rows of a trace. Raises `TraceError` for the first that is impossible."""
+    owners = np.array(
+        [(space.pid, codes.of("comm", space.comm), space.page_tables) for space in meta.address_spaces],
+        np.int64,
+    ).reshape(len(meta.address_spaces), layout.OWNER_COLUMNS)
+    numbers = [rules(algorithm, meta.page_size, meta.architecture) for algorithm in algorithms]
+    try:
+        return workspace.replay_all(
+            parts, owners, numbers, meta.page_size, checked=True, is_part=bool(meta.part)
+        )
+    except ImpossibleRowError as error:
+        row = error.row
+    # it knows what is wrong, and names it
+    check.check_frame(rows_around(row), meta, where)
+    raise TraceError(f"{where}: row {row}: it does not fit the rows before it: capture the trace again")
+
+
+def _replayed(trace: Trace, algorithms: Sequence[Algorithm], k: Workspace) -> Replayed:
+    """What a workspace found, as a result."""
+    numbers = [mm for mm in range(len(trace.meta.address_spaces)) if mm not in trace.left_out]
+    counters = _counters(k.states.results, algorithms, trace.meta.page_size, trace.meta.architecture)
+    results = _frame(trace, numbers, algorithms, counters[numbers])
+    return Replayed(trace, results, k.figures)
+
+
+def _counters(counts: I64, algorithms: Sequence[Algorithm], page_size: int, architecture: str) -> I64:
+    """Counts of the machine -> counters, then `CHECKS`: int64, shape (address spaces, algorithms, both).
+
+    counts: shape (address spaces, algorithms, counts).
+    """
+    found = dict(zip(state.COUNTS, np.moveaxis(counts, 2, 0), strict=True))
+    by_rcu = np.array([rules(one, page_size, architecture).tables_by_rcu for one in algorithms], np.bool_)
+    held = found["ptes"] + found["pmd_mappings"] + found["hugetlb_pages"]
+    held = held + np.where(by_rcu, 0, found["page_tables"])
+    found["references_left"] = held - found["references_dropped"]
+    full = complete({name: found[name] for name in COUNTED}) | {name: found[name] for name in CHECKS}
+    return np.stack(list(full.values()), axis=2)
+
+
+def _frame(
+    trace: Trace, spaces: Sequence[int], algorithms: Sequence[Algorithm], numbers: I64
+) -> pl.DataFrame:
+    """The frame of a result. spaces: numbers of address spaces; numbers: of `_completed`, for these."""
+    owners = [trace.meta.address_spaces[mm] for mm in spaces]
+    each = len(algorithms)
+    keys = {
+        "trace": [trace.name] * (len(spaces) * each),
+        "mm": np.repeat(np.array(spaces, np.uint32), each),
+        "pid": np.repeat(np.array([owner.pid for owner in owners], np.uint32), each),
+        "comm": [owner.comm for owner in owners for _ in range(each)],
+        "algorithm": [algorithm.name for algorithm in algorithms] * len(spaces),
+    }
+    flat = numbers.reshape(len(spaces) * each, len(COUNTERS) + len(CHECKS))
+    names = (*COUNTERS, *CHECKS)
+    columns = {name: np.ascontiguousarray(flat[:, place]) for place, name in enumerate(names)}
+    return pl.DataFrame(keys | columns, schema=KEYS | dict.fromkeys(names, pl.Int64))
+
+
+def _replay_extents(
+    trace: Trace, algorithms: Sequence[Algorithm], contiguous: I64 | None, checked: Workspace
+) -> Workspace:
+    """Replay the extents of a trace that was checked, cut where contiguous entries of arm64 end."""
+    found = {space.mm: space for space in address_spaces(trace, contiguous)}
+    owners = checked.states.owners.copy()
+    for mm, space in found.items():
+        owners[mm, layout.OWNER_TABLES] = space.page_tables + deposited(space.extents, space.page_size)
+    k = workspace.replay_all(
+        lambda: (rows_of(space, mm) for mm, space in found.items() if len(space.extents.vpn)),
+        owners,
+        [rules(one, trace.meta.page_size, trace.meta.architecture) for one in algorithms],
+        trace.meta.page_size,
+        checked=False,
+    )
+    return k._replace(figures=checked.figures)
 
 
 def replay(space: AddressSpaceInput, algorithm: Algorithm) -> dict[str, int]:
     """One address space through the machine: counters, then `CHECKS`."""
-    table, folios = lay_out(space.extents, ptes_per_table(space.page_size))
-    return _tear_down(space, table, folios, algorithm)
+    tables = space.page_tables + deposited(space.extents, space.page_size)
+    k = workspace.replay_all(
+        lambda: iter([rows_of(space, 0)]),
+        np.array([[0, 0, tables]], np.int64),
+        [rules(algorithm, space.page_size, space.architecture)],
+        space.page_size,
+        checked=False,
+    )
+    return _named(k.states.results[0, 0], space, algorithm)
+
+
+def _named(counts: I64, space: AddressSpaceInput, algorithm: Algorithm) -> dict[str, int]:
+    """Counts of one replay -> counters, then `CHECKS`, by name."""
+    found = _counters(counts[None, None], [algorithm], space.page_size, space.architecture)
+    return dict(zip((*COUNTERS, *CHECKS), found[0, 0].tolist(), strict=True))
 
 
 def in_turn(spaces: Sequence[AddressSpaceInput], order: Sequence[int] | None) -> list[AddressSpaceInput]:
@@ -135,52 +294,26 @@ def replay_together(spaces: Sequence[AddressSpaceInput], algorithm: Algorithm) -
     """
     if not spaces:
         return []
-    tables, folios = _lay_out_together(spaces)
-    chosen = rules(algorithm, spaces[0].page_size, spaces[0].architecture)
-    mlocked = prepare(folios, chosen)
-    return [count(space, table, folios, chosen, mlocked) for space, table in zip(spaces, tables, strict=True)]
-
-
-def _tear_down(space: AddressSpaceInput, table: I64, folios: I64, algorithm: Algorithm) -> dict[str, int]:
-    """The tables of `lay_out` through the machine; folios is changed."""
-    chosen = rules(algorithm, space.page_size, space.architecture)
-    mlocked = prepare(folios, chosen)
-    return count(space, table, folios, chosen, mlocked)
-
-
-def prepare(folios: I64, chosen: state.Rules) -> I64:
-    """Put into the folios table what depends on the algorithm -> the mlock batch of `machine.exit_mmap`."""
-    if chosen.counts_pages and chosen.queued_order < 0 and chosen.drains_lru:
-        return np.zeros(1, np.int64)
-    anon = (folios[:, state.F_ANON] != 0) & (folios[:, state.F_HUGETLB] == 0)
-    if not chosen.counts_pages:
-        # the kernel has no other count than the sum of the mapcounts
-        partial = anon & (folios[:, state.F_ORDER] >= 2) & (folios[:, state.F_SWAPCACHE] == 0)
-        partial &= folios[:, state.F_MAPCOUNT] < np.int64(1) << folios[:, state.F_ORDER]
-        folios[:, state.F_PARTIALLY_MAPPED] = partial
-        folios[:, state.F_QUEUED] = partial
-    if chosen.queued_order >= 0:
-        folios[anon & (folios[:, state.F_ORDER] == chosen.queued_order), state.F_QUEUED] = 1
-    if chosen.drains_lru:
-        return np.zeros(1, np.int64)
-    folios[:, state.F_REFS] += folios[:, state.F_WAITS] != 0
-    waiting = np.flatnonzero(folios[:, state.F_WAITS] == state.MLOCK_BATCH)
-    mlocked = np.zeros(1 + len(waiting) + PAGEVEC_SIZE, np.int64)
-    mlocked[0] = len(waiting)
-    mlocked[1 : 1 + len(waiting)] = waiting
-    return mlocked
-
-
-def count(
-    space: AddressSpaceInput, table: I64, folios: I64, chosen: state.Rules, mlocked: I64
-) -> dict[str, int]:
-    """One teardown by the machine, from this state: counters, then `CHECKS`. Changes folios and mlocked."""
-    counts = machine.exit_mmap(table, folios, chosen, space.page_tables, mlocked)
-    found = dict(zip(state.COUNTS, counts.tolist(), strict=True))
-    held = found["ptes"] + found["pmd_mappings"] + found["hugetlb_pages"]
-    held += 0 if chosen.tables_by_rcu else found["page_tables"]
-    found["references_left"] = held - found["references_dropped"]
-    return complete({name: found[name] for name in COUNTED}) | {name: found[name] for name in CHECKS}
+    page_size, architecture = spaces[0].page_size, spaces[0].architecture
+    sizes = [len(space.extents.vpn) for space in spaces]
+    # each page may be an extent
+    room = sum(sizes) + sum(int(space.extents.pages[space.extents.mapcount > 1].sum()) for space in spaces)
+    k = workspace.make(
+        np.zeros((len(spaces), layout.OWNER_COLUMNS), np.int64),
+        [rules(algorithm, page_size, architecture)],
+        page_size,
+        room + 1,
+        together=True,
+    )
+    ends = []
+    for number, space in enumerate(spaces):
+        k = workspace.take_rows(rows_of(space, number), blank(1), k)
+        ends.append(int(k.tables.registers[layout.EXTENTS]))
+    found: list[dict[str, int]] = []
+    for first, last, space in zip([0, *ends], ends, spaces, strict=False):
+        one_by_one.exit_next(k.tables, k.states, first, last, space.page_tables, int(not found))
+        found.append(_named(k.states.counts[0, : state.SEGMENTS], space, algorithm))
+    return found
 
 
 @cache
@@ -211,143 +344,3 @@ def rules(algorithm: Algorithm, page_size: int, architecture: str) -> state.Rule
         tables_by_rcu=by_rcu,
         tlb_by_tables=by_rcu and flushes_for_tables(architecture),
     )
-
-
-def _lay_out_together(spaces: Sequence[AddressSpaceInput]) -> tuple[list[I64], I64]:
-    """As `lay_out`, for several address spaces: the extents table of each, and one folios table for all.
-
-    Pages that several of them map, or one of them several times, have one state.
-    """
-    e = Extents._make(np.concatenate(columns) for columns in zip(*(s.extents for s in spaces), strict=True))
-    sizes = [len(space.extents.vpn) for space in spaces]
-    # VMAs of different address spaces are different ones
-    vma = e.vma + np.repeat(np.arange(len(spaces)), sizes) * (e.vma.max(initial=0) + 1)
-    own = np.maximum(e.own, np.minimum(e.mapcount, 2))
-    table, folios = lay_out(e._replace(vma=vma, own=own), ptes_per_table(spaces[0].page_size))
-    # rows are joined inside an address space only, so its first page begins a row
-    begins = np.cumsum(table[:, state.PAGES]) - table[:, state.PAGES]
-    pages = [int(space.extents.pages.sum()) for space in spaces]
-    cuts = np.searchsorted(begins, np.cumsum(pages)[:-1])
-    return [np.ascontiguousarray(part) for part in np.split(table, cuts)], folios
-
-
-def lay_out(e: Extents, entries: int) -> tuple[I64, I64]:
-    """Extents -> the machine's extents table and folios table (see `state.py`).
-
-    entries: PTEs of a page-table page. References at capture: one per PTE mapping by anyone, one per PMD or
-    huge page mapping, one per page in the page cache or swap cache. Partially mapped anonymous folios are on
-    the deferred split queue already, but for those in the swap cache, which deferred_split_folio() refuses.
-    """
-    mapped = (e.kind != SPECIAL) & (e.kind != SWAP) & (e.kind != MARKER)
-    large = mapped & (e.order > 0)
-    begins = ((e.kind == PMD) & (e.vpn % entries == 0)) | ((e.kind == HUGETLB) & (e.pfn == e.folio))
-    zero = huge_zero(e, entries)
-
-    _, first_large, folio_of_large = np.unique(e.folio[large], return_index=True, return_inverse=True)
-    first_large = np.flatnonzero(large)[first_large]
-    # pages that an mlock batch may get, and free later, need a state of their own
-    locked = e.locked | (e.off_lru & e.mlocked)
-    small = mapped & (e.order == 0) & ((e.own > 1) | locked)
-    small_pfns, first_small = _pages(e, small)
-    repeated = large & (e.own > 1)
-    repeated_pfns, first_repeated = _pages(e, repeated)
-
-    folio = np.full(len(e.vpn), state.NO_FOLIO, np.int64)
-    folio[large] = folio_of_large
-    folio[small] = len(first_large) + np.searchsorted(small_pfns, e.pfn[small])
-    page_row = np.full(len(e.vpn), state.NO_FOLIO, np.int64)
-    page_row[repeated] = len(first_large) + len(first_small) + np.searchsorted(repeated_pfns, e.pfn[repeated])
-
-    first = np.concatenate([first_large, first_small])
-    size = np.int64(1) << e.order[first]
-    folios = np.zeros((len(first) + len(first_repeated), state.FOLIO_COLUMNS), np.int64)
-    states = folios[: len(first)]
-    states[:, state.F_ORDER] = e.order[first]
-    states[:, state.F_ANON] = e.anon[first]
-    states[:, state.F_HUGETLB] = e.hugetlb[first]
-    states[:, state.F_MAPPED] = e.folio_mapped[first]
-    states[:, state.F_MAPCOUNT] = e.folio_mapcount[first]
-    states[:, state.F_SWAPCACHE] = e.swapcache[first]
-    states[:, state.F_REFS] = e.folio_mapcount[first] + np.where(e.swapcache[first] | ~e.anon[first], size, 0)
-    np.subtract.at(states[:, state.F_REFS], folio[begins], size[folio[begins]] - 1)
-    partial = e.anon[first] & ~e.hugetlb[first] & (e.order[first] >= 2) & (e.folio_mapped[first] < size)
-    partial &= ~e.swapcache[first]
-    states[:, state.F_PARTIALLY_MAPPED] = partial
-    states[:, state.F_QUEUED] = partial
-    states[:, state.F_MEMCG] = e.memcg[first]
-    states[:, state.F_WAITS] = e.off_lru[first] * np.where(
-        e.mlocked[first], state.MLOCK_BATCH, state.LRU_ADD_BATCH
-    )
-    folios[len(first) :, state.F_MAPCOUNT] = e.mapcount[first_repeated]
-    by_pmd = np.flatnonzero(repeated & (e.kind == PMD))
-    np.add.at(folios[:, state.F_PMDS], _spread(page_row[by_pmd], e.pages[by_pmd]), 1)
-
-    table = np.empty((len(e.vpn), state.EXTENT_COLUMNS), np.int64)
-    table[:, state.KIND] = np.where(zero, state.HUGE_ZERO, e.kind)
-    table[:, state.TABLE] = _numbered_tables(e, begins | zero)
-    table[:, state.TABLE_END] = e.table_end
-    table[:, state.VPN] = e.vpn
-    table[:, state.PAGES] = e.pages
-    table[:, state.PFN] = e.pfn
-    table[:, state.FOLIO_END] = e.folio + (np.int64(1) << e.order)
-    table[:, state.ORDER] = e.order
-    table[:, state.MAPCOUNT] = e.mapcount
-    table[:, state.FLAGS] = (
-        state.ANON * e.anon
-        + state.SWAPCACHE * e.swapcache
-        + state.UFFD_WP * e.uffd_wp
-        + state.CONTIGUOUS * e.contiguous
-        + state.DIRTY * e.dirty
-        + state.BEGINS * begins
-        + state.OFF_LRU * e.off_lru
-        + state.LOCKED * e.locked
-    )
-    table[:, state.MEMCG] = e.memcg
-    table[:, state.FOLIO] = folio
-    table[:, state.PAGE_ROW] = page_row
-    return _joined(table), folios
-
-
-def _joined(table: I64) -> I64:
-    """Join neighbours that no algorithm tells apart: order-0 pages without a state, swap and special entries.
-
-    An order-0 page is an entry of its own wherever its frame lies: what counts is that the next page is its
-    neighbour in the address space, is dirty or clean like it, and is freed like it or not. This makes
-    scattered pages as quick as contiguous ones.
-    """
-    plain = (table[:, state.FOLIO] == state.NO_FOLIO) & (table[:, state.KIND] != state.HUGE_ZERO)
-    freed = table[:, state.MAPCOUNT] == 1
-    joins = np.zeros(len(table), np.bool_)
-    joins[1:] = plain[1:] & plain[:-1] & (freed[1:] == freed[:-1])
-    joins[1:] &= table[1:, state.VPN] == table[:-1, state.VPN] + table[:-1, state.PAGES]
-    for column in (state.KIND, state.TABLE, state.FLAGS, state.MEMCG):
-        joins[1:] &= table[1:, column] == table[:-1, column]
-    starts = np.flatnonzero(~joins)
-    if len(starts) == len(table):
-        return table
-    pages = np.add.reduceat(table[:, state.PAGES], starts)
-    table = table[starts]
-    table[:, state.PAGES] = pages
-    return table
-
-
-def _numbered_tables(e: Extents, begins: Bool) -> I64:
-    """For each extent the number of its page-table page, or of its huge mapping."""
-    huge = (e.kind == PMD) | (e.kind == HUGETLB) | begins
-    new = np.ones(len(e.vpn), np.bool_)
-    new[1:] = (e.vma[1:] != e.vma[:-1]) | (e.table_end[1:] != e.table_end[:-1]) | (huge[1:] != huge[:-1])
-    return np.cumsum(new | begins)
-
-
-def _pages(e: Extents, chosen: Bool) -> tuple[I64, I64]:
-    """The pages of some extents -> (their pfns in order, once each; the first extent that maps each)."""
-    rows = np.flatnonzero(chosen)
-    pages = e.pages[rows]
-    pfns, first = np.unique(_spread(e.pfn[rows], pages), return_index=True)
-    return pfns, np.repeat(rows, pages)[first]
-
-
-def _spread(first: I64, sizes: I64) -> I64:
-    """The numbers of ranges [first, first + size), one range after the other."""
-    within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(first, sizes) + within

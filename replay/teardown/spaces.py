@@ -11,8 +11,18 @@ import polars as pl
 
 from replay.teardown import contiguous as contpte
 from replay.teardown.extents import I64, Extents, decode, huge_zero
+from replay.trace.columns import Columns, blank
 from replay.trace.frame import Trace
-from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
+from replay.trace.kpageflags import (
+    KPF_ANON,
+    KPF_HUGE,
+    KPF_LRU,
+    KPF_MLOCKED,
+    KPF_SWAPBACKED,
+    KPF_SWAPCACHE,
+    KPF_ZERO_PAGE,
+    bit,
+)
 from replay.trace.metadata import AddressSpace
 from replay.trace.schema import PMD, ptes_per_table
 
@@ -78,10 +88,43 @@ def _alike(frame: pl.DataFrame, page_size: int) -> I64:
 
 
 def page_tables(extents: Extents, space: AddressSpace, page_size: int) -> int:
-    """Page-table pages that free_pgtables() finds: VmPTE less the tables deposited under anonymous PMDs.
+    """Page-table pages that free_pgtables() finds: VmPTE less the tables deposited under anonymous PMDs."""
+    return max(space.page_tables - deposited(extents, page_size), 0)
 
-    A deposited table is freed with its PMD entry (zap_deposited_table()); the huge zero page has one too.
-    """
+
+def deposited(extents: Extents, page_size: int) -> int:
+    """Tables under PMD entries, freed by zap_deposited_table(); the huge zero page has one too."""
     entries = ptes_per_table(page_size)
-    deposited = huge_zero(extents, entries) | ((extents.kind == PMD) & extents.anon)
-    return max(space.page_tables - int(np.count_nonzero(deposited & (extents.vpn % entries == 0))), 0)
+    deposits = huge_zero(extents, entries) | ((extents.kind == PMD) & extents.anon)
+    return int(np.count_nonzero(deposits & (extents.vpn % entries == 0)))
+
+
+def rows_of(space: AddressSpaceInput, mm: int) -> Columns:
+    """Extents of an address space as rows of a trace, as far as a replay that checks nothing reads them."""
+    e = space.extents
+    flags = sum(
+        column.astype(np.int64) << number
+        for column, number in (
+            (e.anon, KPF_ANON),
+            (e.swapcache, KPF_SWAPCACHE),
+            (e.hugetlb, KPF_HUGE),
+            (e.zero_page, KPF_ZERO_PAGE),
+            (~e.off_lru, KPF_LRU),
+            (e.mlocked, KPF_MLOCKED),
+        )
+    )
+    given = e._asdict() | {
+        "mm": np.full(len(e.vpn), mm),
+        "vma_start": np.zeros(len(e.vpn)),
+        "vma_pages": e.table_end,
+        "vma_flags": e.locked,
+        "kpageflags": flags,
+    }
+    return blank(0)._replace(
+        **{
+            name: np.ascontiguousarray(given[name], dtype=column.dtype)
+            if name in given
+            else np.zeros(len(e.vpn), column.dtype)
+            for name, column in blank(0)._asdict().items()
+        }
+    )

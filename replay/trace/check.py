@@ -12,12 +12,9 @@ import polars as pl
 from replay.errors import TraceError
 from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPCACHE, bit
 from replay.trace.metadata import Metadata
-from replay.trace.schema import KINDS, MAX_FOLIO_BYTES, ptes_per_table
+from replay.trace.schema import KINDS, MAX_FOLIO_BYTES, MAX_PAGE_NUMBER, ptes_per_table
 
 I64 = npt.NDArray[np.int64]
-
-MAX_PAGE_NUMBER = 1 << 52
-"""Page numbers, counts and swap offsets are below this on every 64-bit architecture."""
 
 
 def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
@@ -31,12 +28,7 @@ def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
     the number of times the address space maps the page; a folio's totals cover its extents, and the rest can
     be.
     """
-    if meta.page_size not in (1 << shift for shift in range(12, 17)):
-        raise TraceError(f"{where}: page size {meta.page_size}: expected 4096 to 65536 bytes, a power of two")
-    if meta.architecture in ONLY_4K and meta.page_size != 4096:
-        raise TraceError(
-            f"{where}: page size {meta.page_size}: {meta.architecture} has pages of 4096 bytes only"
-        )
+    check_metadata(meta, where)
     if frame.is_empty():
         return
     _check_order(frame, where)
@@ -63,6 +55,16 @@ def check_frame(frame: pl.DataFrame, meta: Metadata, where: str) -> None:
         _check_folios(rows, where)
         _check_own(rows, where, is_part=bool(meta.part))
         _check_repeated(rows, where)
+
+
+def check_metadata(meta: Metadata, where: str) -> None:
+    """Raise `TraceError` for a page size that the architecture cannot have."""
+    if meta.page_size not in (1 << shift for shift in range(12, 17)):
+        raise TraceError(f"{where}: page size {meta.page_size}: expected 4096 to 65536 bytes, a power of two")
+    if meta.architecture in ONLY_4K and meta.page_size != 4096:
+        raise TraceError(
+            f"{where}: page size {meta.page_size}: {meta.architecture} has pages of 4096 bytes only"
+        )
 
 
 def _check_order(frame: pl.DataFrame, where: str) -> None:
@@ -137,6 +139,8 @@ PERMISSIONS = tuple(f"{r}{w}{x}{s}" for r in "r-" for w in "w-" for x in "x-" fo
 
 VMA_FLAGS = "^([a-z0-9?]{2}( [a-z0-9?]{2})*)?$"
 """VmFlags of smaps: words of two letters."""
+
+TOTALS = ("folio_mapped", "folio_mapcount")
 
 KIND_BITS = bit(KPF_ANON) | bit(KPF_SWAPCACHE) | bit(KPF_HUGE)
 """Flags of a folio that the replay goes by."""
@@ -294,13 +298,26 @@ def _check_folios(rows: pl.DataFrame, where: str) -> None:
 
 
 def _check_totals(large: pl.DataFrame, where: str) -> None:
-    """A folio's totals cover the pages that the extents show (each page appears `own` times), and can be."""
-    shown = large.group_by("mm", "folio").agg(
-        (pl.col("pages") / pl.col("own")).sum().round().alias("mapped"),
-        (pl.col("pages") * pl.col("mapcount") / pl.col("own")).sum().round().alias("mapcount"),
-        pl.col("row").first(),
-        pl.col("folio_mapped").first(),
-        pl.col("folio_mapcount").first(),
+    """A folio's totals cover the pages that the extents show, and can be."""
+    # a page that is mapped several times is in several rows
+    once = large.filter(pl.col("own") == 1).select("mm", "folio", "pages", "mapcount", "row", *TOTALS)
+    again = (
+        large.filter(pl.col("own") > 1)
+        .with_columns(frame=pl.int_ranges(pl.col("pfn"), pl.col("pfn") + pl.col("pages"), dtype=pl.Int64))
+        .explode("frame")
+        .unique(["mm", "frame"], keep="first", maintain_order=True)
+        .select("mm", "folio", pl.lit(1, pl.UInt32).alias("pages"), "mapcount", "row", *TOTALS)
+    )
+    pages = pl.col("pages").cast(pl.Int64)
+    shown = (
+        pl.concat([once, again])
+        .group_by("mm", "folio")
+        .agg(
+            pages.sum().alias("mapped"),
+            (pages * pl.col("mapcount").cast(pl.Int64)).sum().alias("mapcount"),
+            pl.col("row").min(),
+            *(pl.col(name).cast(pl.Int64).first() for name in TOTALS),
+        )
     )
     # each further page that is mapped has a mapcount of at least 1, and what is left is theirs
     pages, mapcount = pl.col("folio_mapped") - pl.col("mapped"), pl.col("folio_mapcount") - pl.col("mapcount")
@@ -331,17 +348,18 @@ def _check_own(rows: pl.DataFrame, where: str, is_part: bool) -> None:
 
 
 def _check_repeated(rows: pl.DataFrame, where: str) -> None:
-    """Pages that are mapped several times have one mapcount, one folio and one type."""
+    """Pages that are mapped several times have one mapcount, one `own`, one folio and one type."""
     repeated = rows.filter(pl.col("own") > 1)
     pages = repeated.select(
         "row",
         "mm",
         "mapcount",
+        "own",
         "order",
         "flags",
         frame=pl.int_ranges(pl.col("pfn"), pl.col("pfn") + pl.col("pages"), dtype=pl.Int64),
     ).explode("frame")
-    alike = [pl.col(name).n_unique() == 1 for name in ("mapcount", "order", "flags")]
+    alike = [pl.col(name).n_unique() == 1 for name in ("mapcount", "own", "order", "flags")]
     ways = pages.group_by("mm", "frame").agg(pl.col("row").last(), alike=pl.all_horizontal(alike))
     wrong = ways.filter(~pl.col("alike")).sort("row")
     if not wrong.is_empty():

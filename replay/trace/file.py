@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +29,72 @@ from replay.trace.write import ARROW_SCHEMA
 TEXT_COLUMNS: Final = [name for name, kind in COLUMNS.items() if kind == "text"]
 
 
+LARGEST_FRAME: Final = 1 << 24
+"""Rows that are read into one frame to say what is wrong with them: 8 GiB at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A trace whose rows are read batch by batch. parquet: with texts as dictionaries."""
+
+    path: Path
+    meta: Metadata
+    parquet: Any
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows in order, at most `rows` at a time; one batch is decoded while another one is used.
+
+        columns: names; those that the file lacks are left out. Raises `TraceError` where the file is damaged.
+        """
+        names = [name for name in columns if name in self.parquet.schema_arrow.names]
+        # group by group: with all of them, Arrow reads ahead
+        found = itertools.chain.from_iterable(
+            self.parquet.iter_batches(batch_size=rows, row_groups=[group], columns=names)
+            for group in range(self.parquet.num_row_groups)
+        )
+        with ThreadPoolExecutor(1) as reader, damage(self.path):
+            ahead = reader.submit(next, found, None)
+            while (batch := ahead.result()) is not None:
+                ahead = reader.submit(next, found, None)
+                for name in TEXT_COLUMNS:
+                    # no checksum covers how many texts there are
+                    batch.column(name).validate(full=True)
+                yield batch
+
+    def without_rows(self) -> Trace:
+        """The trace, but for its rows."""
+        return Trace(frame_of(ARROW_SCHEMA.empty_table()), self.meta, utf8(self.path.stem))
+
+    def rows_around(self, row: int) -> pl.DataFrame:
+        """All rows; of a trace that is too large for that, those of the address space of a row."""
+        if self.parquet.metadata.num_rows <= LARGEST_FRAME:
+            return frame_of(_table(self.path, self.parquet))
+        first = 0
+        for group in range(self.parquet.num_row_groups):
+            rows = self.parquet.metadata.row_group(group).num_rows
+            if first <= row < first + rows:
+                return frame_of(self.parquet.read_row_group(group))
+            first += rows
+        raise TraceError(f"{self.path}: there is no row {row}")
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Stream]:
+    """A trace to be read batch by batch: its metadata and columns are checked, its rows are not.
+
+    Raises as `read`, but for what rows say.
+    """
+    path = Path(path)
+    with _open(path) as parquet:
+        meta = _metadata(path, parquet)
+        _check_columns(parquet.schema_arrow, path)
+        with path.open("rb") as file:
+            with damage(path):
+                # names repeat on every row: keep them as the dictionaries they are stored as
+                whole = pq.ParquetFile(file, read_dictionary=TEXT_COLUMNS, page_checksum_verification=True)
+            yield Stream(path, meta, whole)
+
+
 def read(path: str | Path, *, partial: bool = False) -> Trace:
     """Read and check a trace.
 
@@ -33,45 +103,55 @@ def read(path: str | Path, *, partial: bool = False) -> Trace:
     type, says something impossible (see `check.check_frame`), or has lost rows (see `totals.checked`).
     """
     path = Path(path)
-    with _open(path) as parquet:
-        meta = _metadata(path, parquet)
-        _check_columns(parquet.schema_arrow, path)
-        try:
-            # names repeat on every row: keep them as the dictionaries they are stored as
-            with path.open("rb") as file:
-                whole = pq.ParquetFile(file, read_dictionary=TEXT_COLUMNS, page_checksum_verification=True)
-                table = whole.read(columns=[name for name in COLUMNS if name in whole.schema_arrow.names])
-                for name in TEXT_COLUMNS:
-                    # no checksum covers how many texts there are, and polars trusts the numbers of texts
-                    table.column(name).validate(full=True)
-        except (pa.ArrowException, OSError) as error:
-            _check_shortage(error, path)
-            raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
+    with opened(path) as stream:
+        frame = frame_of(_table(path, stream.parquet))
+    check_frame(frame, stream.meta, str(path))
+    return checked(Trace(frame, stream.meta, utf8(path.stem)), str(path), partial=partial)
+
+
+def _table(path: Path, parquet: Any) -> pa.Table:
+    """All rows of a trace."""
+    with damage(path):
+        table = parquet.read(columns=[name for name in COLUMNS if name in parquet.schema_arrow.names])
+        for name in TEXT_COLUMNS:
+            # no checksum covers how many texts there are, and polars trusts the numbers of texts
+            table.column(name).validate(full=True)
     nulls = [name for name in table.column_names if table.column(name).null_count]
     if nulls:
         raise TraceError(
             f"{path}: column '{nulls[0]}' has empty values: the trace is damaged, capture it again"
         )
-    frame = frame_of(table)
-    check_frame(frame, meta, str(path))
-    return checked(Trace(frame, meta, utf8(path.stem)), str(path), partial=partial)
+    return table
+
+
+@contextlib.contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Errors of Arrow while rows are read, as `TraceError`; a shortage of the machine as `ReplayError`."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        _check_shortage(error, path)
+        raise TraceError(f"{path} is damaged ({_first_line(error)}): capture it again") from None
 
 
 def read_all(paths: Sequence[Path], *, partial: bool = False) -> list[Trace]:
-    """Read traces; those whose files have the same name are called by their paths, to be told apart.
-
-    Raises `UsageError` if one is named twice, and as `read` does.
-    """
+    """Read traces, called as `names` says. Raises as `names` and `read` do."""
+    called = names(paths)
     traces = [read(path, partial=partial) for path in paths]
-    names = Counter(trace.name for trace in traces)
-    traces = [
-        dataclasses.replace(trace, name=utf8(str(path))) if names[trace.name] > 1 else trace
-        for path, trace in zip(paths, traces, strict=True)
-    ]
+    return [dataclasses.replace(trace, name=name) for trace, name in zip(traces, called, strict=True)]
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """What traces are called: their file names without the ending, or their paths where those are the same.
+
+    Raises `UsageError` if one is named twice.
+    """
+    stems = [utf8(path.stem) for path in paths]
     for number, path in enumerate(paths):
-        if any(path.samefile(other) for other in paths[:number]):
+        if path.exists() and any(other.exists() and path.samefile(other) for other in paths[:number]):
             raise UsageError(f"{path} is given twice: its address spaces would be counted twice")
-    return traces
+    often = Counter(stems)
+    return [utf8(str(path)) if often[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -151,4 +231,6 @@ def _check_columns(schema: pa.Schema, path: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    # which chunk it was says nothing of the file
+    return re.sub(r"^In chunk \d+: Invalid: ", "", line)

@@ -60,8 +60,9 @@ class Metadata:
 
     `mode`: `live` or `exit`. `held`: how the process was kept still (`ptrace`, `cgroup`, `none`).
     `pmd`: whether PMD mappings are `known` (PAGEMAP_SCAN, or smaps totals that leave one reading) or
-    `unknown`. `mapcounts`: `precise`, `average` (CONFIG_NO_PAGE_MAPCOUNT) or `unknown`. `dirty`:
-    `known` or `inferred` by the rule (not anonymous, VMA shared and writable, folio dirty).
+    `unknown`. `mapcounts`: `precise`, `average` (CONFIG_NO_PAGE_MAPCOUNT: of large folios that others map
+    too) or `unknown`. `dirty`: `known` or `inferred` by the rule (not anonymous, VMA shared and writable,
+    folio dirty).
     `changed_entries`: pagemap entries that a second look found changed. `what_if`: how the folios differ from
     those captured, empty for a trace as captured. `part`: which part of a trace this is, empty for a whole
     one.

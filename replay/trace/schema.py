@@ -31,6 +31,9 @@ PAGE, PMD, HUGETLB, SPECIAL, SWAP, MARKER = range(6)
 markers of userfaultfd, migration entries, hardware poison.
 """
 
+MAX_PAGE_NUMBER: Final = 1 << 52
+"""Page numbers, counts and swap offsets are below this on every 64-bit architecture."""
+
 MAX_FOLIO_BYTES: Final = 16 << 30
 """The largest folio of any architecture: a 16 GiB huge page."""
 

@@ -79,9 +79,11 @@ def sums(frame: pl.DataFrame, spaces: int) -> I64:
     return found
 
 
-def differences(frame: pl.DataFrame, meta: Metadata) -> tuple[list[Difference], frozenset[int]]:
-    """Where rows and figures differ, and the address spaces that have no row though they should."""
-    rows = sums(frame, len(meta.address_spaces))
+def differences(rows: I64, meta: Metadata) -> tuple[list[Difference], frozenset[int]]:
+    """Where rows and figures differ, and the address spaces that have no row though they should.
+
+    rows: as of `sums`.
+    """
     wanted = np.array([_expected(space) for space in meta.address_spaces], np.int64).reshape(rows.shape)
     empty = (rows.sum(axis=1) == 0) & (wanted.sum(axis=1) > 0)
     found = []
@@ -106,13 +108,19 @@ def _is_known(space: AddressSpace, name: str) -> bool:
 
 
 def checked(trace: Trace, where: str, *, partial: bool = False) -> Trace:
-    """The trace with what is missing of it: `left_out` and `notes`.
+    """The trace with what is missing of it. Arguments and errors as of `held`."""
+    added = sums(trace.frame, len(trace.meta.address_spaces))
+    return dataclasses.replace(held(added, trace, where, partial=partial), checked=trace.frame)
 
-    where: how a message names the trace. partial: rows that are missing are noted, not refused. Raises
-    `TraceError` where rows are missing, or where there are more than the figures account for.
+
+def held(rows: I64, trace: Trace, where: str, *, partial: bool = False) -> Trace:
+    """What the rows add up to, held against the metadata -> the trace with its `left_out` and `notes`.
+
+    rows: as of `sums`. where: how a message names the trace. partial: rows that are missing are noted, not
+    refused. Raises `TraceError` where rows are missing, or where there are more than the figures account for.
     """
     meta = trace.meta
-    found, absent = differences(trace.frame, meta)
+    found, absent = differences(rows, meta)
     notes = []
     if meta.part:
         found = []
@@ -129,7 +137,7 @@ def checked(trace: Trace, where: str, *, partial: bool = False) -> Trace:
         )
     if rest := [one for one in found if not _is_wrong(one)]:
         notes.append(_told_version_1(rest, meta))
-    return dataclasses.replace(trace, left_out=absent, notes=tuple(notes), checked=trace.frame)
+    return dataclasses.replace(trace, left_out=absent, notes=tuple(notes))
 
 
 def _is_wrong(one: Difference) -> bool:

@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FILES = 8, BLOCK = 256 << 10 };
+enum { FILES = 32, BLOCK = 256 << 10 };
 
 struct read {
 	int file;

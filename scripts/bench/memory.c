@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A process with memory of one kind: memory KIND MIB; prints "ready" and waits.
+/* A process with memory of one kind: memory KIND MIB; prints "ready", then watches its own clock.
+ *
+ * On SIGUSR1 it prints the longest time, in ms, between two looks at the clock since the last SIGUSR1. It
+ * sleeps for 1 ms between looks.
  *
  * scattered  order-0 pages, touched in random order: every page an extent of its own
  * pmd        huge pages, each mapped by one PMD
@@ -8,11 +11,13 @@
  * sparse     20 TiB reserved, 100 pages of it touched
  */
 #define _GNU_SOURCE
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 4096 };
@@ -52,6 +57,44 @@ static void touch(char *start, size_t size)
 		start[at] = 1;
 }
 
+static volatile sig_atomic_t asked;
+
+static void ask(int number)
+{
+	(void)number;
+	asked = 1;
+}
+
+static double now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+}
+
+static void watch_the_clock(void)
+{
+	const struct timespec pause = { .tv_nsec = 1000000 };
+	double last = now_ms(), longest = 0;
+
+	for (;;) {
+		nanosleep(&pause, NULL);
+		double now = now_ms();
+
+		if (now - last > longest)
+			longest = now - last;
+		last = now;
+		if (asked) {
+			asked = 0;
+			printf("%.3f\n", longest);
+			fflush(stdout);
+			longest = 0;
+			last = now_ms();
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const char *kind = argc == 3 ? argv[1] : "";
@@ -80,8 +123,9 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: memory scattered|pmd|pte|small|sparse MIB\n");
 		return 2;
 	}
+	signal(SIGUSR1, ask);
 	puts("ready");
 	fflush(stdout);
-	pause();
+	watch_the_clock();
 	return 0;
 }

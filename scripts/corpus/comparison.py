@@ -148,8 +148,10 @@ with anonymous folios of 32 kB. The first row has counts, the others the change 
 | [by_trace.md](by_trace.md) | Every trace under every algorithm, counter by counter. |
 | [counters.md](counters.md) | For each counter the kernel functions behind it and the checks that cover it. |
 | [build-32k.html](build-32k.html), [redis.html](redis.html), [postgresql.html](postgresql.html) | Pages that `replay report` makes. |
-| [kernel_lab.md](kernel_lab.md), [kernel_lab_arm64.md](kernel_lab_arm64.md) | The replay against kernels booted for it, call by call. |
-| [validate.md](validate.md), [validate_lab.md](validate_lab.md) | `replay validate` on a running kernel and in the lab. |
+| [series.md](series.md) | A kernel compile of 13,861 processes, with ordinary pages and with order-3 folios, beside what the series measured. |
+| [kernel_lab.md](kernel_lab.md), [kernel_lab_nomapcount.md](kernel_lab_nomapcount.md), [kernel_lab_arm64.md](kernel_lab_arm64.md) | The replay against kernels booted for it, call by call. |
+| [validate.md](validate.md), [validate_lab.md](validate_lab.md), [validate_lab_v7.3.md](validate_lab_v7.3.md) | `replay validate` on a running kernel and in the lab. |
+| [bench.csv](bench.csv), [bench.svg](bench.svg) | How fast `replay run` is, against three rivals. |
 | [captures/README.md](../captures/README.md) | What the traces are, and how to make them again. |
 
 [comparison.csv](comparison.csv) has every counter of each trace. For each address space:

@@ -54,7 +54,9 @@ def built_kernel(architecture: Architecture, kernel: Built) -> Path:
     _check_config(tree / ".config", wanted)
     _make(tree, f"-j{os.cpu_count()}", "bzImage")
     image.parent.mkdir()
-    shutil.copy(tree / ".config", image.parent / "config-built")
+    # as Debian's packages name it: so `replay` finds it in the guest's /boot
+    release = (tree / "include" / "config" / "kernel.release").read_text().strip()
+    shutil.copy(tree / ".config", image.parent / f"config-{release}")
     shutil.copy(tree / IMAGE, image)
     used.write_text(wanted)
     shutil.rmtree(work)

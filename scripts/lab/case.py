@@ -17,7 +17,7 @@ from lab import pages
 from lab.counts import NoExitError, Observed, observe
 from lab.errors import LabError
 from lab.trace import LostEventsError, check_stats, events
-from replay.teardown.algorithms import ALGORITHMS, Mapcounts
+from replay.trace.kpageflags import KPF_COMPOUND_HEAD, KPF_HUGE, bit
 from replay.validate.tracefs import Format, parse_format
 
 _TEXTS = ("maps", "smaps", "status", "comm", "pagemap_scan")
@@ -68,12 +68,14 @@ class Evidence(NamedTuple):
 
     moved: counters of background work that moved between dump and exit, in every attempt. references: of
     each page frame, as the kernel counted them at the dump. own: for each head page, the entries of the
-    process that map its folio (one for a PMD entry).
+    process that map its folio (one for a PMD entry). mapcounts: kpagecount as it would be without averages,
+    for a kernel with CONFIG_NO_PAGE_MAPCOUNT.
     """
 
     moved: dict[str, int]
     references: np.ndarray
     own: np.ndarray
+    mapcounts: np.ndarray | None = None
 
 
 def contents(archive: TarFile, member: TarInfo) -> bytes:
@@ -128,9 +130,12 @@ def read_attempts(archive: TarFile) -> Iterator[Attempt]:
 
 
 def write_case(
-    attempt: Attempt, boot: Boot, machine: str, algorithm: str, folder: Path
+    attempt: Attempt, boot: Boot, machine: str, algorithm: str, averages: bool, folder: Path
 ) -> tuple[dict[str, Any], Evidence]:
-    """Write the case folder -> its expected.json, the evidence. Raises LabError if events were lost."""
+    """Write the case folder -> its expected.json, the evidence. Raises LabError if events were lost.
+
+    averages: whether kpagecount says averages for large folios (CONFIG_NO_PAGE_MAPCOUNT).
+    """
     files = attempt.files
     flags = np.frombuffer(files["kpageflags.bin"], "<u8")
     layout = pages.layout_of(machine, boot.version)
@@ -151,30 +156,44 @@ def write_case(
     references = np.frombuffer(files["refcounts.bin"], "<u4")
     own = np.bincount(head[leaves.mapped], minlength=len(flags))
     words = {name: files[f"{name}.bin"] for name in _WORDS}
-    if ALGORITHMS[algorithm].mapcounts is Mapcounts.NO_PAGE:
+    mapcounts = None
+    if averages:
         counts = np.frombuffer(words["kpagecount"], "<u8")
-        words["kpagecount"] = _true_mapcounts(counts, leaves, head, references, own).tobytes()
+        of_folios = np.frombuffer(files["mapcounts.bin"], "<i4").reshape(-1, 2)
+        mapcounts = _mapcounts(counts, leaves, flags, head, of_folios)
     for name, data in words.items():
         with gzip.open(folder / f"{name}.bin.gz", "wb", compresslevel=1) as out:
             out.write(data)
     expected = _expected(observed, leaves, pid, boot, machine, algorithm)
+    expected["mapcounts"] = "average" if averages else "precise"
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
-    return expected, Evidence(attempt.moved, references, own)
+    return expected, Evidence(attempt.moved, references, own, mapcounts)
 
 
-def _true_mapcounts(
-    counts: np.ndarray, leaves: pages.Leaves, head: np.ndarray, references: np.ndarray, own: np.ndarray
+def _mapcounts(
+    counts: np.ndarray, leaves: pages.Leaves, flags: np.ndarray, head: np.ndarray, of_folios: np.ndarray
 ) -> np.ndarray:
-    """kpagecount with the entries of each page, of folios that nothing but the process maps.
+    """kpagecount with mapcounts for averages, of the large folios that the process maps.
 
-    With CONFIG_NO_PAGE_MAPCOUNT the kernel shows for each page of a large folio the average of its pages, at
-    least 1: of a folio of which some pages are not mapped any more, too many mappings.
+    of_folios: _large_mapcount and _entire_mapcount by frame, in those of second pages; both begin at -1. The
+    kernel does not count pages: each has the entries of the process that map it, and the head page, beside
+    them, what all others have in the folio. A PMD mapping, which _large_mapcount counts once, maps each page.
     """
-    entries = np.bincount(leaves.pte_pfn, minlength=len(counts)).astype(np.uint64)
+    entries = np.bincount(leaves.pte_pfn, minlength=len(counts)).astype(np.int64)
     for first in leaves.pmd_pfn:
-        entries[head == head[first]] += np.uint64(1)
-    alone = (own > 0) & (own == references)
-    return np.where(alone[head], entries, counts)
+        entries[head == head[first]] += 1
+    own, size = np.zeros_like(entries), np.zeros_like(entries)
+    np.add.at(own, head, entries)
+    np.add.at(size, head, 1)
+    wanted = (own > 0) & _has(flags, KPF_COMPOUND_HEAD) & ~_has(flags, KPF_HUGE)
+    heads = np.flatnonzero(wanted)
+    large, entire = of_folios[heads + 1].astype(np.int64).T + 1
+    entries[heads] += large + entire * (size[heads] - 1) - own[heads]
+    return np.where(wanted[head], entries, counts.astype(np.int64)).astype("<u8")
+
+
+def _has(flags: np.ndarray, number: int) -> np.ndarray:
+    return flags & np.uint64(bit(number)) != 0
 
 
 def _expected(
@@ -199,8 +218,11 @@ def _expected(
     }
 
 
-def lay_out(case: Path, root: Path, expected: Mapping[str, Any]) -> int:
-    """Lay a case folder out as a procfs tree with a sparse pagemap; returns the PID in it."""
+def lay_out(case: Path, root: Path, expected: Mapping[str, Any], mapcounts: np.ndarray | None = None) -> int:
+    """Lay a case folder out as a procfs tree with a sparse pagemap; returns the PID in it.
+
+    mapcounts: instead of the kpagecount of the kernel, which may say averages.
+    """
     home = root / str(expected["pid"])
     home.mkdir(parents=True)
     for name in _TEXTS:
@@ -210,6 +232,10 @@ def lay_out(case: Path, root: Path, expected: Mapping[str, Any]) -> int:
     (root / "sys" / "kernel" / "arch").write_text(expected["architecture"] + "\n")
     for name in ("kpageflags", "kpagecount"):
         (root / name).write_bytes(gzip.decompress((case / f"{name}.bin.gz").read_bytes()))
+    if mapcounts is not None:
+        (root / "kpagecount").write_bytes(mapcounts.tobytes())
+    elif expected["mapcounts"] == "average":
+        (root / "config.gz").write_bytes(gzip.compress(b"\nCONFIG_NO_PAGE_MAPCOUNT=y\n"))
     raw = gzip.decompress((case / "pagemap.bin.gz").read_bytes())
     page_size = expected["page_size"]
     with (home / "pagemap").open("wb") as out:

@@ -3,7 +3,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ _OF_FREED = {"folios_freed", "pages_freed", "freed_in_order", "deferred_split_de
 
 
 UNEXPLAINED = "unexplained"
+AVERAGES = "kpagecount says averages of folios that other processes map too"
 
 
 class Row(NamedTuple):
@@ -64,16 +65,16 @@ def _shown(facts: Mapping[str, Any]) -> dict[str, str]:
     return shown | dict(calls[name] for name in calls if name in shown)
 
 
-def replayed(case: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+def replayed(case: Path, expected: Mapping[str, Any], mapcounts: np.ndarray | None = None) -> dict[str, Any]:
     """The case through capture and replay, in the form of expected.json.
 
     What procfs cannot show is fed in: dirty PTEs, PMD mappings, contiguous PTEs. Of the last there is also
     how many the replay would infer, and which counters differ by that. Counters come from the machine, which
-    must equal the reference, from which come the calls behind them.
+    must equal the reference, from which come the calls behind them. mapcounts: as in `lay_out`.
     """
     algorithm = ALGORITHMS[expected["algorithm"]]
     with tempfile.TemporaryDirectory(prefix="replay-lab-tree-") as root:
-        pid = lay_out(case, Path(root), expected)
+        pid = lay_out(case, Path(root), expected, mapcounts)
         trace = capture_process(
             pid, procfs_root=root, known_pmd=expected["pmd_mapped"], known_dirty=expected["dirty_ptes"]
         ).trace
@@ -117,12 +118,17 @@ def held_by_others(kernel_freed: list[list[int]], replay_freed: list[list[int]],
     return len(kept) if all(evidence.references[pfn] > evidence.own[pfn] for pfn in kept) else 0
 
 
-def _cause(fact: str, expected: Mapping[str, Any], evidence: Evidence, held: int) -> str:
+def _cause(
+    fact: str, expected: Mapping[str, Any], evidence: Evidence, held: int, by_averages: Container[str]
+) -> str:
+    """Why kernel and replay differ. by_averages: the facts that agree where the replay has true mapcounts."""
     if expected["preempted"]:
         return "preempted: another task ran during exit_mmap()"
     if evidence.moved:
         moved = ", ".join(f"{name} {by:+}" for name, by in evidence.moved.items())
         return f"background work between dump and exit: {moved}"
+    if fact in by_averages:
+        return AVERAGES
     if held and fact in _OF_FREED:
         folios = "1 folio has" if held == 1 else f"{held} folios have"
         return f"{folios} references that procfs does not show"
@@ -143,7 +149,11 @@ def compare(kernel: str, name: str, case: Path, expected: Mapping[str, Any], evi
     """Every comparable fact of one case, in the order of expected.json."""
     found = replayed(case, expected)
     held = held_by_others(expected["freed"], found["freed"], evidence)
-    there = _shown(found)
+    here, there = _shown(expected), _shown(found)
+    by_averages = set()
+    if evidence.mapcounts is not None and here != there:
+        without = _shown(replayed(case, expected, evidence.mapcounts))
+        by_averages = {fact for fact in here if here[fact] == without[fact] != there[fact]}
     rows = [
         Row(
             kernel,
@@ -153,16 +163,14 @@ def compare(kernel: str, name: str, case: Path, expected: Mapping[str, Any], evi
             value,
             there[fact],
             value == there[fact],
-            "" if value == there[fact] else _cause(fact, expected, evidence, held),
+            _cause(fact, expected, evidence, held, by_averages) if value != there[fact] else "",
         )
-        for fact, value in _shown(expected).items()
+        for fact, value in here.items()
     ]
     contiguous = _contiguous(expected, found)
     if contiguous:
-        here, inferred, cause = contiguous
-        agrees = here == inferred
-        release = expected["kernel"]
-        rows.append(
-            Row(kernel, release, name, "contiguous_ptes", here, inferred, agrees, "" if agrees else cause)
-        )
+        by_kernel, inferred, cause = contiguous
+        agrees = by_kernel == inferred
+        values = by_kernel, inferred, agrees, "" if agrees else cause
+        rows.append(Row(kernel, expected["kernel"], name, "contiguous_ptes", *values))
     return rows

@@ -5,7 +5,7 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-from lab.architecture import Architecture
+from lab.architecture import Architecture, Built
 from lab.compare import Row
 from lab.run import Result
 
@@ -26,6 +26,14 @@ A case agrees if every counter and every sequence is the same. It is *explained*
 that the replay frees, and each of them had, at the dump, more references than the process has page-table
 entries for it: procfs shows no references. Those are pins, pages in a pipe, and the batches of
 `MADV_COLD` and `MADV_FREE`. Without them the kernel freed what the replay frees, in the same order.
+"""
+
+_INTRO_AVERAGES = """\
+This kernel has CONFIG_NO_PAGE_MAPCOUNT: `/proc/kpagecount` says an average for all pages of a large folio.
+Where pagemap says that the process alone maps a folio (bit 56), capture takes the number of its entries
+instead. Folios that other processes map too keep their averages. A case is explained by these if it agrees
+once the replay is fed the mapcounts of the kernel, `_large_mapcount` and `_entire_mapcount`, read through
+`/proc/kcore`.
 """
 
 _INTRO_ARM64 = """\
@@ -122,15 +130,18 @@ def _kernel_lines(results: list[Result]) -> list[str]:
 def summary(results: list[Result], architecture: Architecture, csv_name: str) -> str:
     """The summary as Markdown; csv_name: the file with all values."""
     arm64 = architecture.machine == "aarch64"
+    command = "scripts/kernel_lab --arch arm64" if arm64 else "scripts/kernel_lab"
+    built = [each.kernel for each in results if isinstance(architecture.kernels.get(each.kernel), Built)]
     intro = _INTRO.format(
-        title=" on arm64" if arm64 else "",
+        title=" on arm64" if arm64 else f": {built[0]}" if built else "",
         fed_in="PTE dirty bits, contiguous PTEs, PMD mappings" if arm64 else "PTE dirty bits, PMD mappings",
-        command="scripts/kernel_lab --arch arm64" if arm64 else "scripts/kernel_lab",
+        command=" ".join([command, *(f"--kernel {name}" for name in built)]),
         csv=csv_name,
     )
     lines = [
         intro,
         *([_INTRO_ARM64] if arm64 else []),
+        *([_INTRO_AVERAGES] if any(each.averages for each in results) else []),
         *_kernel_lines(results),
         "",
         "## By counter",

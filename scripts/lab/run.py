@@ -19,10 +19,12 @@ from lab.errors import LabError
 from lab.packages import Apt, kernel_tree
 from lab.probes import PROBES, Probe, lines
 from replay.errors import ReplayError
+from replay.teardown.algorithms import ALGORITHMS
 from replay.validate import predict
 
 Progress = Callable[[str], None]
 _IMAGES = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+NO_PAGE_MAPCOUNT = "CONFIG_NO_PAGE_MAPCOUNT=y"
 _IMAGE_HEADER = struct.Struct("<24xQ24x4s")
 _IMAGE_MAGIC = b"ARM\x64"
 
@@ -50,6 +52,12 @@ class Kernel:
         return next((path.read_text() for path in found if path.is_file()), "")
 
     @property
+    def averages(self) -> bool:
+        """Whether it shows averages of mapcounts: by its configuration, or else by its algorithm."""
+        of_algorithm = ALGORITHMS[self.algorithm].shown_by if self.algorithm and not self.config else ()
+        return NO_PAGE_MAPCOUNT in (*self.config.splitlines(), *of_algorithm)
+
+    @property
     def page_size(self) -> int:
         """Bytes of its base pages."""
         return page_size(self.image)
@@ -59,7 +67,8 @@ class Kernel:
 class Result:
     """What one kernel gave.
 
-    algorithm: what it was compared with. `seconds`: of boot and cases; of the replays.
+    algorithm: what it was compared with. averages: whether the kernel shows averages of mapcounts. `seconds`:
+    of boot and cases; of the replays.
     """
 
     kernel: str
@@ -70,6 +79,7 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)
     repeated: int = 0
     missing_probes: list[str] = field(default_factory=list)
+    averages: bool = False
     boot_seconds: float = 0.0
     replay_seconds: float = 0.0
 
@@ -181,7 +191,7 @@ def run_kernel(
     begun = time.monotonic()
     archive = boot_cases(kernel, cases, work, progress)
     booted = time.monotonic()
-    result = Result(kernel.name, boot_seconds=booted - begun)
+    result = Result(kernel.name, averages=kernel.averages, boot_seconds=booted - begun)
     with tarfile.open(archive) as tar:
         info = read_boot(tar)
     result.release = info.release
@@ -227,7 +237,9 @@ def _take(kernel: Kernel, attempt: Attempt, info: Boot, folder: Path, result: Re
         result.failed[attempt.case] = attempt.files["failed"].decode().strip()
         return
     try:
-        expected, evidence = write_case(attempt, info, kernel.architecture.machine, result.algorithm, folder)
+        expected, evidence = write_case(
+            attempt, info, kernel.architecture.machine, result.algorithm, kernel.averages, folder
+        )
         result.rows += compare(kernel.name, attempt.case, folder, expected, evidence)
     except (LabError, ReplayError) as error:
         result.failed[attempt.case] = str(error)

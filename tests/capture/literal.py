@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections import Counter
 from pathlib import Path
@@ -51,6 +52,9 @@ def pages(
     raised = dict(enumerate(counts))
     for frame, number in own.items():
         raised[frame] = max(number, raised.get(frame, 0))
+    if has_averages(root):
+        for head, order in alone(found):
+            raised.update((frame, own[frame]) for frame in range(head, head + (1 << order)))
     for row in found.values():
         if row["kind"] in ("page", "pmd", "hugetlb"):
             whole = range(row["folio"], row["folio"] + (1 << row["order"]))
@@ -62,6 +66,19 @@ def pages(
         if row["kind"] not in ("swap", "marker"):
             row["memcg"] = memcg[row["folio"]] if row["folio"] < len(memcg) else 0
     return found
+
+
+def has_averages(root: Path) -> bool:
+    """Whether kpagecount of the tree says averages."""
+    config = root / "config.gz"
+    return config.exists() and b"\nCONFIG_NO_PAGE_MAPCOUNT=y\n" in gzip.decompress(config.read_bytes())
+
+
+def alone(found: dict[int, dict[str, Any]]) -> set[tuple[int, int]]:
+    """(head, order) of the large folios of which every entry says that nobody else maps them."""
+    entries = [row for row in found.values() if row["kind"] in ("page", "pmd") and row["order"]]
+    others = {row["folio"] for row in entries if not row["exclusive"]}
+    return {(row["folio"], row["order"]) for row in entries if row["folio"] not in others}
 
 
 def page(

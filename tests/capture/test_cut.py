@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -194,6 +195,79 @@ def test_made_up_page_by_page(process: FakeProcess) -> None:
         pmd = {vpn for vma in process.vmas for vpn in vma.pmd}
         trace = captured(root, process.pid)
         assert_same(trace, literal.pages(root, process.pid, pmd))
+
+
+def averaged(process: FakeProcess) -> FakeProcess:
+    """The process as a kernel with CONFIG_NO_PAGE_MAPCOUNT shows it: averages, bit 56 by the folio."""
+    flags, counts = process.flags, process.counts.copy()
+    own = np.zeros(len(counts), np.int64)
+    by_pmd = np.zeros(len(counts), np.int64)
+    for vma in process.vmas:
+        for vpn, word in vma.words.items():
+            if word & PRESENT:
+                own[word & 0xFFFF] += 1
+                by_pmd[word & 0xFFFF] += vpn in vma.pmd
+    shared = np.zeros(len(counts), bool)
+    frame, words_of_flags = 0, flags.tolist()
+    while frame < len(counts):
+        head, order = literal.folio(frame, words_of_flags)
+        whole = slice(head, head + (1 << order))
+        frame = whole.stop
+        shared[whole] = (process.counts[whole] > own[whole]).any()
+        if order and not flags[head] & np.uint64(bit(KPF_HUGE)):
+            # the kernel counts a PMD mapping as one, beside the mappings of each page by PTEs
+            entire = int(by_pmd[head])
+            by_pte = int(process.counts[whole].sum()) - (entire << order)
+            average = (by_pte + (1 << order >> 1)) >> order
+            counts[whole] = max(average + entire, 1) if by_pte + entire else 0
+    vmas = []
+    for vma in process.vmas:
+        words = {
+            vpn: word & ~EXCLUSIVE | (0 if shared[word & 0xFFFF] else EXCLUSIVE) if word & PRESENT else word
+            for vpn, word in vma.words.items()
+        }
+        vmas.append(replace(vma, words=words))
+    config = "CONFIG_MM_ID=y\nCONFIG_NO_PAGE_MAPCOUNT=y\n"
+    return replace(process, vmas=vmas, counts=counts, config=config)
+
+
+@settings(max_examples=150, deadline=None)
+@given(processes, st.sampled_from([1, 1 << 21]))
+def test_averages_page_by_page(process: FakeProcess, portion: int) -> None:
+    """Large folios that nobody else maps have their own mapcounts, however small the portions are read."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        root = averaged(process).write(Path(folder))
+        patch.setattr("replay.capture.address_space.BLOCK_PAGES", 512 if portion == 1 else 1 << 18)
+        patch.setattr("replay.capture.address_space.PORTION_PAGES", portion)
+        pmd = {vpn for vma in process.vmas for vpn in vma.pmd}
+        trace = captured(root, process.pid)
+        assert trace.meta.mapcounts == "average"
+        assert_same(trace, literal.pages(root, process.pid, pmd))
+
+
+@settings(max_examples=100, deadline=None)
+@given(processes)
+def test_averages_of_what_nobody_else_maps_become_what_they_are(process: FakeProcess) -> None:
+    """Without any other mapping the trace says what it says on a kernel that counts each page."""
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        alone = only_mapper(process)
+        precise = literal.expand(captured(alone.write(Path(one)), process.pid).frame)
+        average = literal.expand(captured(averaged(alone).write(Path(other)), process.pid).frame)
+    for rows in (precise, average):
+        for row in rows.values():
+            del row["exclusive"]  # of the page in the one, of the folio in the other
+    assert average == precise
+
+
+def only_mapper(process: FakeProcess) -> FakeProcess:
+    """The process with the mapcounts that it alone makes."""
+    counts = np.zeros_like(process.counts)
+    for vma in process.vmas:
+        for word in vma.words.values():
+            if word & PRESENT:
+                counts[word & 0xFFFF] += np.uint64(1)
+    counts[(process.flags & np.uint64(bit(KPF_ZERO_PAGE) | bit(KPF_NOPAGE))) != 0] = 0
+    return replace(process, counts=counts)
 
 
 @settings(max_examples=40, deadline=None)

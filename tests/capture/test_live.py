@@ -285,13 +285,15 @@ os._exit(7)
     assert child.wait(10) == 7
 
 
-def test_released_after_an_error(tmp_path: Path) -> None:
+def test_released_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_):
+        assert processes.state(pid) == "t"
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(address_space, "_check_places", broken)
     with program("ready(0)") as (pid, _):
         with pytest.raises(KeyboardInterrupt):
-            capture_process(pid, tmp_path / "t.parquet", progress=broken)
+            capture_process(pid, tmp_path / "t.parquet")
         assert processes.state(pid) in "SR"
         assert list(tmp_path.iterdir()) == []
 
@@ -301,11 +303,13 @@ def test_released_after_a_signal(number: int, tmp_path: Path) -> None:
     """The command is stopped while it holds a process: that runs on, and no file is left."""
     code = f"""
 import sys, time
-from replay.capture.live import capture_all, capture_cgroup, capture_process
-def wait(done, total):
+from replay.capture import address_space
+from replay.capture.live import capture_process
+def wait(*_):
     print("held", flush=True)
     time.sleep(600)
-capture_process(int(sys.argv[1]), {str(tmp_path / "t.parquet")!r}, progress=wait)
+address_space._check_places = wait
+capture_process(int(sys.argv[1]), {str(tmp_path / "t.parquet")!r})
 """
     with program("ready(0)") as (pid, _):
         command = subprocess.Popen([sys.executable, "-c", code, str(pid)], stdout=-1, stderr=-3)

@@ -48,6 +48,8 @@ def lay_out(case: Path, dest: Path) -> tuple[int, dict]:
     if "architecture" in expected:
         (dest / "sys" / "kernel").mkdir(parents=True)
         (dest / "sys" / "kernel" / "arch").write_text(expected["architecture"] + "\n")
+    if expected.get("mapcounts") == "average":
+        (dest / "config.gz").write_bytes(gzip.compress(b"\nCONFIG_NO_PAGE_MAPCOUNT=y\n"))
     page_size = page_size_of(expected)
     raw = truth_file(case, "pagemap.bin")
     with (home / "pagemap").open("wb") as out:
@@ -93,12 +95,16 @@ class FakeProcess:
     page_tables_kb: int = 400
     scan: bool = True
     """Whether the tree has a `pagemap_scan` file."""
+    config: str = ""
+    """The kernel's configuration; empty: the tree has none."""
 
     def write(self, root: Path) -> Path:
         home = root / str(self.pid)
         home.mkdir(parents=True, exist_ok=True)
         self.flags.astype("<u8").tofile(root / "kpageflags")
         self.counts.astype("<u8").tofile(root / "kpagecount")
+        if self.config:
+            (root / "config.gz").write_bytes(gzip.compress(self.config.encode()))
         if self.memcg is not None:
             self.memcg.astype("<u8").tofile(root / "kpagecgroup")
         (home / "maps").write_text("".join(self._header(vma) for vma in self.vmas))

@@ -47,6 +47,30 @@ def test_options_are_in_groups() -> None:
     assert "[default: drain where exit_mmap() empties" in " ".join(shown("validate").split())
 
 
+@pytest.mark.parametrize("command", NAMES)
+def test_many_options_are_in_groups(command: str) -> None:
+    options = [param for param in TREE.commands[command].params if param.param_type_name == "option"]
+    assert {param.rich_help_panel for param in options} <= {*help.ORDER, None}
+    if len(options) > 8:
+        ungrouped = [param.name for param in options if param.rich_help_panel is None]
+        assert len(ungrouped) <= 1, f"name a group for {ungrouped}"
+
+
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("capture", [help.CAPTURED, help.HOW, help.OUTPUT]),
+        ("record", [help.CAPTURED, help.HOW, help.OUTPUT]),
+        ("report", [help.WHAT_IF_AND_TIME, help.OUTPUT]),
+        ("sweep", [help.ALGORITHMS, help.WORKERS, help.OUTPUT]),
+        ("validate", [help.COMPARED, help.OUTPUT]),
+    ],
+)
+def test_groups_of_a_command(command: str, groups: list[str]) -> None:
+    titles = [line[:-1] for line in shown(command).splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["Arguments", *groups, "Options"]
+
+
 def test_commands_are_in_groups() -> None:
     text = shown("")
     for title in (help.TAKE, help.COMPARE, help.TRACES, help.CHECK):

@@ -33,7 +33,7 @@ MADE_UP = kept.Calibration(
 def test_time_is_the_costs_times_the_counts() -> None:
     trace = trace_of([Piece(count=100), Piece(order=3, count=80)], 9)
     results = replay.run(trace, ["baseline", "v2"])
-    of_each = kept.of_rows(trace.frame.lazy())
+    of_each = kept.of_rows(trace.frame)
     expected = [
         row["ptes"] * 10e-9 + row["folios_freed"] * 200e-9 + trace.frame["vma"].n_unique() * 1e-6
         for row in results.iter_rows(named=True)

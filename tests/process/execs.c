@@ -5,6 +5,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -52,6 +53,26 @@ static void *tries(void *path) { execl(path, path, "quiet", (char *)NULL); retur
 static pthread_barrier_t together;
 static void *tries_together(void *path) { pthread_barrier_wait(&together); return tries(path); }
 static void *allocates(void *unused) { for (;;) touch(1); }
+
+static volatile int leave;
+static int leaves(void *path)
+{
+	while (!leave)
+		;
+	execl(path, path, "quiet", (char *)NULL);
+	return 9;
+}
+
+/* Two processes with one memory exec: at the same moment, or the second `pause` ms after it was let go. */
+static void share(char *path, int pause)
+{
+	touch(100);
+	clone(leaves, (char *)malloc(1 << 16) + (1 << 16), CLONE_VM | SIGCHLD, path);
+	usleep(2000);
+	leave = 1;
+	usleep(pause * 1000);
+	execl(path, path, "quiet", (char *)NULL);
+}
 
 static long filtered(unsigned int flags, struct sock_filter *steps, int count)
 {
@@ -140,6 +161,14 @@ int main(int argc, char **argv)
 		}
 		waitpid(pid, &status, 0);
 		return WEXITSTATUS(status);
+	} else if (!strcmp(name, "sharers")) { /* sharers NUMBER WAIT PROGRAM: pairs with one memory, both exec */
+		for (int i = 0; i < atoi(argv[2]); i++) {
+			if (!(pid = fork())) {
+				share(argv[4], atoi(argv[3]));
+				_exit(9);
+			}
+			waitpid(pid, &status, 0);
+		}
 	} else if (!strcmp(name, "listener")) {
 		struct sock_filter allow[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW) };
 		long result = filtered(SECCOMP_FILTER_FLAG_NEW_LISTENER, allow, 1);

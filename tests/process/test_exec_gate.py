@@ -23,6 +23,7 @@ from replay.process.follow import Missed
 from replay.procfs.files import U64
 from replay.procfs.source import Tree
 from replay.recording import handover, snapshot
+from replay.recording.recorder import record
 from replay.trace import file
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, bit
@@ -110,6 +111,26 @@ def test_spawned_child_has_no_memory_of_its_own(
     assert (result.recorded, result.execs) == (2, 0)
     assert pids(trace)[0] == child_of(capfd.readouterr().out)
     assert not result.missed
+
+
+@pytest.mark.parametrize("pause_ms", [0, 200])
+def test_processes_with_one_memory_that_both_exec(pause_ms: int, execs: str, tmp_path: Path) -> None:
+    """The memory is torn down once: it is recorded, or counted where both left it at the same moment."""
+    pairs = 20 if not pause_ms else 3
+    result, _ = recorded([execs, "sharers", str(pairs), str(pause_ms), TRUE], tmp_path / "t.parquet")
+    spaces = result.meta.address_spaces
+    torn_down = sum(space.ended_by == "exec" and space.comm == "execs" for space in spaces)
+    assert torn_down + result.missed[Missed.TOGETHER] == pairs
+    assert set(result.missed) <= ({Missed.TOGETHER} if not pause_ms else set())
+    # both programs of each pair, and the command
+    assert sum(space.ended_by == "exit" for space in spaces) == 2 * pairs + 1
+
+
+def test_memory_that_two_leave_is_torn_down_once(execs: str, tmp_path: Path) -> None:
+    for pause_ms in ("0", "200"):
+        command = [execs, "sharers", "3", pause_ms, TRUE]
+        result = record(command, tmp_path / f"{pause_ms}.parquet", execs=False)
+        assert result.replaced == 3 and not result.missed
 
 
 @pytest.mark.parametrize("interpreter", ["/bin/sh", f"/usr/bin/env {TRUE}"])

@@ -44,6 +44,7 @@ from lab.architecture import ARCHITECTURES, OWN, compiler  # noqa: E402
 from lab.case import Boot, Evidence  # noqa: E402
 from lab.errors import LabError  # noqa: E402
 
+from replay.procfs.kernel import mapcounts  # noqa: E402
 from replay.validate.tracefs import Event, parse_format  # noqa: E402
 
 STRUCT_PAGES = 0xFFFFEA0000000000
@@ -235,6 +236,18 @@ def test_folios_held_by_others_need_their_references_as_proof():
     assert compare.held_by_others([[1, 0], [2, 0]], replayed, proof) == 0  # 3 has no reference too many
 
 
+def test_averages_explain_what_agrees_with_true_mapcounts():
+    expected = {"preempted": False}
+    proof = Evidence({}, np.zeros(1), np.zeros(1))
+    assert (
+        compare._cause("deferred_split_calls", expected, proof, 0, {"deferred_split_calls"})
+        == compare.AVERAGES
+    )
+    assert compare._cause("folios_freed", expected, proof, 0, {"deferred_split_calls"}) == compare.UNEXPLAINED
+    # a folio that others map has references, but these are no secret of the kernel's
+    assert compare._cause("folios_freed", expected, proof, 1, {"folios_freed"}) == compare.AVERAGES
+
+
 @pytest.mark.skipif(not shutil.which("gcc"), reason="no C compiler")
 def test_files_of_the_guest_call_only_files_before_them(tmp_path: Path):
     defined: set[str] = set()
@@ -309,6 +322,20 @@ def test_the_algorithm_of_a_kernel_is_what_it_shows(tmp_path: Path, config: str,
     assert run._algorithm(run.Kernel("x", OWN, image, None), info) == algorithm
 
 
+@pytest.mark.parametrize(
+    ("config", "algorithm", "averages"),
+    [
+        ("CONFIG_MM_ID=y\n", "mainline-nomapcount", False),
+        ("CONFIG_NO_PAGE_MAPCOUNT=y\n", "mainline", True),
+        ("", "mainline-nomapcount", True),
+        ("", "v2", False),
+    ],
+)
+def test_averages_are_told_by_the_configuration(tmp_path: Path, config: str, algorithm: str, averages: bool):
+    (tmp_path / "config").write_text(config)
+    assert run.Kernel("x", OWN, tmp_path / "vmlinuz", None, algorithm).averages == averages
+
+
 def test_batches_of_page_tables_are_told_by_the_function_that_frees_them():
     calls = [event("table_batch", func=func) for func in (FREE_TABLES, 1, FREE_TABLES)]
     stream = [event("exit_mmap_entry", mm=2), *calls, event("tlb_finish"), event("tlb_finished")]
@@ -335,18 +362,44 @@ def test_the_report_tells_explained_from_unexplained_cases():
     assert "| v7.3 | 7.3.4 | `mainline` | 3 | 1 | 1 | 1 | 3 | 1 |" in text
 
 
-def test_averages_of_kpagecount_become_entries_where_nothing_else_maps_the_folio():
-    """Two folios of 4 pages: the first with 2 of its pages mapped, the second shared with another process."""
+HEAD, TAIL, ANON = (np.uint64(1 << n) for n in (15, 16, 12))
+
+
+def test_mapcounts_of_large_folios_come_from_the_kernel():
+    """Three folios of 4 pages: with 2 pages mapped, shared by PTEs, shared by a PMD of another process."""
     no = np.empty(0, np.int64)
-    mapped = np.array([8, 9, 12, 13])
-    leaves = pages.Leaves(mapped, mapped, np.zeros(4, bool), None, no, no, 0, 0)
-    head = np.repeat(np.arange(0, 16, 4), 4)
-    own, references = np.zeros(16, np.int64), np.zeros(16, np.int64)
-    own[[8, 12]], references[[8, 12]] = 2, (2, 6)
-    counts = np.ones(16, np.uint64)
-    found = case._true_mapcounts(counts, leaves, head, references, own)
+    mapped = np.array([8, 9, 12, 13, 16])
+    leaves = pages.Leaves(mapped, mapped, np.zeros(5, bool), None, no, no, 0, 0)
+    flags = np.zeros(20, np.uint64)
+    flags[8:] = ANON | TAIL
+    flags[8::4] = ANON | HEAD
+    of_folios = np.full((20, 2), -1, np.int32)
+    of_folios[[9, 13, 17], 0] = np.array([2, 2 + 3, 1 + 1]) - 1
+    of_folios[17, 1] = 1 - 1
+    found = case._mapcounts(np.ones(20, np.uint64), leaves, flags, pages.heads(flags), of_folios)
+    assert found[:8].tolist() == [1] * 8
     assert found[8:12].tolist() == [1, 1, 0, 0]
-    assert (found[:8] == 1).all() and (found[12:] == 1).all()
+    assert found[12:16].tolist() == [4, 1, 0, 0]
+    assert found[16:].tolist() == [1 + 4, 0, 0, 0]
+
+
+def test_a_kernel_that_says_averages_is_told_by_the_configuration_of_its_tree(tmp_path: Path):
+    folder = tmp_path / "case"
+    folder.mkdir()
+    for name in ("maps", "smaps", "status", "comm", "pagemap_scan"):
+        (folder / name).write_text("")
+    for name in ("pagemap", "kpageflags", "kpagecount"):
+        (folder / f"{name}.bin.gz").write_bytes(gzip.compress(b""))
+    facts = {"pid": 7, "architecture": "x86_64", "page_size": 4096}
+    for shown, instead, said in (
+        ("precise", None, "precise"),
+        ("average", None, "average"),
+        ("average", np.array([3], "<u8"), "precise"),
+    ):
+        root = tmp_path / f"{shown}-{said}"
+        case.lay_out(folder, root, {**facts, "mapcounts": shown}, instead)
+        assert mapcounts(root) == said
+    assert (root / "kpagecount").read_bytes() == bytes([3, 0, 0, 0, 0, 0, 0, 0])
 
 
 def test_catalogue():

@@ -18,7 +18,7 @@ import replay
 from replay.errors import TraceError
 from replay.teardown import reference
 from replay.teardown.algorithms import ALGORITHMS
-from replay.teardown.replayer import run_checked
+from replay.teardown.replayer import replayed_file, run_checked
 from replay.teardown.spaces import address_spaces
 from replay.trace.frame import Trace
 from tests.trace.mutations import KINDS, mutated, small_traces
@@ -67,12 +67,18 @@ def judged(path: Path, before: Trace, expected: pl.DataFrame, what: str) -> str:
         results = run_checked(trace, list(ALGORITHMS))
     except TraceError as error:
         message = str(error)
+        with pytest.raises(TraceError) as in_one_pass:
+            replayed_file(path, list(ALGORITHMS.values()))
+        assert str(in_one_pass.value) == message, what
         assert "\n" not in message, what
         assert message.startswith(str(path)), what
         assert len(message) < 1000, what
         return "refused"
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+    in_one = replayed_file(path, list(ALGORITHMS.values()))
+    assert in_one.results.equals(results), what
+    assert in_one.trace.notes == trace.notes, what
     assert_lost_rows_are_told(trace, before, what)
     assert_counted_literally(trace, results, what)
     if same_but_for(trace, before, UNUSED) and trace.meta == before.meta:

@@ -161,7 +161,7 @@ static void page_state_read(void)
 /* Returns 0 if the page tables are not what pagemap said: background work changed them meanwhile. */
 static int dump(const char *folder, pid_t pid)
 {
-    struct blob pagemap = {0}, leaves = {0}, scan = {0};
+    struct blob pagemap = {0}, leaves = {0}, scan = {0}, mapcounts = {0};
     int alike;
 
     dump_text(folder, pid, "maps");
@@ -179,6 +179,9 @@ static int dump(const char *folder, pid_t pid)
     blob_free(&pagemap);
     blob_free(&leaves);
     blob_free(&scan);
+    mapcounts_read(flags.size / 8, &mapcounts);
+    stream_member(folder, "mapcounts.bin", mapcounts.data, mapcounts.size);
+    blob_free(&mapcounts);
     page_state_read();
     stream_member(folder, "kpageflags.bin", flags.data, flags.size);
     stream_member(folder, "refcounts.bin", references.data, references.size);

@@ -54,13 +54,15 @@ void trace_start(void);
 void trace_stop(struct blob *raw, struct blob *stats);
 uint64_t trace_mm_of(pid_t pid); /* kernel address of the mm_struct, 0 if it cannot be known */
 
-/* Leaf entries of the page tables of one process, and the references of pages. */
+/* Leaf entries of the page tables of one process, the references of pages, and the mapcounts of large folios. */
 struct leaf {
     uint64_t where; /* virtual page number; bits 60.. hold the level: 1 PTE, 2 PMD, 3 PUD */
     uint64_t entry; /* the raw entry */
 };
 void leaves_read(uint64_t mm, const struct blob *pagemap, struct blob *leaves);
 void refcounts_read(size_t frames, struct blob *counts); /* u32 per page frame */
+/* Two u32 per page frame; of the second page of a large folio its _large_mapcount and its _entire_mapcount. */
+void mapcounts_read(size_t frames, struct blob *counts);
 
 /* One case: run it, catch it at its exit, dump it, let it go under the tracer. */
 void collect(const char *name, const char *spec);

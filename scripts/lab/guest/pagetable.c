@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The page tables of a stopped process and the reference counts of all pages, read through /proc/kcore: procfs
- * shows neither the dirty bit of an entry nor, before Linux 6.7, which entries are PMD entries, and no references.
+ * The page tables of a stopped process, the references of all pages and the mapcounts of large folios, read through
+ * /proc/kcore: procfs shows neither the dirty bit of an entry nor, before Linux 6.7, which entries are PMD entries, no
+ * references, and with CONFIG_NO_PAGE_MAPCOUNT averages of mapcounts.
  *
  * Page tables of LEVELS levels are assumed, on x86-64 without KASLR (the lab boots with nokaslr). The
  * offset of mm->pgd differs between kernels, so it is not assumed: the word of the mm_struct is taken whose page
@@ -16,14 +17,18 @@
 #define INDEX_BITS (PAGE_SHIFT - 3) /* of one level: entries are 8 bytes wide */
 #define ENTRIES (1 << INDEX_BITS)
 #define MM_WORDS 256
-#define REFCOUNT 52 /* offset of _refcount in struct page */
+/* Offsets in struct page: of any page, and of the second page of a large folio (Linux since v6.15) */
+#define REFCOUNT 52
+#define LARGE_MAPCOUNT 16
+#define ENTIRE_MAPCOUNT 24
 
 static int is_leaf(uint64_t entry, int level)
 {
     return level == 1 || (level < 4 && (!(entry & PRESENT) || (entry & HUGE_MASK) == HUGE_VALUE));
 }
 
-void refcounts_read(size_t frames, struct blob *counts)
+/* Appends the 32-bit words at some offsets of the struct pages of frames, of each page in this order. */
+static void struct_words(size_t frames, const int *offsets, int words, struct blob *out)
 {
     uint64_t first = struct_pages();
     char part[PAGE];
@@ -32,8 +37,23 @@ void refcounts_read(size_t frames, struct blob *counts)
         if (!kernel_read(first + frame * STRUCT_PAGE, part, PAGE))
             memset(part, 0, PAGE);
         for (size_t i = 0; i < PAGE / STRUCT_PAGE && frame + i < frames; i++)
-            blob_add(counts, part + i * STRUCT_PAGE + REFCOUNT, sizeof(uint32_t));
+            for (int word = 0; word < words; word++)
+                blob_add(out, part + i * STRUCT_PAGE + offsets[word], sizeof(uint32_t));
     }
+}
+
+void refcounts_read(size_t frames, struct blob *counts)
+{
+    const int offsets[] = {REFCOUNT};
+
+    struct_words(frames, offsets, 1, counts);
+}
+
+void mapcounts_read(size_t frames, struct blob *counts)
+{
+    const int offsets[] = {LARGE_MAPCOUNT, ENTIRE_MAPCOUNT};
+
+    struct_words(frames, offsets, 2, counts);
 }
 
 /* Appends the leaves of one table (level LEVELS = PGD) that lie in pages [from, to). */
