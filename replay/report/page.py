@@ -58,8 +58,8 @@ def page(
 ) -> str:
     """The page.
 
-    results: of `folio_orders.by_order`; paths: of the traces, for the commands that the page names; times: None
-    leaves the estimated times out.
+    results: of `folio_orders.by_order`; paths: of the traces, for the commands that the page names. times:
+    estimates to show, if there are any.
     """
     total = folio_orders.compared(results, [])
     sections = [
