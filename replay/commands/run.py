@@ -268,17 +268,23 @@ def _results(found: list[Replayed]) -> pl.DataFrame:
 
 
 def _note_shared(paths: list[Path], found: list[Replayed]) -> None:
-    """Say that address spaces share anonymous pages, where they may: who does is seen in the rows."""
+    """Say that address spaces share anonymous pages; where they may, the rows are read once more."""
+    import polars as pl
+
     from replay.report import notes
     from replay.teardown import layout
     from replay.trace import file
+    from replay.trace.columns import BATCH_ROWS
 
     for path, one in zip(paths, found, strict=False):
-        if one.trace.meta.mode == "live" and one.figures is not None:
-            several = int(one.figures[:, layout.SHARED_ANON].sum()) > 1
-            if several:
-                trace = dataclasses.replace(file.read(path, partial=True), name=one.trace.name)
-                note(*notes.shared_anon(trace))
+        if one.figures is None or int(one.figures[:, layout.SHARED_ANON].sum()) < 2:
+            continue
+        with file.opened(path) as stream:
+            frames = (
+                pl.DataFrame(pl.from_arrow(batch))
+                for batch in stream.batches(notes.SHARED_COLUMNS, BATCH_ROWS)
+            )
+            note(*notes.shared_anon(one.trace, frames))
 
 
 def _peak_memory() -> str:
@@ -351,7 +357,7 @@ def _show_results(
 ) -> None:
     import polars as pl
 
-    from replay.report import compare, files, notes, terminal
+    from replay.report import compare, files, notes
     from replay.teardown.counters import CHECKS
 
     metas = [trace.meta for trace in traces]
@@ -375,6 +381,8 @@ def _show_results(
         if per is Per.MM:
             found = sheets(traces, frame, names, baseline, sort, top, columns)
         else:
+            from replay.report import terminal
+
             running = notes.running(metas)
             found = [
                 terminal.comparison(block, notes.title(block, named), columns, baseline, running)

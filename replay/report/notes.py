@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from replay.teardown.algorithms import NEWEST_TRACED, of_release, release_numbers
@@ -164,24 +164,27 @@ def alike(results: pl.DataFrame) -> list[str]:
     ]
 
 
-def shared_anon(trace: Trace) -> list[str]:
-    """A note if address spaces of one live trace share anonymous pages, which none of their exits frees."""
+SHARED_COLUMNS = ("mm", "pfn", "pages", "kind", "kpageflags", "mapcount", "own")
+
+
+def shared_anon(trace: Trace, frames: Iterable[pl.DataFrame] | None = None) -> list[str]:
+    """A note if address spaces of one live trace share anonymous pages, which none of their exits frees.
+
+    frames: the rows of the trace in parts, with at least the columns `SHARED_COLUMNS`; its frame if None.
+    """
     import polars as pl
 
     if trace.meta.mode != "live" or len(trace.meta.address_spaces) < 2:
         return []
-    rows = (
-        trace.frame.lazy()
-        .filter(
+    shared = (
+        frame.filter(
             pl.col("kind").cast(pl.String).is_in(["page", "pmd"])
             & (pl.col("kpageflags") & bit(KPF_ANON) != 0)
             & (pl.col("mapcount") > pl.col("own"))
-        )
-        .select("mm", "pfn", end=pl.col("pfn") + pl.col("pages").cast(pl.Int64))
-        .unique()
-        .sort("pfn", "mm")
-        .collect()
+        ).select("mm", "pfn", end=pl.col("pfn") + pl.col("pages").cast(pl.Int64))
+        for frame in (frames or [trace.frame])
     )
+    rows = pl.concat(shared).unique().sort("pfn", "mm")
     previous = rows.select(mm=pl.col("mm").shift(1), end=pl.col("end").shift(1).cum_max())
     if not ((rows["pfn"] < previous["end"]) & (rows["mm"] != previous["mm"])).any():
         return []

@@ -74,6 +74,7 @@ from replay.teardown.state import (
 )
 from replay.trace.accept import Row
 from replay.trace.kpageflags import (
+    FOLIO_FLAGS,
     KPF_ANON,
     KPF_HUGE,
     KPF_LRU,
@@ -90,8 +91,6 @@ FLAG_LRU: Final = bit(KPF_LRU)
 FLAG_MLOCKED: Final = bit(KPF_MLOCKED)
 FLAG_SWAPBACKED: Final = bit(KPF_SWAPBACKED)
 FLAG_SWAPCACHE: Final = bit(KPF_SWAPCACHE)
-KIND_FLAGS: Final = FLAG_ANON | FLAG_SWAPCACHE | FLAG_HUGE
-"""Flags that all rows of a folio must have alike: the replay goes by them."""
 ORDER_BITS: Final = 6
 
 (
@@ -149,9 +148,19 @@ REFUSED, TOO_LATE = -1, -2
     STATE_REGISTERS,
 ) = range(29)
 
-TYPES: Final = 7
-"""Places in `figures`, those of `totals.TYPES`: see `place_of`. Behind them:"""
+(
+    # pages by type, in the order of `totals.TYPES`
+    ANON_PAGES,
+    FILE_PAGES,
+    SHMEM_PAGES,
+    SWAP_PAGES,
+    HUGETLB_PAGES,
+    SPECIAL_PAGES,
+    MARKER_PAGES,
+    TYPES,
+) = range(8)
 VMAS, DIRTY_PTES, ROWS, SHARED_ANON, FIGURE_COLUMNS = range(TYPES, TYPES + 5)
+"""Columns of `figures`, which has a row for each address space. SHARED_ANON: whether others map any too."""
 
 OWNER_PID, OWNER_COMM, OWNER_TABLES, OWNER_COLUMNS = range(4)
 
@@ -260,16 +269,16 @@ def count_figures(row: Row, figures: I64s, last_vma: int) -> None:
 
 @inline
 def place_of(row: Row) -> int:
-    """The place of a row's pages in `totals.TYPES`."""
+    """The column of `figures` that a row's pages are counted in."""
     if row.kind <= PMD:
         if row.kpageflags & FLAG_ANON:
-            return 0
-        return 2 if row.kpageflags & FLAG_SWAPBACKED else 1
+            return ANON_PAGES
+        return SHMEM_PAGES if row.kpageflags & FLAG_SWAPBACKED else FILE_PAGES
     if row.kind == SWAP:
-        return 3
+        return SWAP_PAGES
     if row.kind == HUGETLB:
-        return 4
-    return 5 if row.kind == SPECIAL else 6
+        return HUGETLB_PAGES
+    return SPECIAL_PAGES if row.kind == SPECIAL else MARKER_PAGES
 
 
 # -- folios and pages ----------------------------------------------------------------------------------------
@@ -371,7 +380,7 @@ def note_of(row: Row, k: Tables, frame: int, folio_note: int, is_page: bool) -> 
     s = k.registers
     notes = k.notes
     key = key_of(frame, is_page)
-    facts = (row.kpageflags & KIND_FLAGS) << ORDER_BITS | row.order
+    facts = (row.kpageflags & FOLIO_FLAGS) << ORDER_BITS | row.order
     mapped = row.mapcount if is_page else row.folio_mapped
     mapcount = row.own if is_page else row.folio_mapcount
     slot = index_slot(notes, k.note_index, key)

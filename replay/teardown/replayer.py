@@ -15,10 +15,10 @@ import polars as pl
 
 from replay.errors import TraceError, UsageError
 from replay.teardown import layout, state, workspace
-from replay.teardown import together as one_by_one
 from replay.teardown.algorithms import Algorithm, flushes_for_tables, max_table_batch
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
 from replay.teardown.spaces import AddressSpaceInput, address_spaces, deposited, rows_of
+from replay.teardown.together import exit_next
 from replay.teardown.variants import chosen
 from replay.teardown.workspace import I64, ImpossibleRowError, Workspace
 from replay.trace import check, file, totals
@@ -38,6 +38,10 @@ KEYS: Final = {
 
 CONTPTE: Final = "aarch64"
 """The architecture whose extents are cut at contiguous entries, an address space at a time."""
+
+
+LARGEST_FRAME: Final = 1 << 24
+"""Rows that are read into one frame to say what is wrong with them: 8 GiB at most."""
 
 
 class Replayed(NamedTuple):
@@ -129,7 +133,7 @@ def replayed(
 
     codes = Codes(meta.format_version)
     by_extents = meta.architecture == CONTPTE
-    k = _pass(parts, meta, codes, [] if by_extents else algorithms, where, lambda row: trace.frame)
+    k = _pass(parts, meta, codes, [] if by_extents else algorithms, where, lambda: trace.frame)
     told = trace
     if trace.checked is not trace.frame:
         told = totals.held(k.figures[:, : layout.TYPES], trace, where, partial=partial)
@@ -160,7 +164,7 @@ def replayed_file(
             codes,
             algorithms,
             where,
-            stream.rows_around,
+            stream.frame if stream.parquet.metadata.num_rows <= LARGEST_FRAME else None,
         )
         trace = stream.without_rows()
         trace = dataclasses.replace(trace, name=name or trace.name)
@@ -174,9 +178,12 @@ def _pass(
     codes: Codes,
     algorithms: Sequence[Algorithm],
     where: str,
-    rows_around: Callable[[int], pl.DataFrame],
+    frame: Callable[[], pl.DataFrame] | None,
 ) -> Workspace:
-    """The one pass over the rows of a trace. Raises `TraceError` for the first that is impossible."""
+    """The one pass over the rows of a trace. Raises `TraceError` where a row is impossible.
+
+    frame: gives all rows, for the check that names what is wrong; None if they are too many for that.
+    """
     owners = np.array(
         [(space.pid, codes.of("comm", space.comm), space.page_tables) for space in meta.address_spaces],
         np.int64,
@@ -188,9 +195,13 @@ def _pass(
         )
     except ImpossibleRowError as error:
         row = error.row
-    # it knows what is wrong, and names it
-    check.check_frame(rows_around(row), meta, where)
-    raise TraceError(f"{where}: row {row}: it does not fit the rows before it: capture the trace again")
+    if frame is not None:
+        # it names what is wrong
+        check.check_frame(frame(), meta, where)
+    raise TraceError(
+        f"{where}: row {row} is impossible, or does not fit the rows of its address space: the trace is "
+        "damaged, capture it again"
+    )
 
 
 def _replayed(trace: Trace, algorithms: Sequence[Algorithm], k: Workspace) -> Replayed:
@@ -218,7 +229,7 @@ def _counters(counts: I64, algorithms: Sequence[Algorithm], page_size: int, arch
 def _frame(
     trace: Trace, spaces: Sequence[int], algorithms: Sequence[Algorithm], numbers: I64
 ) -> pl.DataFrame:
-    """The frame of a result. spaces: numbers of address spaces; numbers: of `_completed`, for these."""
+    """The frame of a result. spaces: numbers of address spaces; numbers: of `_counters`, for these."""
     owners = [trace.meta.address_spaces[mm] for mm in spaces]
     each = len(algorithms)
     keys = {
@@ -241,6 +252,7 @@ def _replay_extents(
     found = {space.mm: space for space in address_spaces(trace, contiguous)}
     owners = checked.states.owners.copy()
     for mm, space in found.items():
+        # the pass takes the deposited tables off again
         owners[mm, layout.OWNER_TABLES] = space.page_tables + deposited(space.extents, space.page_size)
     k = workspace.replay_all(
         lambda: (rows_of(space, mm) for mm, space in found.items() if len(space.extents.vpn)),
@@ -254,6 +266,7 @@ def _replay_extents(
 
 def replay(space: AddressSpaceInput, algorithm: Algorithm) -> dict[str, int]:
     """One address space through the machine: counters, then `CHECKS`."""
+    # the pass takes the deposited tables off again
     tables = space.page_tables + deposited(space.extents, space.page_size)
     k = workspace.replay_all(
         lambda: iter([rows_of(space, 0)]),
@@ -311,7 +324,7 @@ def replay_together(spaces: Sequence[AddressSpaceInput], algorithm: Algorithm) -
         ends.append(int(k.tables.registers[layout.EXTENTS]))
     found: list[dict[str, int]] = []
     for first, last, space in zip([0, *ends], ends, spaces, strict=False):
-        one_by_one.exit_next(k.tables, k.states, first, last, space.page_tables, int(not found))
+        exit_next(k.tables, k.states, first, last, space.page_tables, int(not found))
         found.append(_named(k.states.counts[0, : state.SEGMENTS], space, algorithm))
     return found
 

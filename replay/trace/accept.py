@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from replay.jit.compiled import inline
 from replay.trace.columns import Columns
 from replay.trace.kpageflags import KPF_HUGE, KPF_ZERO_PAGE, bit
-from replay.trace.schema import HUGETLB, MAX_PAGE_NUMBER, PMD, SPECIAL, SWAP
+from replay.trace.schema import HUGETLB, MAX_ORDER, MAX_PAGE_NUMBER, PMD, SPECIAL, SWAP
 
 HUGE_FLAG: Final = bit(KPF_HUGE)
 ZERO_FLAG: Final = bit(KPF_ZERO_PAGE)
@@ -57,7 +57,8 @@ class Row(NamedTuple):
 def row_at(t: Columns, i: int, entries: int) -> Row:
     """Row i of a batch. entries: PTEs of a page-table page."""
     vpn, pfn, folio = t.vpn[i], t.pfn[i], t.folio[i]
-    pages, kind, order = int(t.pages[i]), t.kind[i], int(t.order[i])
+    pages, kind = int(t.pages[i]), t.kind[i]
+    order = min(int(t.order[i]), MAX_ORDER)
     size = 1 << order
     begins = False
     ends = False

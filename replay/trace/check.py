@@ -10,9 +10,17 @@ import numpy.typing as npt
 import polars as pl
 
 from replay.errors import TraceError
-from replay.trace.kpageflags import KPF_ANON, KPF_HUGE, KPF_SWAPCACHE, bit
+from replay.trace.kpageflags import FOLIO_FLAGS, KPF_HUGE, bit
 from replay.trace.metadata import Metadata
-from replay.trace.schema import KINDS, MAX_FOLIO_BYTES, MAX_PAGE_NUMBER, ptes_per_table
+from replay.trace.schema import (
+    KINDS,
+    MAX_FOLIO_BYTES,
+    MAX_ORDER,
+    MAX_PAGE_NUMBER,
+    PERMISSIONS,
+    VMA_FLAGS,
+    ptes_per_table,
+)
 
 I64 = npt.NDArray[np.int64]
 
@@ -126,24 +134,12 @@ def _check_modelled(frame: pl.DataFrame, where: str) -> None:
         )
 
 
-MAX_ORDER = 40
-"""Beyond any folio; keeps a damaged order from overflowing before it is refused."""
-
 ONLY_4K = ("x86_64", "i686", "s390x")
 
 MAPPED = KINDS[:3]
 ABSENT = ("swap", "marker")
 
-PERMISSIONS = tuple(f"{r}{w}{x}{s}" for r in "r-" for w in "w-" for x in "x-" for s in "ps")
-"""Permissions of a VMA, as in /proc/PID/maps."""
-
-VMA_FLAGS = "^([a-z0-9?]{2}( [a-z0-9?]{2})*)?$"
-"""VmFlags of smaps: words of two letters."""
-
 TOTALS = ("folio_mapped", "folio_mapcount")
-
-KIND_BITS = bit(KPF_ANON) | bit(KPF_SWAPCACHE) | bit(KPF_HUGE)
-"""Flags of a folio that the replay goes by."""
 
 
 def _rules(meta: Metadata) -> dict[str, pl.Expr]:
@@ -244,7 +240,7 @@ def _mapped(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
             "folio_mapped",
             "folio_mapcount",
             "kind",
-            flags=pl.col("kpageflags") & KIND_BITS,
+            flags=pl.col("kpageflags") & FOLIO_FLAGS,
             size=2 ** pl.col("order").cast(pl.Int64),
         )
         .with_row_index("row")

@@ -14,19 +14,13 @@ import pyarrow as pa
 
 from replay.errors import TraceError
 from replay.jit.compiled import I64, U8, U32
-from replay.trace.schema import COLUMNS, KINDS
+from replay.trace.schema import COLUMNS, KINDS, PERMISSIONS, VMA_FLAGS
 
 BATCH_ROWS: Final = 1 << 15
 """Rows that are decoded at a time: some 5 MiB."""
 
 UNKNOWN: Final = -1
 """Code of a text that no trace may have."""
-
-PERMISSIONS: Final = frozenset(f"{r}{w}{x}{s}" for r in "r-" for w in "w-" for x in "x-" for s in "ps")
-"""Permissions of a VMA, as in /proc/PID/maps."""
-
-VMA_FLAGS: Final = re.compile("([a-z0-9?]{2}( [a-z0-9?]{2})*)?")
-"""VmFlags of smaps: words of two letters."""
 
 LOCKED: Final = "lo"
 """VM_LOCKED among VmFlags."""
@@ -98,7 +92,7 @@ class Codes:
             return self._kinds.get(text, UNKNOWN)
         if column == "vma_perms" and text not in PERMISSIONS:
             return UNKNOWN
-        if column == "vma_flags" and not VMA_FLAGS.fullmatch(text):
+        if column == "vma_flags" and not re.fullmatch(VMA_FLAGS, text):
             return UNKNOWN
         number = self._texts.setdefault(text, len(self._texts))
         if column == "vma_flags":

@@ -29,10 +29,6 @@ from replay.trace.write import ARROW_SCHEMA
 TEXT_COLUMNS: Final = [name for name, kind in COLUMNS.items() if kind == "text"]
 
 
-LARGEST_FRAME: Final = 1 << 24
-"""Rows that are read into one frame to say what is wrong with them: 8 GiB at most."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Stream:
     """A trace whose rows are read batch by batch. parquet: with texts as dictionaries."""
@@ -56,7 +52,7 @@ class Stream:
             ahead = reader.submit(next, found, None)
             while (batch := ahead.result()) is not None:
                 ahead = reader.submit(next, found, None)
-                for name in TEXT_COLUMNS:
+                for name in set(TEXT_COLUMNS) & set(names):
                     # no checksum covers how many texts there are
                     batch.column(name).validate(full=True)
                 yield batch
@@ -65,17 +61,9 @@ class Stream:
         """The trace, but for its rows."""
         return Trace(frame_of(ARROW_SCHEMA.empty_table()), self.meta, utf8(self.path.stem))
 
-    def rows_around(self, row: int) -> pl.DataFrame:
-        """All rows; of a trace that is too large for that, those of the address space of a row."""
-        if self.parquet.metadata.num_rows <= LARGEST_FRAME:
-            return frame_of(_table(self.path, self.parquet))
-        first = 0
-        for group in range(self.parquet.num_row_groups):
-            rows = self.parquet.metadata.row_group(group).num_rows
-            if first <= row < first + rows:
-                return frame_of(self.parquet.read_row_group(group))
-            first += rows
-        raise TraceError(f"{self.path}: there is no row {row}")
+    def frame(self) -> pl.DataFrame:
+        """All rows. Raises `TraceError` where the file is damaged, or has empty values."""
+        return frame_of(_table(self.path, self.parquet))
 
 
 @contextlib.contextmanager
@@ -104,7 +92,7 @@ def read(path: str | Path, *, partial: bool = False) -> Trace:
     """
     path = Path(path)
     with opened(path) as stream:
-        frame = frame_of(_table(path, stream.parquet))
+        frame = stream.frame()
     check_frame(frame, stream.meta, str(path))
     return checked(Trace(frame, stream.meta, utf8(path.stem)), str(path), partial=partial)
 

@@ -28,3 +28,7 @@ KPF_MLOCKED: Final = 33
 def bit(number: int) -> int:
     """The mask of one flag."""
     return 1 << number
+
+
+FOLIO_FLAGS: Final = bit(KPF_ANON) | bit(KPF_SWAPCACHE) | bit(KPF_HUGE)
+"""Flags that all rows of a folio have alike: the replay goes by them."""

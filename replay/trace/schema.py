@@ -34,8 +34,17 @@ markers of userfaultfd, migration entries, hardware poison.
 MAX_PAGE_NUMBER: Final = 1 << 52
 """Page numbers, counts and swap offsets are below this on every 64-bit architecture."""
 
+PERMISSIONS: Final = tuple(f"{r}{w}{x}{s}" for r in "r-" for w in "w-" for x in "x-" for s in "ps")
+"""Permissions of a VMA, as in /proc/PID/maps."""
+
+VMA_FLAGS: Final = "^([a-z0-9?]{2}( [a-z0-9?]{2})*)?$"
+"""VmFlags of smaps: words of two letters."""
+
 MAX_FOLIO_BYTES: Final = 16 << 30
 """The largest folio of any architecture: a 16 GiB huge page."""
+
+MAX_ORDER: Final = 40
+"""Beyond any folio; keeps a damaged order from overflowing before it is refused."""
 
 COLUMNS: Final[dict[str, str]] = {
     # address space and process

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from replay.errors import TraceError
-from replay.teardown import replayer, workspace
+from replay.teardown import layout, replayer, workspace
 from replay.teardown.algorithms import ALGORITHMS
 from replay.teardown.replayer import replayed, replayed_file, run_checked
-from replay.trace import file
+from replay.trace import file, totals
 from replay.trace.check import check_frame
 from replay.trace.columns import READ, Codes, Columns, batches
 from replay.trace.frame import Trace
@@ -113,6 +113,28 @@ def test_a_frame_is_not_trusted_more_than_a_file(tmp_path: Path) -> None:
         with pytest.raises(TraceError) as of_file:
             replayed_file(path, ALL)
         assert str(of_file.value) == str(literal.value).replace("t:", f"{path}:", 1), what
+
+
+def test_figures_are_those_of_the_rows() -> None:
+    for name in ("pipeline", "postgresql", "numpy-thp", "jvm"):
+        trace = file.read(CAPTURES / f"{name}.parquet")
+        figures = replayed(trace, []).figures
+        assert figures is not None
+        added = totals.sums(trace.frame, len(trace.meta.address_spaces))
+        assert (figures[:, : layout.TYPES] == added).all(), name
+        assert figures[:, layout.ROWS].sum() == len(trace.frame)
+
+
+def test_what_is_wrong_with_a_huge_trace_is_not_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The polars check would take more memory than there is."""
+    monkeypatch.setattr(replayer, "LARGEST_FRAME", 10)
+    trace = trace_of([Piece(count=30, stride=2)], 3)
+    frame = trace.frame.with_columns(own=pl.when(pl.int_range(pl.len()) == 7).then(0).otherwise("own"))
+    path = Trace(frame.cast(trace.frame.schema), trace.meta).write(tmp_path / "t.parquet")
+    with pytest.raises(TraceError, match="row 7 is impossible, or does not fit"):
+        replayed_file(path, ALL)
 
 
 def test_a_trace_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
