@@ -9,8 +9,8 @@ several times, and pages that an mlock batch may get have theirs in the folios t
 
 In every function e is the extents table, f the folios table, g the gather, r the rules, and c the counts with
 the registers of the gather, of the lruvec lock and of the mlock batch behind them (all in `state.py`). The
-functions stand in the same order as in `reference.py`, under the same names; `unmap_vmas` and `finish` are its
-`exit_mmap`, as an address space may come in parts.
+functions stand in the same order as in `reference.py`, under the same names; `unmap_vmas` and `finish` are
+its `exit_mmap`, as an address space may come in parts.
 """
 
 from __future__ import annotations
