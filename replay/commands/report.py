@@ -108,12 +108,13 @@ def _times(traces: list[Trace], results: pl.DataFrame) -> page.Times | None:
     except ReplayError:
         return None
     captured = results.filter(pl.col("order").is_null())
-    seconds: dict[str, float] = {}
-    for trace in traces:
-        rows = captured.filter(pl.col("trace") == trace.name)
-        found = calibration.seconds(rows, calibration.of_rows(trace.frame), costs)
-        for name, value in zip(rows["algorithm"], found.tolist(), strict=True):
-            seconds[name] = seconds.get(name, 0.0) + value
+    seconds = calibration.total_seconds(
+        (
+            (captured.filter(pl.col("trace") == trace.name), calibration.of_rows(trace.frame))
+            for trace in traces
+        ),
+        costs,
+    )
     return page.Times(
         seconds, costs.algorithm, costs.kernel, costs.error_median, costs.error_high, calibration.UNSEEN
     )

@@ -319,7 +319,6 @@ def _add_time(replayed: list[Replayed], results: pl.DataFrame, baseline: str) ->
     """Lines with the estimated teardown time of each algorithm, by the calibration of this machine and
     kernel.
     """
-    import numpy as np
     import polars as pl
 
     from replay.cost import calibration as kept
@@ -327,12 +326,16 @@ def _add_time(replayed: list[Replayed], results: pl.DataFrame, baseline: str) ->
     if not replayed:
         raise UsageError("--time needs the traces: a sweep's parts do not say how many VMAs there are")
     found = kept.read()
-    seconds: dict[str, float] = {}
-    for one in replayed:
-        of_each = kept.of_figures(one.figures) if one.figures is not None else kept.of_rows(one.trace.frame)
-        rows = results.filter(pl.col("trace") == one.trace.name)
-        for name, of_row in zip(rows["algorithm"], kept.seconds(rows, of_each, found), strict=True):
-            seconds[name] = seconds.get(name, 0.0) + float(np.asarray(of_row))
+    seconds = kept.total_seconds(
+        (
+            (
+                results.filter(pl.col("trace") == one.trace.name),
+                kept.of_figures(one.figures) if one.figures is not None else kept.of_rows(one.trace.frame),
+            )
+            for one in replayed
+        ),
+        found,
+    )
     error = f"{100 * found.error_median:.0f} % in the median, {100 * found.error_high:.0f} % for one in ten"
     lines = [f"estimated teardown time on this machine ({found.kernel}; error {error}):"]
     for name, total in seconds.items():

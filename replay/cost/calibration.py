@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,3 +164,16 @@ def seconds(results: pl.DataFrame, of_each: pl.DataFrame, found: Calibration) ->
     """Estimated seconds of each row of a result: float64, shape (rows,). Arguments as of `matrix`."""
     costs = np.array([found.costs.get(name, 0.0) for name in FEATURES])
     return np.asarray(matrix(results, of_each) @ costs)
+
+
+def total_seconds(parts: Iterable[tuple[pl.DataFrame, pl.DataFrame]], found: Calibration) -> dict[str, float]:
+    """Estimated seconds of each algorithm over all address spaces of some traces.
+
+    parts: for each trace its results and what `of_rows` or `of_figures` says of it.
+    """
+    totals: dict[str, float] = {}
+    for results, of_each in parts:
+        estimated = seconds(results, of_each, found).tolist()
+        for name, value in zip(results["algorithm"], estimated, strict=True):
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
