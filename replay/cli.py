@@ -5,68 +5,60 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 import typer
 
 import replay
-from replay.commands import (
-    algorithms,
-    calibrate,
-    capture,
-    diff,
-    doctor,
-    help,
-    inspect,
-    record,
-    redact,
-    report,
-    run,
-    sweep,
-    trim,
-    validate,
-    whatif,
-)
+from replay.commands import help
 from replay.commands.output import note
 from replay.errors import ReplayError, UsageError
 from replay.support import shortage
 
-app = typer.Typer(
-    cls=help.Commands,
-    help="How Linux tears down a process's memory, replayed over page tables of real processes.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-
 OTHERS_OPTIONS: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """For commands whose last argument is another command with its own options."""
 
+COMMANDS: Final[dict[str, tuple[str, dict[str, Any] | None]]] = {
+    "capture": (help.TAKE, None),
+    "record": (help.TAKE, OTHERS_OPTIONS),
+    "run": (help.COMPARE, None),
+    "report": (help.COMPARE, None),
+    "sweep": (help.COMPARE, None),
+    "algorithms": (help.COMPARE, None),
+    "inspect": (help.TRACES, None),
+    "diff": (help.TRACES, None),
+    "whatif": (help.TRACES, None),
+    "trim": (help.TRACES, None),
+    "redact": (help.TRACES, None),
+    "validate": (help.CHECK, OTHERS_OPTIONS),
+    "calibrate": (help.CHECK, None),
+    "doctor": (help.CHECK, None),
+}
+"""Command, also the name of its module and function -> its group in the help, and settings."""
 
-def _add(command: Callable[..., None], panel: str, settings: dict[str, Any] | None = None) -> None:
-    """Add a command to a group of the help."""
-    app.command(cls=help.Command, rich_help_panel=panel, context_settings=settings)(command)
 
+def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line with these commands. Only their modules are imported, which the start-up feels."""
+    app = typer.Typer(
+        cls=help.Commands,
+        help="How Linux tears down a process's memory, replayed over page tables of real processes.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_options)
+    for name in names:
+        panel, settings = COMMANDS[name]
+        command = getattr(importlib.import_module(f"replay.commands.{name}"), name)
+        app.command(cls=help.Command, rich_help_panel=panel, context_settings=settings)(command)
+    return app
 
-_add(capture.capture, help.TAKE)
-_add(record.record, help.TAKE, OTHERS_OPTIONS)
-_add(run.run, help.COMPARE)
-_add(report.report, help.COMPARE)
-_add(sweep.sweep, help.COMPARE)
-_add(algorithms.algorithms, help.COMPARE)
-_add(inspect.inspect, help.TRACES)
-_add(diff.diff, help.TRACES)
-_add(whatif.whatif, help.TRACES)
-_add(trim.trim, help.TRACES)
-_add(redact.redact, help.TRACES)
-_add(validate.validate, help.CHECK, OTHERS_OPTIONS)
-_add(calibrate.calibrate, help.CHECK)
-_add(doctor.doctor, help.CHECK)
 
 FOLLOWS: Final = frozenset(("record", "capture", "validate", "calibrate"))
 """Commands that hold or trace processes. They must do so in the process that the user started."""
@@ -81,7 +73,6 @@ def _say_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool,
@@ -178,7 +169,8 @@ def _status() -> int:
     """Run the command -> its exit status. Only here do errors become messages."""
     try:
         _check_settings()
-        app()
+        # a command that is named needs no other
+        command_line([name for name in sys.argv[1:2] if name in COMMANDS] or COMMANDS)()
     except SystemExit as ended:
         # where the reader of a pipe is gone, typer replaces standard output by this and ends with 1
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":

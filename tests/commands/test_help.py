@@ -14,7 +14,7 @@ from replay import cli
 from replay.commands import help
 from tests.commands.running import call
 
-TREE: Any = typer.main.get_command(cli.app)
+TREE: Any = typer.main.get_command(cli.command_line())
 NAMES = TREE.list_commands(None)
 
 
