@@ -22,7 +22,7 @@ def calibrate(
             show_default="one file for each kernel in the user's data folder",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Measure each process this many times.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Measure each process this many times.")] = 6,
     algorithm: Annotated[
         str | None,
         typer.Option(
@@ -36,7 +36,7 @@ def calibrate(
 
     This starts processes with known memory, captures and kills each, and measures the time until the kernel
     has torn it down. From these times it fits a cost in ns for each operation, which 'replay run --time'
-    uses. It needs root and one or two minutes on a quiet machine. Meanwhile it changes the THP settings.
+    uses. It needs root, and three or four minutes on a quiet machine. Meanwhile it changes the THP settings.
 
     \b
     Examples:

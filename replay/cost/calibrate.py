@@ -19,12 +19,11 @@ import numpy.typing as npt
 
 from replay.cost import calibration as kept
 from replay.cost import cases, fit
-from replay.cost.measure import Case, Exit, empty_seconds, measure
+from replay.cost.measure import Exit, empty_seconds, measure
 from replay.support.thp import THP
 from replay.teardown.replayer import run
 from replay.validate.predict import algorithm_of
 from replay.validate.watch import shown_here
-from replay.validate.workload_settings import thp
 
 
 class Calibrated(NamedTuple):
@@ -40,7 +39,7 @@ class Calibrated(NamedTuple):
 
 
 def calibrate(
-    *, runs: int = 3, algorithm: str | None = None, progress: Callable[[int, int], None] | None = None
+    *, runs: int = 6, algorithm: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Calibrated:
     """Measure and fit.
 
@@ -64,8 +63,8 @@ def calibrate(
             for _ in range(cases.FILE_MIB):
                 file.write(bytes(1 << 20))
         empty = empty_seconds(path, 2 * runs + 1)
-        exits = [found for case in training for found in _measured(case, path, runs, empty, done)]
-        checks = [found for case in held_out for found in _measured(case, path, runs, empty, done)]
+        measured = measure([*training, *held_out], path, runs, empty, done)
+    exits, checks = measured[: len(training)], measured[len(training) :]
     names = kept.FEATURES
     costs = fit.fit(names, features(exits, algorithm), least(exits))
     errors = fit.relative_errors(costs, names, features(checks, algorithm), least(checks))
@@ -81,11 +80,6 @@ def calibrate(
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return Calibrated(calibration, exits, checks, errors)
-
-
-def _measured(case: Case, path: Path, runs: int, empty: float, done: Callable[[], None]) -> list[Exit]:
-    with thp(case.thp):
-        return measure([case], path, runs, empty, done)
 
 
 def offered_orders() -> list[int]:

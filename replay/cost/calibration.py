@@ -18,7 +18,7 @@ import polars as pl
 from replay.cost.fit import Costs
 from replay.errors import ReplayError
 from replay.support.atomic_file import atomic_file
-from replay.teardown.layout import DIRTY_PTES, VMAS
+from replay.teardown.layout import DIRTY_PTES, ROWS, VMAS
 
 FEATURES: Final = (
     "ptes",
@@ -28,10 +28,14 @@ FEATURES: Final = (
     "pmd_mappings",
     "vmas",
     "page_tables",
+    "extents",
+    "dirty_ptes",
 )
-"""What time is made of: counters, and `vmas`, the VMAs with pages.
+"""What time is made of: counters, `vmas` (those with pages), `extents` (the rows of the trace), `dirty_ptes`.
 
-The data decide which can be told apart.
+A new extent begins where the next page is not in the next frame. There the processor cannot fetch the page
+structure ahead, and waits for memory. A dirty PTE of a file makes zap_present_folio_ptes() mark the folio
+dirty. The data decide which columns can be told apart.
 """
 
 UNSEEN: Final = (
@@ -40,7 +44,7 @@ UNSEEN: Final = (
 )
 """What the costs leave out."""
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ def read(path: Path | None = None) -> Calibration:
         hint = f" ({others[0].name} is of another kernel)" if others and path is None else ""
         raise ReplayError(
             f"no calibration {'of this machine and kernel' if path is None else found}{hint}: "
-            "make one with 'replay calibrate', which takes a minute or two"
+            "make one with 'replay calibrate', which takes a few minutes"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise ReplayError(
@@ -127,7 +131,7 @@ def read(path: Path | None = None) -> Calibration:
 
 
 def of_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """What else an address space has that takes time: columns `mm`, `vmas` (those with pages), `dirty_ptes`.
+    """What else an address space has that takes time: columns `mm`, `vmas`, `extents`, `dirty_ptes`.
 
     rows: of a trace.
     """
@@ -136,6 +140,7 @@ def of_rows(rows: pl.DataFrame) -> pl.DataFrame:
         .group_by("mm")
         .agg(
             vmas=pl.col("vma").n_unique().cast(pl.Int64),
+            extents=pl.len().cast(pl.Int64),
             dirty_ptes=pl.col("pages").filter("dirty").cast(pl.Int64).sum(),
         )
         .sort("mm")
@@ -146,7 +151,14 @@ def of_rows(rows: pl.DataFrame) -> pl.DataFrame:
 def of_figures(figures: npt.NDArray[np.int64]) -> pl.DataFrame:
     """As `of_rows`, of the figures of a replay (see `layout.py`)."""
     numbers = np.arange(len(figures), dtype=np.uint32)
-    return pl.DataFrame({"mm": numbers, "vmas": figures[:, VMAS], "dirty_ptes": figures[:, DIRTY_PTES]})
+    return pl.DataFrame(
+        {
+            "mm": numbers,
+            "vmas": figures[:, VMAS],
+            "extents": figures[:, ROWS],
+            "dirty_ptes": figures[:, DIRTY_PTES],
+        }
+    )
 
 
 def matrix(results: pl.DataFrame, of_each: pl.DataFrame) -> npt.NDArray[np.float64]:

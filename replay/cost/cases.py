@@ -12,6 +12,7 @@ from replay.validate.workload_settings import PMD_ORDER, PMD_SIZE, switch_of
 
 SIZES_MIB: Final = {
     "small": (320, 960),
+    "scattered": (160, 480),
     "sparse": (160, 480),
     "split": (1200, 2400),
     "vmas": (200, 500),

@@ -20,6 +20,7 @@ from typing import Final
 
 from replay.errors import ReplayError
 from replay.trace.frame import Trace
+from replay.validate.workload_settings import thp
 
 PROGRAM: Final = Path(__file__).with_name("program.py")
 
@@ -111,22 +112,23 @@ def empty_seconds(path: Path, runs: int) -> float:
 def measure(
     cases: Sequence[Case], path: Path, runs: int, empty: float, done: Callable[[], None] = lambda: None
 ) -> list[Exit]:
-    """Run each case `runs` times: captured the first time, timed each time.
+    """Run all cases `runs` times: captured the first time, timed each time.
 
-    empty: of `empty_seconds`. done: called after each process.
+    The cases take turns. If the machine is slower for a minute, every case has its runs in other minutes too.
+    THP switches are set as a case wants them, and put back. empty: of `empty_seconds`. done: called after
+    each process.
     """
     from replay.capture.live import capture_process
 
-    exits = []
-    for case in cases:
-        trace: Trace | None = None
-        times = []
-        for _ in range(runs):
-            with started(case, path) as pid:
-                if trace is None:
+    traces: list[Trace] = []
+    times: list[list[float]] = [[] for _ in cases]
+    for turn in range(runs):
+        for case, seconds in zip(cases, times, strict=True):
+            with thp(case.thp), started(case, path) as pid:
+                if turn == 0:
                     trace = capture_process(pid).trace
-                times.append(max(seconds_to_end(pid) - empty, 1e-9))
+                    assert trace is not None
+                    traces.append(trace)
+                seconds.append(max(seconds_to_end(pid) - empty, 1e-9))
             done()
-        assert trace is not None
-        exits.append(Exit(case, trace, tuple(times)))
-    return exits
+    return [Exit(*found) for found in zip(cases, traces, map(tuple, times), strict=True)]

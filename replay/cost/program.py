@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable
@@ -49,6 +50,17 @@ def protect(memory: mmap.mmap, offset: int, size: int, protection: int) -> None:
 def small(size: int, path: str) -> mmap.mmap:
     """Pages of order 0."""
     return anonymous(size, mmap.MADV_NOHUGEPAGE)
+
+
+def scattered(size: int, path: str) -> mmap.mmap:
+    """Pages of order 0, touched in a random order: neighbours are seldom in neighbouring frames."""
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    places = list(range(0, size, mmap.PAGESIZE))
+    random.Random(1).shuffle(places)
+    for place in places:
+        memory[place] = 0
+    return memory
 
 
 def large(size: int, path: str) -> mmap.mmap:
@@ -107,6 +119,7 @@ def shared(size: int, path: str) -> mmap.mmap:
 
 KINDS: Final[dict[str, Callable[[int, str], mmap.mmap]]] = {
     "small": small,
+    "scattered": scattered,
     "large": large,
     "split": split,
     "sparse": sparse,
