@@ -8,6 +8,7 @@ few as for many.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -41,6 +42,10 @@ MOST_SNAPSHOTS: Final = 1 << 63 - NUMBER_BITS
 """Snapshots that can be told apart by them."""
 
 
+Area = tuple[int, int, str, str]
+"""A VMA in smaps: first page, page behind it, rest of its first line, VmFlags. NamedTuples pickle slowly."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What the kernel said of one address space, but for the words of pagemap and of the kpage files.
@@ -53,7 +58,7 @@ class Snapshot:
 
     pid: int
     status: Status
-    smaps: str
+    areas: list[Area]
     huge: tuple[I64, I64]
     first: I64
     size: I64
@@ -94,7 +99,10 @@ def read(
     status = files.read_status(root, pid, page_size)
     smaps = files.read_text(root, pid, "smaps")
     meanwhile()
-    places, maps_frames = _places(smaps, page_size)
+    areas = list(_areas(smaps, page_size))
+    places = [(first, end) for first, end, _, _ in areas]
+    # VmFlags are two letters and a space each
+    maps_frames = [(first, end) for first, end, _, flags in areas if "pf " in flags]
     if not places:
         raise ProcessGoneError(f"process {pid} has ended: it has no memory left")
     fd = files.open_pagemap(root, pid)
@@ -132,7 +140,7 @@ def read(
     return Snapshot(
         pid=pid,
         status=status,
-        smaps=smaps,
+        areas=areas,
         huge=huge,
         first=first,
         size=stop - first,
@@ -162,8 +170,8 @@ Parsing all lines would take longer than all else.
 _FIRST: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (.*)")
 
 
-def _areas(smaps: str, page_size: int) -> Iterator[tuple[int, int, str, str]]:
-    """(first page, end page, rest of the first line, VmFlags) of each VMA without vsyscall."""
+def _areas(smaps: str, page_size: int) -> Iterator[Area]:
+    """The VMAs that smaps lists, without vsyscall."""
     header = _FIRST.match(smaps)
     if not header:
         return
@@ -174,37 +182,23 @@ def _areas(smaps: str, page_size: int) -> Iterator[tuple[int, int, str, str]]:
         first, end, rest = next_first, next_end, next_rest
 
 
-def _places(smaps: str, page_size: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(first page, end page) of the VMAs without vsyscall, and of those of them that are VM_PFNMAP."""
-    areas = list(_areas(smaps, page_size))
-    places = [(first, end) for first, end, _, _ in areas]
-    # VmFlags are two letters and a space each
-    return places, [(first, end) for first, end, _, flags in areas if "pf " in flags]
+def _vmas(areas: Sequence[Area], page_size: int) -> list[Vma]:
+    """The VMAs but for their totals."""
+    return [
+        Vma(first, end - first, *_described(rest, flags), page_size, 0, 0, 0, 0, 0)
+        for first, end, rest, flags in areas
+    ]
 
 
-def _vmas(smaps: str, page_size: int) -> list[Vma]:
-    """The VMAs but for their totals, without vsyscall."""
-    vmas = []
-    for first, end, rest, flags in _areas(smaps, page_size):
-        # at most 4 splits: names may hold spaces
-        perms, _offset, _device, inode, *name = rest.split(None, 4)
-        vmas.append(
-            Vma(
-                start=first,
-                pages=end - first,
-                perms=perms,
-                flags=flags.strip(),
-                name=name[0] if name else "",
-                inode=int(inode),
-                page_size=page_size,
-                rss=0,
-                anonymous=0,
-                swap=0,
-                pmd_mapped=0,
-                hugetlb=0,
-            )
-        )
-    return vmas
+@functools.lru_cache(maxsize=1 << 12)
+def _described(rest: str, flags: str) -> tuple[str, str, str, int]:
+    """Permissions, flags, name and inode of a VMA. Processes of one program have the same, elsewhere.
+
+    rest: of the first line in smaps, behind the addresses; flags: VmFlags.
+    """
+    # at most 4 splits: names may hold spaces
+    perms, _offset, _device, inode, *name = rest.split(None, 4)
+    return perms, flags.strip(), name[0] if name else "", int(inode)
 
 
 def build(
@@ -216,7 +210,7 @@ def build(
     snapshot. In the extents, `vma` counts through the VMAs of all. precise: whether kpagecount counts each
     page. At most `MOST_SNAPSHOTS`.
     """
-    vmas = [_vmas(snapshot.smaps, page_size) for snapshot in snapshots]
+    vmas = [_vmas(snapshot.areas, page_size) for snapshot in snapshots]
     flat = [vma for of_space in vmas for vma in of_space]
     # of each space, what stands above its page and frame numbers
     above = np.arange(len(snapshots)) << NUMBER_BITS

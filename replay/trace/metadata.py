@@ -124,10 +124,9 @@ def encode_metadata(meta: Metadata) -> dict[str, str]:
 
 def _as_json(space: AddressSpace) -> dict[str, Any]:
     """An address space without the later fields that say nothing: a trace may hold 100,000 of them."""
-    values = dataclasses.asdict(space)
     return {
         name: value
-        for name, value in values.items()
+        for name, value in vars(space).items()
         if name not in LATER
         or (value and not (name == "ended_by" and value == "exit"))
         or (name == "unaccounted" and value is not None)
