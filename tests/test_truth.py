@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,8 +72,26 @@ def allowed(expected: dict) -> set[str]:
     return set((expected.get("cannot_match") or {}).get("counters", []))
 
 
+NUMBER_OF_CASES = {
+    "6.1": 24,
+    "6.12": 29,
+    "6.18": 8,
+    "7.3": 29,
+    "7.3-nomapcount": 8,
+    "arm64-6.1": 8,
+    "arm64-6.12": 19,
+    "arm64-6.12-16k": 17,
+    "v2-on-6.12": 31,
+}
+
+
 def test_all_cases_are_here():
-    assert len(CASES) == 84 + 44 + 37 + 8
+    assert Counter(case.split("/")[0] for case in CASES) == NUMBER_OF_CASES
+
+
+def test_the_readme_says_how_many_there_are():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"`tests/truth/` holds {len(CASES)} traced exits" in readme
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -26,7 +26,8 @@ def capture(
     processes: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Processes. A name must be that of one process only.",
+            help="Processes. NAME is the name that ps shows (comm), or that of the file that was started. "
+            "Only one process may have it.",
             metavar="PID|NAME...",
             show_default=False,
         ),

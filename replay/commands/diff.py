@@ -11,6 +11,7 @@ import typer
 
 from replay.commands import help
 from replay.commands.output import load_numpy, note, show, width
+from replay.support.text import counted
 
 
 def diff(
@@ -95,6 +96,11 @@ def diff(
     else:
         columns = width()
         show(list(terminal.difference(one, other, changes, top, columns)), columns)
+    if one.spaces != other.spaces:
+        note(
+            f"note: {one.name} holds {counted(one.spaces, 'address space')}, {other.name} "
+            f"{counted(other.spaces, 'address space')}: their sums are compared"
+        )
     note(*(f"above the limit: {line}" for line in failures))
     if failures:
         sys.exit(3)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
     from replay.trace.frame import Trace
 
 Sort = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="COUNTER",
+        show_default="ptes",
         help="In a table of --per mm: rank by this counter, or by 'pid'.",
         rich_help_panel=help.OUTPUT,
     ),
 ]
 Top = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         metavar="N",
+        show_default="20",
         help="In a table of --per mm: show this many address spaces.",
         rich_help_panel=help.OUTPUT,
     ),
@@ -43,6 +45,21 @@ Pids = Annotated[
         rich_help_panel=help.COMPARED,
     ),
 ]
+
+
+def ranking(sort: str | None, top: int | None, *, table: bool) -> tuple[str, int]:
+    """By what and how many address spaces are shown. Raises `UsageError` where no such table is shown."""
+    from replay.teardown.counters import COUNTERS
+
+    if (sort or top) and not table:
+        raise UsageError("--sort and --top rank the table of --per mm: without it they change nothing")
+    if sort not in (None, *COUNTERS, "pid"):
+        raise UsageError(f"cannot sort by '{sort}': give 'pid' or a counter of 'replay algorithms'")
+    return sort or "ptes", top or MOST
+
+
+MOST: Final = 20
+"""Address spaces that a table shows."""
 
 
 def of_pids(results: pl.DataFrame, pids: Sequence[int] | None) -> pl.DataFrame:
@@ -74,10 +91,7 @@ def sheets(
     import polars as pl
 
     from replay.report import answers, terminal
-    from replay.teardown.counters import COUNTERS
 
-    if sort not in (*COUNTERS, "pid"):
-        raise UsageError(f"cannot sort by '{sort}': give 'pid' or a counter of 'replay algorithms'")
     cmdlines = {
         (trace.name, mm): space.cmdline
         for trace in traces

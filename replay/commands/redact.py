@@ -10,6 +10,7 @@ import typer
 
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
+from replay.errors import UsageError
 
 
 def redact(
@@ -35,6 +36,8 @@ def redact(
     from replay.trace.file import read
     from replay.trace.redact import redact as redacted
 
+    if output.exists() and output.samefile(trace):
+        raise UsageError(f"{output} is the trace itself: name another file for the redacted one")
     atomic_file(output, force=force)
     redacted(read(trace)).write(output, force=force)
     note(f"wrote {output}: names, PIDs, addresses and page frames are replaced")

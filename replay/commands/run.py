@@ -14,7 +14,7 @@ import typer
 from replay.commands import help
 from replay.commands.options import Per, Shape
 from replay.commands.output import load_numpy, note, show, show_markdown, width
-from replay.commands.ranking import Pids, Sort, Top, of_pids, sheets
+from replay.commands.ranking import Pids, Sort, Top, of_pids, ranking, sheets
 from replay.commands.whatif import WhatIfOrders, run_what_if
 from replay.errors import UsageError
 
@@ -112,8 +112,8 @@ def run(
         ),
     ] = None,
     what_if: WhatIfOrders = None,
-    sort: Sort = "ptes",
-    top: Top = 20,
+    sort: Sort = None,
+    top: Top = None,
     pid: Pids = None,
     together: Annotated[
         bool,
@@ -196,6 +196,7 @@ def run(
     parts = [path for path in traces if path.is_dir()]
     if shape is None and output is None:
         shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
+    ranked = ranking(sort, top, table=per is Per.MM and shape in (Shape.TABLE, Shape.MD))
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
     if what_if is not None:
         if together or check or time or pid or parts:
@@ -208,7 +209,7 @@ def run(
     results = of_pids(_swept(traces, replayed) if parts else _results(found), pid)
     if time:
         note(*_add_time(found, results, base.name))
-    _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, sort, top)
+    _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, *ranked)
     if not together:
         _note_shared(traces, found)
     if check:
@@ -337,12 +338,12 @@ def _add_time(replayed: list[Replayed], results: pl.DataFrame, baseline: str) ->
         found,
     )
     error = f"{100 * found.error_median:.0f} % in the median, {100 * found.error_high:.0f} % for one in ten"
-    lines = [f"estimated teardown time on this machine ({found.kernel}; error {error}):"]
+    lines = [f"estimated teardown time on this machine ({found.kernel}; error of the calibration {error}):"]
     for name, total in seconds.items():
         against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
-        kind = "" if name == found.algorithm else "  extrapolated"
+        kind = "  measured costs" if name == found.algorithm else "  extrapolated"
         lines.append(f"  {name:20} {total * 1000:12,.1f} ms{against if name != baseline else '':10}{kind}")
-    lines.append(f"  an estimate, not a count; not seen: {kept.UNSEEN}")
+    lines.append(f"  an estimate, not a count. {kept.priced(found)}. It leaves out {kept.UNSEEN}")
     return lines
 
 
@@ -428,8 +429,8 @@ def _check(traces: list[Trace], algorithms: list[Algorithm]) -> None:
         agreed = found.replays - len(found.differing)
         part = f", {found.cut:,} of them in part" if found.cut else ""
         note(
-            f"check of {trace.name}: machine and reference agree in {agreed:,} of {found.replays:,} "
-            f"replays of {found.compared:,} of {found.total:,} address spaces{part}"
+            f"check of {trace.name}: the compiled replay and the reference agree in {agreed:,} "
+            f"of {found.replays:,} replays of {found.compared:,} of {found.total:,} address spaces{part}"
         )
     if denied:
         sys.exit(DIFFERENT)

@@ -17,6 +17,7 @@ import typer
 from replay.commands import help
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
+from replay.support.text import counted
 
 DEFECTIVE = 4
 """Exit status of a sweep that finished, but could not replay some of its traces."""
@@ -115,13 +116,13 @@ def sweep(
     seconds = max(time.monotonic() - began, 1e-9)
     skipped = f", {swept.skipped:,} were finished before" if swept.skipped else ""
     note(
-        f"wrote {swept.traces:,} parts to {output}{skipped}: {swept.extents:,} extents, "
-        f"{swept.extents / seconds / 1e6:.1f} million per second"
+        f"wrote {counted(swept.traces, 'part')} to {output}{skipped}: {swept.extents:,} extents, "
+        f"{swept.extents / seconds:,.0f} per second"
     )
     for uri, error in list(swept.failures.items())[:5]:
         note(f"not replayed: {error if uri in error else f'{uri}: {error}'}")
     if swept.failures:
-        note(f"not replayed: {len(swept.failures):,} traces, listed in {output / fleet.FAILURES}")
+        note(f"not replayed: {counted(len(swept.failures), 'trace')}, listed in {output / fleet.FAILURES}")
         sys.exit(DEFECTIVE)
     note(f"next: replay run {shlex.quote(str(output))}")
 

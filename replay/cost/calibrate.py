@@ -20,6 +20,7 @@ import numpy.typing as npt
 from replay.cost import calibration as kept
 from replay.cost import cases, fit
 from replay.cost.measure import Exit, empty_seconds, measure
+from replay.errors import ReplayError
 from replay.support.thp import THP
 from replay.teardown.replayer import run
 from replay.validate.predict import algorithm_of
@@ -46,6 +47,8 @@ def calibrate(
     runs: how often each process is measured. algorithm: the one that this kernel runs; None finds it out. THP
     switches are changed meanwhile and put back. Raises `ReplayError` without the rights to capture a process.
     """
+    if os.geteuid():
+        raise ReplayError("calibrate captures processes and changes THP settings: run it as root")
     algorithm = algorithm or algorithm_of(shown_here()).name
     sizes, orders = cases.scale(), offered_orders()
     training, held_out = cases.training(sizes, orders), cases.held_out(sizes, orders)

@@ -87,6 +87,12 @@ def machine() -> str:
     return hashlib.sha256((identity or os.uname().nodename).encode()).hexdigest()[:12]
 
 
+def priced(found: Calibration) -> str:
+    """Which operations have a cost: algorithms that differ in others only get the same time."""
+    names = [name for name, cost in found.costs.items() if cost > 0]
+    return f"Only these have a cost: {', '.join(names)}; algorithms that differ in others only look alike"
+
+
 def path_here() -> Path:
     """The file of the calibration of this machine and kernel."""
     import platformdirs

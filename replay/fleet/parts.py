@@ -7,6 +7,7 @@ import io
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,19 @@ def is_finished(folder: Path, source: Source, options: str) -> bool:
     except (OSError, pa.ArrowException):
         return False
     return bool(found == key(source, options).encode())
+
+
+def check_options(folder: Path, sources: Sequence[Source], options: str) -> None:
+    """Refuse a folder with parts of other traces that were made with other options: they do not add up.
+
+    Raises `ReplayError`.
+    """
+    ours = {path_of(folder, source) for source in sources}
+    for path in sorted(folder.glob("*.parquet")):
+        if path not in ours and is_part(path):
+            found = json.loads((pq.read_metadata(path).metadata or {})[KEY])
+            if found["options"] != options:
+                raise ReplayError(f"{path} was made with other options: sweep into an empty folder")
 
 
 def encoded(results: pl.DataFrame, source: Source, options: str) -> bytes:
@@ -84,6 +98,11 @@ def read_all(folder: Path) -> pl.DataFrame:
     if len(options) > 1:
         one, other = list(options.values())[:2]
         raise ReplayError(f"{one} and {other} were made with different options: sweep into an empty folder")
+    if not frames and any(folder.glob("*.parquet")):
+        raise ReplayError(
+            f"{folder} holds no parts of a sweep: name its traces ({folder}/*.parquet), "
+            f"or make parts elsewhere with 'replay sweep {folder} -o PARTS'"
+        )
     if not frames:
         raise ReplayError(
             f"{folder} holds no parts of a sweep: make them with 'replay sweep TRACE... -o {folder}'"

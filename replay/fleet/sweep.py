@@ -72,6 +72,7 @@ def sweep(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReplayError(f"cannot make the folder {folder}: {error.strerror}") from None
+    parts.check_options(folder, sources, options)
     task = workers.Task(replayed, options)
     left = [source for source in sources if not parts.is_finished(folder, source, options)]
     outcomes = workers.local(left, task, jobs) if dask is None else workers.dask(left, task, jobs, dask)

@@ -340,8 +340,8 @@ def _check_rights() -> None:
     files.require_procfs()
     if "CAP_SYS_PTRACE" in rights.missing():
         raise ReplayError(
-            "CAP_SYS_PTRACE is missing, without which set-user-ID programs lose their rights while they are "
-            "traced: run replay as root, in a container with --cap-add SYS_PTRACE"
+            "CAP_SYS_PTRACE is missing: run replay as root, in a container with --cap-add SYS_PTRACE. "
+            "Without it set-user-ID programs would lose their rights while they are traced"
         )
     with own_page.own_frame() as frame:
         if not frame:

@@ -40,7 +40,7 @@ def bars(frame: pl.DataFrame, title: str) -> Any:
     order = frame["algorithm"].to_list()
     y = alt.Y("algorithm:N", sort=order, title=None, axis=alt.Axis(ticks=False, grid=False, labelPadding=6))
     most = max(int(frame["count"].max() or 0), 1)  # type: ignore[arg-type]
-    x = alt.X("count:Q", axis=None, scale=alt.Scale(domain=[0, most * 2.1]))
+    x = alt.X("count:Q", axis=None, scale=alt.Scale(domain=[0, most * 2.5]))
     drawn = base.mark_bar(height=14).encode(x=x, y=y, color=_algorithms(order))
     labels = base.mark_text(align="left", dx=4, fontSize=11).encode(x=x, y=y, text="label:N")
     return (drawn + labels).properties(width=WIDTH, height=22 * len(order) + 30)

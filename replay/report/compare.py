@@ -55,6 +55,10 @@ def equal(results: pl.DataFrame) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
+SPACES: Final = "address_spaces"
+"""The column that says how many address spaces were summed up."""
+
+
 def total(results: pl.DataFrame, per: Sequence[str] = ()) -> pl.DataFrame:
     """Sums over address spaces, one row for each value of `per` and algorithm; peaks are maxima.
 
@@ -62,6 +66,4 @@ def total(results: pl.DataFrame, per: Sequence[str] = ()) -> pl.DataFrame:
     """
     peak = "gather_pages_peak"
     sums = [pl.col(name).max() if name == peak else pl.col(name).sum() for name in COUNTERS]
-    return results.group_by([*per, "algorithm"], maintain_order=True).agg(
-        pl.len().alias("address_spaces"), *sums
-    )
+    return results.group_by([*per, "algorithm"], maintain_order=True).agg(pl.len().alias(SPACES), *sums)

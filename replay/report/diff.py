@@ -28,10 +28,11 @@ MEMORY: Final = ("rss", "rss_anon", "rss_file", "rss_shmem", "swap")
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a comparison: totals per algorithm, and the trace if it is one."""
+    """One side: totals per algorithm, over how many address spaces, and the trace if it is one."""
 
     name: str
     totals: pl.DataFrame
+    spaces: int
     trace: Trace | None
 
 
@@ -44,11 +45,14 @@ def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str |
         trace = read(path)
         names = None if algorithms is None else list(algorithms)
         results = replayer.run_checked(trace, names, page_tables=page_tables).drop(list(CHECKS))
-        return Side(trace.name, compare.total(results), trace)
+        return Side(trace.name, compare.total(results), len(trace.meta.address_spaces), trace)
     frame = _result(path)
     if algorithms is not None:
         frame = frame.filter(pl.col("algorithm").is_in(list(algorithms)))
-    return Side(path.stem, compare.total(frame), None)
+    totals = compare.total(frame)
+    counted = compare.SPACES if compare.SPACES in frame.columns else None
+    spaces = frame.group_by("algorithm").agg(pl.col(counted).sum() if counted else pl.len()).max().item(0, 1)
+    return Side(path.stem, totals, int(spaces or 0), None)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -203,7 +207,10 @@ def parse_threshold(text: str) -> Threshold:
     """`rmap_calls=5%` or `locks=1000`. Raises `UsageError`."""
     match = re.fullmatch(r"([a-z_]+)=(\d+(?:\.\d+)?)(%?)", text.strip())
     if not match:
-        raise UsageError(f"'{text}' is no threshold: give COUNTER=PERCENT%, as in 'rmap_calls=5%'")
+        raise UsageError(
+            f"'{text}' is no threshold: give COUNTER=PERCENT% or COUNTER=COUNT, as in 'rmap_calls=5%' or "
+            "'locks=1000'"
+        )
     if match[1] not in (*COUNTERS, *MEMORY):
         raise UsageError(
             f"no counter '{match[1]}': choose one of 'replay algorithms', or of {', '.join(MEMORY)}"

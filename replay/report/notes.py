@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from replay.support.text import counted
 from replay.teardown.algorithms import NEWEST_TRACED, of_release, release_numbers
 from replay.teardown.counters import CHECKS
 from replay.trace.kpageflags import KPF_ANON, bit
@@ -87,8 +88,13 @@ def differing(meta: Metadata) -> list[str]:
     for name, figure in FIGURES.items():
         found = [more for space in meta.address_spaces if (more := (space.unaccounted or {}).get(name, 0))]
         if found:
-            parts.append(f"{figure} of {spaces(len(found))} by up to {max(map(abs, found)):,} pages")
-    return [f"note: captured pages differ from /proc/PID/status: {', '.join(parts)}"] if parts else []
+            parts.append(f"{figure} of {spaces(len(found))} by up to {counted(max(map(abs, found)), 'page')}")
+    if not parts:
+        return []
+    return [
+        f"note: captured pages differ from /proc/PID/status: {', '.join(parts)}. The replay counts the "
+        "captured pages; proc(5) calls these figures inaccurate"
+    ]
 
 
 def bugs(results: pl.DataFrame) -> list[str]:

@@ -114,6 +114,7 @@ def ranked(
     if any(lines):
         cells["command line"] = [*map(printable, lines), ""]
     note = f"Counts of {algorithm}, in brackets the change against {baseline}. {_meanings(RANKED)}"
+    note += " -a NAME shows another algorithm."
     if len(compared) > top:
         note += f" Not shown: {len(compared) - top:,} address spaces. --top N shows more, -o FILE writes all."
     styles = [None] * last + ["bold"]
@@ -135,7 +136,7 @@ def before_and_after(compared: pl.DataFrame, name: str, width: int) -> Sheet:
             f"{old[counter]:,}\n{new[counter]:,}{_against(new[counter], old[counter])}"
             for old, new in zip(before, after, strict=True)
         ]
-    title = "Counts: the memory as captured, and below it the what-if"
+    title = "Counts: the memory as captured, and below it the what-if with its change, algorithm by algorithm"
     return _table(cells, title, width, right=SHOWN, note=_meanings(SHOWN))
 
 
@@ -306,7 +307,7 @@ def _drawn(sheet: Sheet) -> RenderableType:
         table.add_row(*row, style=sheet.styles[number] if sheet.styles else None)
     parts: list[RenderableType] = [Text(printable(sheet.title), style="bold"), table]
     if hidden:
-        parts.append(Text(f"no room for: {', '.join(hidden)}", style="italic"))
+        parts.append(Text(f"too narrow for: {', '.join(hidden)}", style="italic"))
     if sheet.note:
         parts.append(Text(sheet.note + "\n", style="dim"))
     return Group(*parts)
@@ -413,7 +414,7 @@ VMAS_NOTE = (
 )
 PROCESSES_NOTE = (
     "A page that several processes share counts in each. large: share of the pages that are in folios above "
-    "order 0; anon, file: the same share of anonymous memory and of files alone."
+    "order 0; large anon, large file: the same share of anonymous memory and of files alone."
 )
 MOST_PROCESSES = 20
 """Rows of the table of processes; JSON has all."""
@@ -444,7 +445,7 @@ def _processes(trace: Trace, rows: pl.DataFrame, width: int) -> Sheet:
         (pl.col("pages") * kib).cast(pl.Int64).alias("KiB"),
         _large("large", "pages"),
         *(
-            _percent(pl.col(f"{name}_large"), pl.col(f"{name}_pages")).alias(name)
+            _percent(pl.col(f"{name}_large"), pl.col(f"{name}_pages")).alias(f"large {name}")
             for name in ("anon", "file")
         ),
         pl.col("cmdline").alias("command line"),
@@ -452,4 +453,4 @@ def _processes(trace: Trace, rows: pl.DataFrame, width: int) -> Sheet:
     if not (found["cmdline"] != "").any():
         shown = shown.drop("command line")
     title = f"Processes: the largest {len(shown):,} of {len(found):,}"
-    return plain(shown, title, width, (*SHARES, "anon", "file"), PROCESSES_NOTE)
+    return plain(shown, title, width, (*SHARES, "large anon", "large file"), PROCESSES_NOTE)

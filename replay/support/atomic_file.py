@@ -45,7 +45,7 @@ class atomic_file:  # noqa: N801 - used like a function
         if self.path.exists() and not self.path.is_file():
             raise ReplayError(f"cannot write {path}: it is no ordinary file: choose another name")
         if self.path.exists() and not self.force:
-            raise ReplayError(f"{path} exists: choose another name with -o, or overwrite it with --force")
+            raise ReplayError(f"{path} exists: choose another name, or overwrite it with --force")
         if not self.path.parent.is_dir():
             raise ReplayError(f"cannot write {path}: there is no folder {self.path.parent}: make it first")
         try:
@@ -85,9 +85,7 @@ class atomic_file:  # noqa: N801 - used like a function
                 self.file.flush()
                 os.fsync(self.file.fileno())
                 if not self.force and self.path.exists():
-                    raise ReplayError(
-                        f"{self.path} was made by someone else meanwhile: choose another name with -o"
-                    )
+                    raise ReplayError(f"{self.path} was made by someone else meanwhile: choose another name")
                 if not self.partial.exists():
                     _give_name(self.file.fileno(), self.partial)
                 self.partial.rename(self.path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names as a terminal may show them."""
+"""Names, sizes and counts as a terminal may show them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def byte_size(count: int, *, sign: bool = False) -> str:
         value /= 1024
     digits = 0 if abs(value) >= 100 or unit == "B" else 1
     return f"{value:{'+' if sign else ''},.{digits}f} {unit}"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 page`, `7,000 pages`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -42,7 +42,12 @@ def locked(*, shared: bool = False) -> Iterator[int]:
 
     Raises `ReplayError` if another process holds it for `LOCK_SECONDS`.
     """
-    fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        raise ReplayError(
+            f"no right to open {LOCK}, the lock of the THP switches: run replay as root"
+        ) from None
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:

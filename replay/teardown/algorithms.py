@@ -84,7 +84,7 @@ class Rmap(Choice):
 
 
 class Mapcounts(Choice):
-    """What one rmap removal does to the counts of a large folio, and when it splits the folio."""
+    """What one rmap removal does to the counts of a large folio, and when it queues the folio for a split."""
 
     PAGES = (
         0,
@@ -122,7 +122,12 @@ class Release(Choice):
     @property
     def batch(self) -> int:
         """Entries of one call in the kernel that has the function; 0: the whole chunk."""
-        return {Release.FOLIOS_PUT: 15, Release.FOLIOS_PUT_REFS: PAGEVEC_SIZE}.get(self, 0)
+        return {
+            Release.RELEASE_PAGES: 0,
+            Release.FOLIOS_PUT: 15,
+            Release.FOLIOS_PUT_RANGES: 0,
+            Release.FOLIOS_PUT_REFS: PAGEVEC_SIZE,
+        }[self]
 
     @property
     def relocks(self) -> bool:
@@ -280,8 +285,9 @@ _V2: Final = dataclasses.replace(
     delayed_rmap=False,
     since=None,
     shown_by=(),
-    note="A page-table page that begins with page 1 of a folio just unmapped by its PMD entry joins "
-    "that entry's range, whose rmap counts as done: those pages are rmap_missed (v1 too).",
+    note="A folio may be mapped by a PMD entry and, in the next page-table page, by PTEs from its page 1 on. "
+    "v1 and v2 add these PTEs to the range of the PMD entry, and take their rmap for removed. rmap_missed "
+    "counts these pages.",
 )
 
 _V6_12: Final = Algorithm(
@@ -411,14 +417,15 @@ NOT_MODELLED: Final = (
     "Preemption: need_resched() breaks zap_pte_range() off; where dirty PTEs wait, that flushes what was "
     "gathered. In the builds of 'replay validate' no free moved by it.",
     "References that procfs does not show (pins, pipes, buffers): folios with one are freed later.",
-    "LRU and mlock batches hold a reference to each of their folios until they are emptied. Algorithms that "
-    "drain them take every folio off the LRU for drained; a kernel drains those of one CPU only. Algorithms "
-    "that do not drain keep every folio off the LRU. Nothing shows folios in the batches of MADV_COLD, "
+    "LRU and mlock batches hold a reference to each of their folios until they are emptied. Procfs shows "
+    "that a folio is not on the LRU, not in whose batch it waits. If the algorithm drains, the replay treats "
+    "each such folio as drained, and frees it; a kernel drains the batches of one CPU only. If the algorithm "
+    "does not drain, the replay keeps each such folio. Nothing shows folios in the batches of MADV_COLD, "
     "MADV_FREE and mark_page_accessed().",
     "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
     "and with them release calls, never rmap counts.",
-    "The contiguous bit of arm64's PTEs, where runs end since v6.9: inferred, every aligned "
-    "block of one folio has it that can (16 entries with 4 KiB pages).",
+    "The contiguous bit of arm64's PTEs: since v6.9 a run of PTEs ends where a block of them does. The "
+    "replay infers the bit: every aligned block of one folio has it that can (16 entries with 4 KiB pages).",
     "Page tables of hugetlb that processes share (huge_pmd_unshare()): their pages count in each process.",
     "page_poisoning and init_on_free, which make kernels since v6.9 release chunks of fewer pages.",
     "NUMA hinting: entries that it has made PROT_NONE end runs since v6.9; pagemap does not show them.",

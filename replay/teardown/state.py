@@ -162,16 +162,16 @@ class Rules(NamedTuple):
     batches: int
     table_batch: int
     queued_order: int
-    mapcounts: int = 0
-    alike: int = 0
-    run_references: int = 0
-    bundle: int = 0
-    batch_pages: int = 0
-    max_folios_per_free: int = 0
-    lock_batch: int = 0
-    defers_rmap: bool = False
-    counts_pages: bool = False
-    splits_once: bool = False
-    drains_lru: bool = False
-    tables_by_rcu: bool = False
-    tlb_by_tables: bool = False
+    mapcounts: int
+    alike: int
+    run_references: int
+    bundle: int
+    batch_pages: int
+    max_folios_per_free: int
+    lock_batch: int
+    defers_rmap: bool
+    counts_pages: bool
+    splits_once: bool
+    drains_lru: bool
+    tables_by_rcu: bool
+    tlb_by_tables: bool

@@ -53,13 +53,14 @@ PARAMETERS: Final[dict[str, Parameter]] = {
         Rmap,
         "",
         "zap_present_ptes()",
-        "in what units the rmap is removed; 'range' takes delayed_rmap away, leaving it brings it back",
+        "in what units the rmap is removed; 'range' sets delayed_rmap to false, any other value sets it to "
+        "true",
     ),
     "mapcounts": Parameter(
         Mapcounts,
         "",
         "__folio_remove_rmap()",
-        "what a removal does to the counts of a large folio, and when it splits the folio",
+        "what a removal does to the counts of a large folio, and when it queues the folio for a split",
     ),
     "release": Parameter(
         Release,
@@ -187,7 +188,9 @@ def parse(text: str, known: Mapping[str, Algorithm] = ALGORITHMS) -> list[Algori
 
 def _base(name: str, known: Mapping[str, Algorithm]) -> Algorithm:
     if "=" in name:
-        raise UsageError(f"'{name}' changes no algorithm: name one before it, as in 'mainline,{name}'")
+        raise UsageError(
+            f"'{name}' names no algorithm: name one first, then a comma, as in 'mainline,release_batch=15'"
+        )
     if name not in known:
         raise UsageError(f"unknown algorithm '{name}': choose from {', '.join(known)}")
     return known[name]

@@ -89,7 +89,7 @@ STAYS: Final = {
     "nohugepage": "in a VMA with VM_NOHUGEPAGE",
     "special": "in a VMA of a device, of hugetlb, or watched by userfaultfd",
     "file": "copies of file pages, which come one by one",
-    "edge": "in a block that its VMA does not hold whole",
+    "edge": "at the edges of VMAs, where no whole block fits",
     "mixed": "in a block with a page that stays or is swapped out",
     "sparse": "in a block that khugepaged passes over: too few pages, or too many swapped out",
     "mapped by a PMD": "in a huge page already",

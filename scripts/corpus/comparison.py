@@ -144,11 +144,11 @@ with anonymous folios of 32 kB. The first row has counts, the others the change 
 
 | page | what it says |
 | --- | --- |
-| [experiment.md](experiment.md) | The series' own experiment, repeated: what it measured, what is counted here, what can be compared. |
+| [experiment.md](experiment.md) | A smaller build beside the series' figures: what the series measured, what is counted here, what can be compared. |
 | [by_trace.md](by_trace.md) | Every trace under every algorithm, counter by counter. |
 | [counters.md](counters.md) | For each counter the kernel functions behind it and the checks that cover it. |
 | [build-32k.html](build-32k.html), [redis.html](redis.html), [postgresql.html](postgresql.html) | Pages that `replay report` makes. |
-| [series.md](series.md) | A kernel compile of 13,861 processes, with ordinary pages and with order-3 folios, beside what the series measured. |
+| [series.md](series.md) | A kernel compile of 13,861 address spaces, with ordinary pages and with order-3 folios, beside what the series measured. |
 | [kernel_lab.md](kernel_lab.md), [kernel_lab_nomapcount.md](kernel_lab_nomapcount.md), [kernel_lab_arm64.md](kernel_lab_arm64.md) | The replay against kernels booted for it, call by call. |
 | [validate.md](validate.md), [validate_lab.md](validate_lab.md), [validate_lab_v7.3.md](validate_lab_v7.3.md) | `replay validate` on a running kernel and in the lab. |
 | [bench.csv](bench.csv), [bench.svg](bench.svg) | How fast `replay run` is, against three rivals. |
@@ -167,7 +167,8 @@ def _summary() -> list[tuple[str, str]]:
 def _all_traces(traces: dict[str, Counts], totals: pl.DataFrame) -> str:
     parts = [
         f"# Every trace under every algorithm\n\n{GENERATED}\n\n"
-        "In brackets: the change against `baseline`. [captures/README.md](../captures/README.md) says what the "
+        "In brackets: the change against `baseline`. `gather_bytes` is "
+        "`gather_slots` times the size of a slot. [captures/README.md](../captures/README.md) says what the "
         "traces are.\n",
         _findings(traces, totals),
         *(_by_trace(traces, counter, text) for counter, text in COUNTERS.items()),
@@ -284,8 +285,8 @@ ordinary pages by {percent(_more(small, large, "atomics", "v2"))} atomics and
 {_table(claims, _claims(small, large), ":---")}
 The series compiled a kernel on arm64 with 8 and 80 jobs. This is a smaller C project on x86-64 with two jobs. The
 ratios carry over only roughly: they depend on the share of anonymous memory, and on how whole the folios are at the
-exit (after fork, copy on write and unmapping). As in the series' kernels, every large anonymous folio of order 2 or
-more goes to the split queue here.
+exit (after fork, copy on write and unmapping). Under `baseline`, as in the series' kernels, every anonymous folio of
+order 2 or more goes to the split queue when its first page is unmapped.
 """
 
 
@@ -318,8 +319,8 @@ def _claims(small: Counts, large: Counts) -> list[list[str]]:
         [
             "cycles in `exit_group`: −2 % without, −26 % with order-3 folios",
             f"atomics {both('atomics')}, locks {both('locks')}",
-            "only the order: little without, much with order-3 folios. An exit does more than what is counted "
-            "here, so figures that come close do so by chance",
+            "only which is larger: the change is small without order-3 folios, large with them. An exit does more "
+            "than what is counted here, so figures that come close do so by chance",
         ],
         [
             "gather memory with small folios: twice the bytes for an entry",

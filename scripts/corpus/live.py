@@ -59,7 +59,10 @@ def numpy(packages: Packages, folder: Path) -> Iterator[Running]:
 @contextlib.contextmanager
 def numpy_thp(packages: Packages, folder: Path) -> Iterator[Running]:
     """Arrays in huge pages, which NumPy asks for by madvise(), mapped by PMDs."""
-    with thp.unchanged(), _arrays(packages, "as numpy; arrays of 4 MiB on in THPs by madvise", True) as ready:
+    with (
+        thp.unchanged(),
+        _arrays(packages, "as numpy; arrays of 4 MiB and more in THPs by madvise", True) as ready,
+    ):
         yield ready
 
 

@@ -13,8 +13,9 @@ from replay.trace.metadata import Metadata
 FILE = "provenance.json"
 
 TREES = (
-    "Traces of mode `exit` hold every process of a command, each read at its exit. An address space that an "
-    "exec replaces, or that a vfork child shares with its parent, is not torn down by an exit and not there."
+    "Traces of mode `exit` hold every process of a command, each read at its exit. They leave out the "
+    "address spaces that an exec replaced, as `record --no-exec` does. A vfork child shares the address "
+    "space of its parent, so it is not there either."
 )
 
 
@@ -54,7 +55,14 @@ def _page(folder: Path, entries: dict[str, dict[str, str]]) -> str:
         "## What they hold",
         "",
         _row(
-            "file", "mode", "address spaces", "PTE pages", "extents", "bytes", "THP and folio sizes", "date"
+            "file",
+            "mode",
+            "address spaces",
+            "pages of all entries",
+            "extents",
+            "bytes",
+            "THP and folio sizes",
+            "date",
         ),
         _row("---", "---", "---:", "---:", "---:", "---:", "---", "---"),
         *(_figures(folder / f"{name}.parquet", meta) for name, meta in metas.items()),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.capture.processes import needs_root
@@ -20,10 +22,19 @@ def test_without_a_calibration(tmp_path: Path) -> None:
     assert not (tmp_path / "out.csv").exists()
 
 
+WITH_SMALL_PROCESSES = """
+from replay import cli
+from replay.cost import cases
+cases.SHARE_OF_MEMORY = 60
+cli.main()
+"""
+
+
 @needs_root()
 def test_measured_once(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_DATA_HOME": str(tmp_path)}
-    done = call("calibrate", "--runs", "1", env=environment)
+    command = [sys.executable, "-c", WITH_SMALL_PROCESSES, "calibrate", "--runs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     [kept] = tmp_path.rglob("calibration-*.json")
     costs = json.loads(kept.read_text())["costs"]

@@ -33,6 +33,14 @@ def test_one_ranked_table() -> None:
     assert "rmap calls: PTE-level rmap removal calls" in shown
 
 
+def test_a_ranking_without_its_table_is_refused(tmp_path: Path) -> None:
+    for words in (["--top", "3"], ["--per", "mm", "--sort", "locks", "-o", tmp_path / "x.csv"]):
+        assert "rank the table of --per mm" in line(call("run", MANY, *words), 2)
+    assert "cannot sort by 'foo'" in line(
+        call("run", MANY, "--per", "mm", "--sort", "foo", "--format", "md"), 2
+    )
+
+
 def test_command_lines_are_shown(tmp_path: Path) -> None:
     trace = replay.read_trace(MANY)
     spaces = tuple(

@@ -15,6 +15,7 @@ def test_redact(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     assert call("redact", MANY, out).returncode == 0
     assert "exists" in line(call("redact", MANY, out))
+    assert "is the trace itself" in line(call("redact", out, out, "--force"), 2)
     who = ("trace", "pid", "comm")
     before, after = (replay.run(replay.read_trace(path)).drop(who) for path in (MANY, out))
     assert before.equals(after)

@@ -93,7 +93,10 @@ def test_run_with_algorithms_of_ones_own(path: Path, tmp_path: Path):
 def test_run_checks_itself(path: Path):
     done = call("run", path, "-a", "v2,mainline", "--check")
     assert done.returncode == 0
-    assert "machine and reference agree in 3 of 3 replays of 1 of 1 address spaces" in done.stderr
+    assert (
+        "the compiled replay and the reference agree in 3 of 3 replays of 1 of 1 address spaces"
+        in done.stderr
+    )
 
 
 def test_run_says_what_is_wrong(path: Path, tmp_path: Path):

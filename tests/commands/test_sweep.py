@@ -17,7 +17,7 @@ def test_the_command(traces: Path, tmp_path: Path) -> None:
     (traces / "bad.parquet").write_bytes(b"PAR1")
     command = [sys.executable, "-m", "replay", "sweep", str(traces), "-o", str(tmp_path / "p"), "-j", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 4 and "not replayed: 1 traces" in done.stderr
+    assert done.returncode == 4 and "not replayed: 1 trace," in done.stderr
     empty = tmp_path / "empty"
     empty.mkdir()
     command[4] = str(empty)

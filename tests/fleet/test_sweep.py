@@ -109,3 +109,18 @@ def test_an_object_store(traces: Path, tmp_path: Path, monkeypatch: pytest.Monke
         server.stop()
     with pytest.raises(ReplayError, match="cannot read s3://traces/day"):
         sources.find([f"s3://traces/day{query}"])
+
+
+def test_parts_of_other_options_are_refused_before_anything_is_written(traces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    sweep(sources.find([str(traces)]), out, OPTIONS, jobs=1)
+    before = content(out)
+    one = sources.find([str(traces / "t1.parquet")])
+    with pytest.raises(ReplayError, match="was made with other options: sweep into an empty folder"):
+        sweep(one, out, options_text([encoded(ALGORITHMS["v1"])], None), jobs=1)
+    assert content(out) == before
+
+
+def test_a_folder_of_traces_is_no_folder_of_parts(traces: Path) -> None:
+    with pytest.raises(ReplayError, match=r"name its traces \(.*\*\.parquet\)"):
+        parts.read_all(traces)

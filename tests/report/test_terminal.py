@@ -77,8 +77,8 @@ def test_cells_of_shown_columns_are_whole(width: int) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     drawn, _, rest = text.partition("Changes are against")
     assert rest
-    table = "\n".join(line for line in drawn.splitlines() if "no room for" not in line)
-    hidden = drawn.partition("no room for:")[2]
+    table = "\n".join(line for line in drawn.splitlines() if "too narrow for" not in line)
+    hidden = drawn.partition("too narrow for:")[2]
     assert max(map(len, text.splitlines())) <= width
     for name, column in sheet.cells.items():
         if name.replace("_", " ") not in " ".join(hidden.split()):

@@ -34,6 +34,7 @@ from replay.trace.frame import Trace
 from tests.teardown.address_spaces import Piece, pieces, trace_of
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
+IN_MACHINE_CODE = pytest.mark.skipif(WITHOUT_JIT, reason="takes minutes without machine code")
 SMALL = settings(
     max_examples=25 if WITHOUT_JIT else 120, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -96,6 +97,7 @@ def test_machine_equals_reference_with_larger_pages(
 
 
 # around a batch of ranges or of pages, the whole gather of mainline, of the others, of ranges
+@IN_MACHINE_CODE
 @pytest.mark.parametrize(
     ("page_size", "edge"),
     [(16384, edge) for edge in (1031, 2054, 8187, 8192, 9215)] + [(65536, edge) for edge in (8196, 8198)],
@@ -111,6 +113,7 @@ def test_gather_of_larger_pages_fills_up(page_size: int, edge: int):
 EDGES = [size + n for size in (8, 263, 518, 9698, 9953) for n in (-2, -1, 0, 1, 2)]
 
 
+@IN_MACHINE_CODE
 @LARGE
 @given(
     st.lists(pieces(), max_size=4),
