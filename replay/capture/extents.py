@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from replay.capture.folios import MAPCOUNT, MAPPED, NOPAGE, ORDER, PLACE, Bools, Folios, Pages
 from replay.capture.runs import Runs, cover, distinct
-from replay.jit.compiled import I32, I64, I64s, U8s, compiled
+from replay.jit.compiled import I32, I64, I64s, U8s, compiled, inline
 from replay.procfs.files import PM_EXCLUSIVE, U64, Vma
 from replay.trace.kpageflags import KPF_ANON, KPF_DIRTY, KPF_HUGE, KPF_ZERO_PAGE, bit
 
@@ -208,8 +208,8 @@ def count_exclusive(pages: Pages, found: Folios, entries: Entries) -> None:
     at least 1. PM_EXCLUSIVE then says that one address space maps the folio (Linux v7.3,
     folio_maybe_mapped_shared()): where all entries have it, the mapcount of a page is the number of its
     entries. The kernel may leave the bit out though nobody else maps the folio, where three address spaces
-    did so before: such a folio keeps its average. hugetlb folios are mapped as a whole, and their average is
-    exact.
+    did so before: such a folio keeps its average, raised to what the address space maps. hugetlb folios are
+    mapped as a whole, and their average is exact.
     """
     count = len(pages.counts)
     times, shared = np.zeros(count, np.int32), np.zeros(count, np.int32)
@@ -239,4 +239,19 @@ def _count_exclusive(flags: I64, counts: I64, number: I32, folios: I64s, times: 
                 counts[page] = times[page]
             folios[MAPPED, folio], folios[MAPCOUNT, folio] = mapped, mapcount
             changed += 1
+        elif mapped > 0 and flags[first] & ZERO_PAGE == 0:
+            # an average may be less than what the address space maps, here or in another portion
+            for page in range(first, place):
+                counts[page] = max(counts[page], times[page])
+            folios[MAPPED, folio], folios[MAPCOUNT, folio] = totals(counts, first, place)
     return changed
+
+
+@inline
+def totals(counts: I64, first: int, end: int) -> tuple[int, int]:
+    """How many pages from `first` to `end` are mapped, and the sum of their mapcounts."""
+    mapped = mapcount = 0
+    for page in range(first, end):
+        mapped += counts[page] > 0
+        mapcount += counts[page]
+    return mapped, mapcount

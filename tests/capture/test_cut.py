@@ -13,10 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay.capture.extents import Entries, Ranges, count_exclusive
+from replay.capture.folios import MAPCOUNT, MAPPED, Pages, folios_of
 from replay.capture.live import capture_process
 from replay.trace.check import check_frame
 from replay.trace.kpageflags import (
     KPF_ANON,
+    KPF_COMPOUND_HEAD,
+    KPF_COMPOUND_TAIL,
     KPF_DIRTY,
     KPF_HUGE,
     KPF_IDLE,
@@ -243,6 +247,18 @@ def test_averages_page_by_page(process: FakeProcess, portion: int) -> None:
         trace = captured(root, process.pid)
         assert trace.meta.mapcounts == "average"
         assert_same(trace, literal.pages(root, process.pid, pmd))
+
+
+def test_an_average_is_at_least_what_the_address_space_maps_wherever_it_does() -> None:
+    """Both pages of the folio, though one may be read with another portion of the page tables."""
+    flags = np.array([bit(KPF_COMPOUND_HEAD), bit(KPF_COMPOUND_TAIL)], np.uint64)
+    one = np.array([8], np.int64)
+    pages = Pages(one, one + 2, one - 8, flags, np.array([1, 1], np.int64), np.zeros(0, np.int64))
+    found = folios_of(pages)
+    mapped = Ranges(np.array([8, 9]), np.array([9, 10]), np.array([3, 2]))
+    count_exclusive(pages, found, Entries(mapped, mapped._replace(value=np.array([1, 1]))))
+    assert pages.counts.tolist() == [3, 2]
+    assert found.facts[[MAPPED, MAPCOUNT], 0].tolist() == [2, 5]
 
 
 @settings(max_examples=100, deadline=None)
