@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,18 @@ def pages(
     if has_averages(root):
         for head, order in alone(found):
             raised.update((frame, own[frame]) for frame in range(head, head + (1 << order)))
+
+    @cache
+    def totals(head: int, order: int) -> tuple[int, int]:
+        """Of a folio: pages that are mapped, and the sum of their mapcounts."""
+        mapcounts = [raised.get(frame, 0) for frame in range(head, head + (1 << order))]
+        return sum(mapcount > 0 for mapcount in mapcounts), sum(mapcounts)
+
     for row in found.values():
         if row["kind"] in ("page", "pmd", "hugetlb"):
-            whole = range(row["folio"], row["folio"] + (1 << row["order"]))
             row["own"] = own[row["pfn"]]
             row["mapcount"] = raised[row["pfn"]]
-            row["folio_mapped"] = sum(raised.get(frame, 0) > 0 for frame in whole)
-            row["folio_mapcount"] = sum(raised.get(frame, 0) for frame in whole)
+            row["folio_mapped"], row["folio_mapcount"] = totals(row["folio"], row["order"])
     for row in found.values():
         if row["kind"] not in ("swap", "marker"):
             row["memcg"] = memcg[row["folio"]] if row["folio"] < len(memcg) else 0
