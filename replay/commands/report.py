@@ -116,5 +116,10 @@ def _times(traces: list[Trace], results: pl.DataFrame) -> page.Times | None:
         costs,
     )
     return page.Times(
-        seconds, costs.algorithm, costs.kernel, costs.error_median, costs.error_high, calibration.UNSEEN
+        seconds,
+        costs.algorithm,
+        costs.kernel,
+        costs.error_median,
+        costs.error_high,
+        f"{calibration.priced(costs)}. The costs leave out {calibration.UNSEEN}.",
     )

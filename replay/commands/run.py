@@ -343,7 +343,7 @@ def _add_time(replayed: list[Replayed], results: pl.DataFrame, baseline: str) ->
         against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
         kind = "  measured costs" if name == found.algorithm else "  extrapolated"
         lines.append(f"  {name:20} {total * 1000:12,.1f} ms{against if name != baseline else '':10}{kind}")
-    lines.append(f"  an estimate, not a count. {kept.priced(found)}. It leaves out {kept.UNSEEN}")
+    lines.append(f"  an estimate, not a count. {kept.priced(found)}. The costs leave out {kept.UNSEEN}")
     return lines
 
 

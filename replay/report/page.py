@@ -42,7 +42,7 @@ class Times(NamedTuple):
     """Estimated teardown times: seconds of each algorithm, and what is known of the costs behind them.
 
     algorithm: the one under which the costs were measured. kernel: its release. error_median, error_high: of
-    held-out exits. unseen: what the costs leave out.
+    held-out exits. limits: sentences on what has a cost and what the costs leave out.
     """
 
     seconds: dict[str, float]
@@ -50,7 +50,7 @@ class Times(NamedTuple):
     kernel: str
     error_median: float
     error_high: float
-    unseen: str
+    limits: str
 
 
 def page(
@@ -213,7 +213,7 @@ def _time(times: Times | None) -> str:
         "ten. Costs were measured for the algorithm that its kernel runs; for the others they are "
         "extrapolated.</p>"
         + _table(["algorithm", "time", "against the baseline", "costs"], rows)
-        + f'<p class="soft">An estimate, not a count. The costs leave out: {_text(times.unseen)}.</p>'
+        + f'<p class="soft">An estimate, not a count. {_text(times.limits)}</p>'
     )
 
 

@@ -75,8 +75,8 @@ def page(totals: pl.DataFrame, about: About) -> str:
 
     timed = (
         "The times are estimates by the calibration of the machine named above (`replay calibrate`): firm for "
-        "the algorithm that its kernel runs, extrapolated for the others. For real programs such estimates "
-        "were 40 % too low on that machine (`scripts/bench_time`): compare them with each other only."
+        "the algorithm that its kernel runs, extrapolated for the others. `scripts/bench_time` says how far "
+        "such estimates are from the exits of real programs: compare them with each other only."
         if "estimated_s" in totals.columns
         else "There are no times: the machine was not calibrated."
     )
