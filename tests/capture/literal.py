@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,18 @@ def pages(
     is_dirty = {vpn for first, n in dirty or [] for vpn in range(first, first + n)}
     by_pmd = {vpn for first in pmd for vpn in range(first, first + page_size // 8)}
     found: dict[int, dict[str, Any]] = {}
+    known: dict[int, tuple[int, int]] = {}
+
+    def folio_of(frame: int) -> tuple[int, int]:
+        """As `folio`, which is asked once for each folio."""
+        if frame not in known:
+            head, order = folio(frame, flags)
+            known.update(dict.fromkeys(range(head, head + (1 << order)), (head, order)))
+        return known[frame]
+
     for number, vma in enumerate(vmas):
         for vpn, word in vma_words(root / str(pid) / "pagemap", vma).items():
-            found[vpn] = page(vpn, word, number, vma, flags, vpn in by_pmd, page_size // 8)
+            found[vpn] = page(vpn, word, number, vma, flags, folio_of, vpn in by_pmd, page_size // 8)
             if dirty is not None:
                 found[vpn]["dirty"] = vpn in is_dirty and found[vpn]["kind"] in ("page", "pmd", "hugetlb")
     own = Counter(row["pfn"] for row in found.values() if row["kind"] in ("page", "pmd", "hugetlb"))
@@ -88,7 +98,14 @@ def alone(found: dict[int, dict[str, Any]]) -> set[tuple[int, int]]:
 
 
 def page(
-    vpn: int, word: int, number: int, vma: dict[str, Any], flags: list[int], by_pmd: bool, entries: int
+    vpn: int,
+    word: int,
+    number: int,
+    vma: dict[str, Any],
+    flags: list[int],
+    folio_of: Callable[[int], tuple[int, int]],
+    by_pmd: bool,
+    entries: int,
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(PER_PAGE, 0)
     row.update(
@@ -110,7 +127,7 @@ def page(
         is_marker = word >> 58 & 1 or frame & 31 >= 23
         row.update(kind="marker", pfn=0) if is_marker else row.update(kind="swap", pfn=frame >> 5)
         return row
-    head, order = folio(frame, flags)
+    head, order = folio_of(frame)
     word_of_head = (flags[head] if head < len(flags) else bit(KPF_NOPAGE)) & ~bit(KPF_IDLE)
     anon = bool(word_of_head & bit(KPF_ANON))
     raw = bool({"pf", "io"} & set(vma["VmFlags"].split())) and vma["perms"][3] == "s"
