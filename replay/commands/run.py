@@ -73,7 +73,7 @@ def run(
             "-o",
             "--output",
             metavar="FILE",
-            help="Write all counters to this file: .csv, .json or .parquet.",
+            help="Write all counters to this file: .csv, .json or .parquet. An existing file is replaced.",
             rich_help_panel=help.OUTPUT,
         ),
     ] = None,
