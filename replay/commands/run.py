@@ -21,6 +21,7 @@ from replay.errors import UsageError
 if TYPE_CHECKING:
     import polars as pl
 
+    from replay.cost.calibration import Calibration
     from replay.teardown.algorithms import Algorithm
     from replay.teardown.replayer import Replayed
     from replay.trace.frame import Trace
@@ -204,11 +205,12 @@ def run(
         loaded = file.read_all(traces, partial=partial)
         run_what_if(loaded, what_if, replayed, names, base.name, output, shape, per)
         return
+    costs = _costs(parts) if time else None
     found = [] if parts else _replay(traces, replayed, partial, together, exits)
     loaded = [one.trace for one in found]
     results = of_pids(_swept(traces, replayed) if parts else _results(found), pid)
-    if time:
-        note(*_add_time(found, results, base.name))
+    if costs:
+        note(*_add_time(found, results, base.name, costs))
     _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, *ranked)
     if not together:
         _note_shared(traces, found)
@@ -316,17 +318,23 @@ def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
     return results.filter(pl.col("algorithm").is_in(wanted))
 
 
-def _add_time(replayed: list[Replayed], results: pl.DataFrame, baseline: str) -> list[str]:
-    """Lines with the estimated teardown time of each algorithm, by the calibration of this machine and
-    kernel.
-    """
+def _costs(parts: list[Path]) -> Calibration:
+    """The calibration of this machine and kernel, before anything is replayed."""
+    from replay.cost import calibration
+
+    if parts:
+        raise UsageError("--time needs the traces: a sweep's parts do not say how many VMAs there are")
+    return calibration.read()
+
+
+def _add_time(
+    replayed: list[Replayed], results: pl.DataFrame, baseline: str, found: Calibration
+) -> list[str]:
+    """Lines with the estimated teardown time of each algorithm. found: the costs."""
     import polars as pl
 
     from replay.cost import calibration as kept
 
-    if not replayed:
-        raise UsageError("--time needs the traces: a sweep's parts do not say how many VMAs there are")
-    found = kept.read()
     seconds = kept.total_seconds(
         (
             (

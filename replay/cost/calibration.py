@@ -18,7 +18,7 @@ import polars as pl
 from replay.cost.fit import Costs
 from replay.errors import ReplayError
 from replay.support.atomic_file import atomic_file
-from replay.teardown.layout import DIRTY_PTES, ROWS, VMAS
+from replay.teardown.layout import DIRTY_PTES, LARGE_ROWS, ROWS, VMAS
 
 FEATURES: Final = (
     "ptes",
@@ -29,12 +29,14 @@ FEATURES: Final = (
     "vmas",
     "page_tables",
     "extents",
+    "large_extents",
     "dirty_ptes",
 )
 """What time is made of: counters, `vmas` (those with pages), `extents` (the rows of the trace), `dirty_ptes`.
 
 A new extent begins where the next page is not in the next frame. There the processor cannot fetch the page
-structure ahead, and waits for memory. A dirty PTE of a file makes zap_present_folio_ptes() mark the folio
+structure ahead, and waits for memory. `large_extents` are those of folios above order 0, which take longer to
+unmap and to free under every algorithm. A dirty PTE of a file makes zap_present_folio_ptes() mark the folio
 dirty. The data decide which columns can be told apart.
 """
 
@@ -137,7 +139,7 @@ def read(path: Path | None = None) -> Calibration:
 
 
 def of_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """What else an address space has that takes time: columns `mm`, `vmas`, `extents`, `dirty_ptes`.
+    """What else an address space has that takes time: `mm`, and the `FEATURES` that are no counters.
 
     rows: of a trace.
     """
@@ -147,6 +149,7 @@ def of_rows(rows: pl.DataFrame) -> pl.DataFrame:
         .agg(
             vmas=pl.col("vma").n_unique().cast(pl.Int64),
             extents=pl.len().cast(pl.Int64),
+            large_extents=(pl.col("order") > 0).cast(pl.Int64).sum(),
             dirty_ptes=pl.col("pages").filter("dirty").cast(pl.Int64).sum(),
         )
         .sort("mm")
@@ -162,6 +165,7 @@ def of_figures(figures: npt.NDArray[np.int64]) -> pl.DataFrame:
             "mm": numbers,
             "vmas": figures[:, VMAS],
             "extents": figures[:, ROWS],
+            "large_extents": figures[:, LARGE_ROWS],
             "dirty_ptes": figures[:, DIRTY_PTES],
         }
     )

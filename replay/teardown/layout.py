@@ -159,8 +159,9 @@ REFUSED, TOO_LATE = -1, -2
     MARKER_PAGES,
     TYPES,
 ) = range(8)
-VMAS, DIRTY_PTES, ROWS, SHARED_ANON, FIGURE_COLUMNS = range(TYPES, TYPES + 5)
-"""Columns of `figures`, which has a row for each address space. SHARED_ANON: whether others map any too."""
+VMAS, DIRTY_PTES, ROWS, LARGE_ROWS, SHARED_ANON, FIGURE_COLUMNS = range(TYPES, TYPES + 6)
+"""Columns of `figures`, which has a row for each address space. LARGE_ROWS: extents of folios above
+order 0. SHARED_ANON: whether others map any too."""
 
 OWNER_PID, OWNER_COMM, OWNER_TABLES, OWNER_COLUMNS = range(4)
 
@@ -263,6 +264,7 @@ def count_figures(row: Row, figures: I64s, last_vma: int) -> None:
     figures[row.mm, VMAS] += row.vma != last_vma
     figures[row.mm, DIRTY_PTES] += row.pages if row.dirty else 0
     figures[row.mm, ROWS] += 1
+    figures[row.mm, LARGE_ROWS] += row.order > 0
     if row.kind <= PMD and row.kpageflags & FLAG_ANON and row.mapcount > row.own:
         figures[row.mm, SHARED_ANON] = 1
 

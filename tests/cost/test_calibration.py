@@ -13,6 +13,7 @@ import pytest
 import replay
 from replay.cost import calibration as kept
 from replay.errors import ReplayError
+from replay.teardown import replayer
 from tests.teardown.address_spaces import Piece, trace_of
 
 MADE_UP = kept.Calibration(
@@ -39,6 +40,13 @@ def test_time_is_the_costs_times_the_counts() -> None:
         for row in results.iter_rows(named=True)
     ]
     np.testing.assert_allclose(kept.seconds(results, of_each, MADE_UP), expected)
+
+
+def test_the_figures_of_a_replay_say_the_same_as_the_rows() -> None:
+    path = Path(__file__).parents[2] / "captures" / "postgresql.parquet"
+    figures = replayer.replayed_file(path, []).figures
+    assert figures is not None
+    assert kept.of_figures(figures).equals(kept.of_rows(replay.read_trace(path).frame))
 
 
 def test_kept_and_read(tmp_path: Path) -> None:
