@@ -23,27 +23,30 @@ from replay.support import shortage
 OTHERS_OPTIONS: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """For commands whose last argument is another command with its own options."""
 
-COMMANDS: Final[dict[str, tuple[str, dict[str, Any] | None]]] = {
-    "capture": (help.TAKE, None),
-    "record": (help.TAKE, OTHERS_OPTIONS),
-    "run": (help.COMPARE, None),
-    "report": (help.COMPARE, None),
-    "sweep": (help.COMPARE, None),
-    "algorithms": (help.COMPARE, None),
-    "inspect": (help.TRACES, None),
-    "diff": (help.TRACES, None),
-    "whatif": (help.TRACES, None),
-    "trim": (help.TRACES, None),
-    "redact": (help.TRACES, None),
-    "validate": (help.CHECK, OTHERS_OPTIONS),
-    "calibrate": (help.CHECK, None),
-    "doctor": (help.CHECK, None),
+COMMANDS: Final[dict[str, tuple[str, str, dict[str, Any] | None]]] = {
+    "capture": (help.TAKE, "Capture the page tables of running processes into a trace.", None),
+    "record": (help.TAKE, "Run a command and capture each of its processes as it exits.", OTHERS_OPTIONS),
+    "run": (help.COMPARE, "Replay the teardown algorithms over traces and compare them.", None),
+    "report": (help.COMPARE, "Make a page with charts: cost by algorithm and folio order.", None),
+    "sweep": (help.COMPARE, "Replay many traces in parallel.", None),
+    "algorithms": (help.COMPARE, "List algorithms, counters and the limits of the model.", None),
+    "inspect": (help.TRACES, "Show what a trace maps: folio orders, sharing, VMAs.", None),
+    "diff": (help.TRACES, "Show what changed between two traces or results.", None),
+    "whatif": (help.TRACES, "Rewrite a trace as if memory had come in other folios.", None),
+    "trim": (help.TRACES, "Cut some processes, VMAs or addresses out of a trace.", None),
+    "redact": (help.TRACES, "Write a trace without names, PIDs, addresses and frames.", None),
+    "validate": (help.CHECK, "Check the replay against exits of the running kernel.", OTHERS_OPTIONS),
+    "calibrate": (help.CHECK, "Measure what teardown operations cost on this machine.", None),
+    "doctor": (help.CHECK, "Say what works on this machine, and how to get the rest.", None),
 }
-"""Command, also the name of its module and function -> its group in the help, and settings."""
+"""Command, also the name of its module and function -> its group in the help, first line, and settings."""
 
 
-def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
-    """The command line with these commands. Only their modules are imported, which the start-up feels."""
+def command_line(names: Iterable[str] = COMMANDS, *, listed: bool = False) -> typer.Typer:
+    """The command line with these commands. Only their modules are imported, which the start-up feels.
+
+    listed: import none of them; they are there to be listed in the help.
+    """
     app = typer.Typer(
         cls=help.Commands,
         help="How Linux tears down a process's memory, replayed over page tables of real processes.",
@@ -54,10 +57,24 @@ def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(_options)
     for name in names:
-        panel, settings = COMMANDS[name]
-        command = getattr(importlib.import_module(f"replay.commands.{name}"), name)
-        app.command(cls=help.Command, rich_help_panel=panel, context_settings=settings)(command)
+        panel, text, settings = COMMANDS[name]
+        command = _listed if listed else getattr(importlib.import_module(f"replay.commands.{name}"), name)
+        app.command(
+            name, cls=help.Command, short_help=text, rich_help_panel=panel, context_settings=settings
+        )(command)
     return app
+
+
+def _listed() -> None:
+    """A command that is not loaded."""
+
+
+def _wanted() -> typer.Typer:
+    """The command line that the arguments need: a command that is named needs no other."""
+    arguments = sys.argv[1:]
+    if arguments in (["--help"], ["-h"]):
+        return command_line(listed=True)
+    return command_line([name for name in arguments[:1] if name in COMMANDS] or COMMANDS)
 
 
 FOLLOWS: Final = frozenset(("record", "capture", "validate", "calibrate"))
@@ -169,8 +186,7 @@ def _status() -> int:
     """Run the command -> its exit status. Only here do errors become messages."""
     try:
         _check_settings()
-        # a command that is named needs no other
-        command_line([name for name in sys.argv[1:2] if name in COMMANDS] or COMMANDS)()
+        _wanted()()
     except SystemExit as ended:
         # where the reader of a pipe is gone, typer replaces standard output by this and ends with 1
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from replay.capture.folios import MAPCOUNT, MAPPED, NOPAGE, ORDER, PLACE, Bools, Folios, Pages
 from replay.capture.runs import Runs, cover, distinct
-from replay.jit.compiled import I32, I64, I64s, U8s, compiled, inline
+from replay.jit.compiled import I32, I64, I64s, U8s, compiled
 from replay.procfs.files import PM_EXCLUSIVE, U64, Vma
 from replay.trace.kpageflags import KPF_ANON, KPF_DIRTY, KPF_HUGE, KPF_ZERO_PAGE, bit
 
@@ -228,30 +228,18 @@ def _count_exclusive(flags: I64, counts: I64, number: I32, folios: I64s, times: 
             place += 1
             continue
         first = folios[PLACE, folio]
-        mapped = mapcount = sharers = 0
+        mapped = sharers = 0
         place = first + (1 << folios[ORDER, folio])
         for page in range(first, place):
             mapped += times[page] > 0
-            mapcount += times[page]
             sharers += shared[page]
-        if mapped > 0 and sharers == 0:
+        if mapped > 0 and flags[first] & ZERO_PAGE == 0:
+            mapped = mapcount = 0
             for page in range(first, place):
-                counts[page] = times[page]
+                # an average may be less than what the address space maps, here or in another portion
+                counts[page] = times[page] if sharers == 0 else max(counts[page], times[page])
+                mapped += counts[page] > 0
+                mapcount += counts[page]
             folios[MAPPED, folio], folios[MAPCOUNT, folio] = mapped, mapcount
-            changed += 1
-        elif mapped > 0 and flags[first] & ZERO_PAGE == 0:
-            # an average may be less than what the address space maps, here or in another portion
-            for page in range(first, place):
-                counts[page] = max(counts[page], times[page])
-            folios[MAPPED, folio], folios[MAPCOUNT, folio] = totals(counts, first, place)
+            changed += sharers == 0
     return changed
-
-
-@inline
-def totals(counts: I64, first: int, end: int) -> tuple[int, int]:
-    """How many pages from `first` to `end` are mapped, and the sum of their mapcounts."""
-    mapped = mapcount = 0
-    for page in range(first, end):
-        mapped += counts[page] > 0
-        mapcount += counts[page]
-    return mapped, mapcount

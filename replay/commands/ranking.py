@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from replay.report.terminal import Sheet
     from replay.trace.frame import Trace
 
+MOST: Final = 20
+"""Address spaces that a table shows."""
+
 Sort = Annotated[
     str | None,
     typer.Option(
@@ -31,7 +34,7 @@ Top = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        show_default="20",
+        show_default=str(MOST),
         help="In a table of --per mm: show this many address spaces.",
         rich_help_panel=help.OUTPUT,
     ),
@@ -56,10 +59,6 @@ def ranking(sort: str | None, top: int | None, *, table: bool) -> tuple[str, int
     if sort not in (None, *COUNTERS, "pid"):
         raise UsageError(f"cannot sort by '{sort}': give 'pid' or a counter of 'replay algorithms'")
     return sort or "ptes", top or MOST
-
-
-MOST: Final = 20
-"""Address spaces that a table shows."""
 
 
 def of_pids(results: pl.DataFrame, pids: Sequence[int] | None) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from replay.commands import help
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
+from replay.support.text import counted
 
 
 def trim(
@@ -86,7 +87,7 @@ def trim(
     part.write(output, force=force)
     spaces = len(part.meta.address_spaces)
     note(
-        f"wrote {output}: {spaces:,} address space{'' if spaces == 1 else 's'}, {len(part.frame):,} extents, "
+        f"wrote {output}: {counted(spaces, 'address space')}, {len(part.frame):,} extents, "
         f"{part.frame['pages'].sum():,} pages"
     )
     note(f"next: replay run {shlex.quote(str(output))}")

@@ -36,11 +36,7 @@ def path_of(folder: Path, source: Source) -> Path:
 
 def is_finished(folder: Path, source: Source, options: str) -> bool:
     """Whether the part is there and whole, and was made from this version of the trace with these options."""
-    try:
-        found = (pq.read_metadata(path_of(folder, source)).metadata or {}).get(KEY, b"")
-    except (OSError, pa.ArrowException):
-        return False
-    return bool(found == key(source, options).encode())
+    return _key_in(path_of(folder, source)) == key(source, options).encode()
 
 
 def check_options(folder: Path, sources: Sequence[Source], options: str) -> None:
@@ -50,10 +46,9 @@ def check_options(folder: Path, sources: Sequence[Source], options: str) -> None
     """
     ours = {path_of(folder, source) for source in sources}
     for path in sorted(folder.glob("*.parquet")):
-        if path not in ours and is_part(path):
-            found = json.loads((pq.read_metadata(path).metadata or {})[KEY])
-            if found["options"] != options:
-                raise ReplayError(f"{path} was made with other options: sweep into an empty folder")
+        made_from = None if path in ours else _key_in(path)
+        if made_from and json.loads(made_from)["options"] != options:
+            raise ReplayError(f"{path} was made with other options: sweep into an empty folder")
 
 
 def encoded(results: pl.DataFrame, source: Source, options: str) -> bytes:
@@ -72,10 +67,15 @@ def write(folder: Path, source: Source, content: bytes) -> None:
 
 def is_part(path: Path) -> bool:
     """Whether a file is a part of a sweep."""
+    return _key_in(path) is not None
+
+
+def _key_in(path: Path) -> bytes | None:
+    """What a part says that it was made from (see `key`); None of a file that is no whole part."""
     try:
-        return KEY in (pq.read_metadata(path).metadata or {})
+        return (pq.read_metadata(path).metadata or {}).get(KEY)
     except (OSError, pa.ArrowException):
-        return False
+        return None
 
 
 def read_all(folder: Path) -> pl.DataFrame:

@@ -65,5 +65,6 @@ def total(results: pl.DataFrame, per: Sequence[str] = ()) -> pl.DataFrame:
     The column `address_spaces` says how many were summed up.
     """
     peak = "gather_pages_peak"
+    spaces = pl.col(SPACES).sum() if SPACES in results.columns else pl.len()
     sums = [pl.col(name).max() if name == peak else pl.col(name).sum() for name in COUNTERS]
-    return results.group_by([*per, "algorithm"], maintain_order=True).agg(pl.len().alias(SPACES), *sums)
+    return results.group_by([*per, "algorithm"], maintain_order=True).agg(spaces.alias(SPACES), *sums)

@@ -28,12 +28,16 @@ MEMORY: Final = ("rss", "rss_anon", "rss_file", "rss_shmem", "swap")
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side: totals per algorithm, over how many address spaces, and the trace if it is one."""
+    """One side of a comparison: totals per algorithm, and the trace if it is one."""
 
     name: str
     totals: pl.DataFrame
-    spaces: int
     trace: Trace | None
+
+    @property
+    def spaces(self) -> int:
+        """Address spaces that were summed up."""
+        return int(self.totals.select(pl.col(compare.SPACES).max()).item() or 0)
 
 
 def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str | None = None) -> Side:
@@ -45,14 +49,11 @@ def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str |
         trace = read(path)
         names = None if algorithms is None else list(algorithms)
         results = replayer.run_checked(trace, names, page_tables=page_tables).drop(list(CHECKS))
-        return Side(trace.name, compare.total(results), len(trace.meta.address_spaces), trace)
+        return Side(trace.name, compare.total(results), trace)
     frame = _result(path)
     if algorithms is not None:
         frame = frame.filter(pl.col("algorithm").is_in(list(algorithms)))
-    totals = compare.total(frame)
-    counted = compare.SPACES if compare.SPACES in frame.columns else None
-    spaces = frame.group_by("algorithm").agg(pl.col(counted).sum() if counted else pl.len()).max().item(0, 1)
-    return Side(path.stem, totals, int(spaces or 0), None)
+    return Side(path.stem, compare.total(frame), None)
 
 
 def _is_parquet(path: Path) -> bool:

@@ -117,13 +117,13 @@ def title(block: pl.DataFrame, traces: Sequence[str]) -> str:
         return f"{row['trace']}: address space {row['mm']}, {row['comm']} ({row['pid']})"
     names = [row["trace"]] if "trace" in row else list(traces)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    pmds = f"{row['pmd_mappings']:,} PMD mapping{'' if row['pmd_mappings'] == 1 else 's'}"
+    pmds = counted(row["pmd_mappings"], "PMD mapping")
     return f"{', '.join(names[:3])}{more}: {spaces(row['address_spaces'])}, {row['ptes']:,} PTEs, {pmds}"
 
 
 def spaces(count: int) -> str:
     """`1 address space`, `7 address spaces`."""
-    return f"{count:,} address space{'' if count == 1 else 's'}"
+    return counted(count, "address space")
 
 
 def running(metas: Sequence[Metadata]) -> dict[str, str]:

@@ -161,7 +161,7 @@ REFUSED, TOO_LATE = -1, -2
 ) = range(8)
 VMAS, DIRTY_PTES, ROWS, LARGE_ROWS, SHARED_ANON, FIGURE_COLUMNS = range(TYPES, TYPES + 6)
 """Columns of `figures`, which has a row for each address space. LARGE_ROWS: extents of folios above
-order 0. SHARED_ANON: whether others map any too."""
+order 0. SHARED_ANON: whether others map any of its anonymous pages."""
 
 OWNER_PID, OWNER_COMM, OWNER_TABLES, OWNER_COLUMNS = range(4)
 

@@ -34,6 +34,17 @@ def test_no_line_is_cut(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", NAMES)
+def test_the_list_says_what_the_help_of_the_command_begins_with(command: str) -> None:
+    _, text, _ = cli.COMMANDS[command]
+    assert TREE.commands[command].help.splitlines()[0] == text
+
+
+def test_the_list_is_the_same_without_loading_the_commands() -> None:
+    alone = call()
+    assert call("--help").stdout == alone.stdout + alone.stderr
+
+
+@pytest.mark.parametrize("command", NAMES)
 def test_every_option_says_what_it_does(command: str) -> None:
     for param in TREE.commands[command].params:
         assert param.help and param.help.rstrip().endswith("."), param.name
