@@ -159,7 +159,8 @@ def test_memory_is_bounded_by_what_is_under_way_not_by_the_trace(tmp_path: Path)
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         [line] = [line for line in done.stderr.splitlines() if line.startswith("peak memory: ")]
         peaks.append(int(line.split()[2].replace(",", "")))
-    assert peaks[1] < peaks[0] + 60, peaks
+    # batches wait for a slow reader; three more copies in memory would take 2 GiB
+    assert peaks[1] < peaks[0] + 150, peaks
 
 
 def several(copies: int, path: Path) -> Path:
