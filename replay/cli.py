@@ -177,6 +177,23 @@ def _open_streams() -> None:
     _name_standard_output()
 
 
+def _wrong_command_line(error: Any) -> int:
+    """Tell what typer or click found wrong in the arguments, in one line -> the exit status.
+
+    error: a ClickException, of click or of the copy in typer, which has no public name. Without arguments its
+    message is the help.
+    """
+    text = error.format_message()
+    arguments = sys.argv[1:]
+    if not arguments:
+        typer.echo(text, err=True)
+        return int(error.exit_code)
+    text = text.rstrip(".").replace("a valid int range", "a whole number")
+    command = " ".join(["replay", *(name for name in arguments[:1] if name in COMMANDS)])
+    note(f"replay: {text[:1].lower()}{text[1:]}: see '{command} --help'")
+    return int(error.exit_code)
+
+
 def _drop_output() -> None:
     """Send what is still in the buffer to the null device: standard output takes no more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -186,7 +203,8 @@ def _status() -> int:
     """Run the command -> its exit status. Only here do errors become messages."""
     try:
         _check_settings()
-        _wanted()()
+        # typer would tell a wrong command line in four lines
+        return int(_wanted()(standalone_mode=False) or 0)
     except SystemExit as ended:
         # where the reader of a pipe is gone, typer replaces standard output by this and ends with 1
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
@@ -204,6 +222,8 @@ def _status() -> int:
         # the reader has all it wants
         _drop_output()
     except BaseException as error:
+        if hasattr(error, "format_message"):
+            return _wrong_command_line(error)
         # a panic of polars is a BaseException
         line = shortage.told(error)
         if line is None and isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:

@@ -65,6 +65,30 @@ def test_wrong_usage_is_status_2(path: Path):
     assert call("replay").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run"], "missing argument 'TRACE...': see 'replay run --help'"),
+        (["run", REDIS, "--top", "few"], "invalid value for '--top': 'few' is not a whole number: see"),
+        (["capture", "1", "--nothing"], "no such option: --nothing: see 'replay capture --help'"),
+        (["whatif", REDIS, "-o"], "option '-o' requires an argument: see 'replay whatif --help'"),
+        (["nothing"], "no such command 'nothing': see 'replay --help'"),
+        (["calibrate", "--runs", "0"], "invalid value for '--runs': 0 is not in the range x>=1: see"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(arguments: list[str], line: str) -> None:
+    done = call(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"replay: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    done = call()
+    assert done.returncode == 2
+    assert call("--help").stdout == done.stderr
+
+
 def test_version():
     assert call("--version").stdout == f"replay {replay.__version__}\n"
 
