@@ -7,6 +7,7 @@ This runs in a child process (`main`): numba takes half a second to import, and 
 from __future__ import annotations
 
 import importlib
+import inspect
 import marshal
 import os
 import sys
@@ -19,7 +20,7 @@ from numba import carray, types
 from numba.extending import overload, register_jitable
 
 from replay.jit import compiled, pread
-from replay.jit.compiled import Group, arrays_of
+from replay.jit.compiled import Array, Group, arrays_of
 
 if TYPE_CHECKING:
     from replay.jit.compiled import Compiled
@@ -55,8 +56,44 @@ def main() -> None:
     for function in compiled.inline_functions():
         if function is not pread.pread:
             register_jitable(**OPTIONS)(function)
+    for callee in {each for module in sys.argv[1:] for each in compiled.callees(module)}:
+        _declare(callee)
     with output:
         output.write(marshal.dumps({module: object_of(module) for module in sys.argv[1:]}))
+
+
+def _declare(function: Compiled) -> None:
+    """Let compiled functions call one that is in another object: an array is passed as its address and shape.
+
+    Only arrays in C order of the dtype and dimensions that it takes are accepted.
+    """
+    names = list(inspect.signature(function.python).parameters)
+    values: list[str] = []
+    kinds: list[Any] = []
+    wanted: list[Any] = []
+    for name, argument in zip(names, function.arguments, strict=True):
+        if isinstance(argument, Group):
+            raise NotImplementedError(f"{function.name} takes a group of arrays: only Python can call it")
+        wanted.append(argument and (_dtype(argument), argument.ndim, "C"))
+        if argument:
+            values += [f"{name}.ctypes.data", *(f"{name}.shape[{axis}]" for axis in range(argument.ndim))]
+            kinds += [types.uintp, *[types.int64] * argument.ndim]
+        else:
+            values.append(name)
+            kinds.append(types.int64)
+    space: dict[str, Any] = {"external": types.ExternalFunction(function.name, types.int64(*kinds))}
+    exec(f"def call({', '.join(names)}):\n    return external({', '.join(values)})\n", space)
+
+    def typed(*given: Any) -> Any:
+        for name, kind, array in zip(names, given, wanted, strict=True):
+            if array and (kind.dtype, kind.ndim, kind.layout) != array:
+                raise TypeError(f"{function.name} takes no {kind} as {name}")
+        return space["call"]
+
+    options: Any = OPTIONS
+    overload(function, jit_options=options, strict=False)(typed)
+    # numba links what it compiles, also here, where nothing of it runs: any address will do
+    llvm.add_symbol(function.name, 1)
 
 
 def object_of(module: str) -> bytes:
@@ -77,10 +114,16 @@ def object_of(module: str) -> bytes:
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(SPEED_LEVEL))
     builder.getModulePassManager().run(linked, builder)
     needed = {each.name for each in linked.functions if each.is_declaration}
-    missing = sorted(name for name in needed - LIBRARY if not name.startswith("llvm."))
+    elsewhere = {function.name for function in compiled.callees(module)}
+    missing = sorted(name for name in needed - LIBRARY - elsewhere if not name.startswith("llvm."))
     if missing:
         raise NotImplementedError(f"{module} calls {', '.join(missing)}: it may allocate or raise")
     return machine.emit_object(linked)
+
+
+def _dtype(array: Array) -> Any:
+    """numba's type of an array's values."""
+    return numba.from_dtype(np.dtype(array.dtype))
 
 
 def _llvm_module(function: Compiled) -> llvm.ModuleRef:
@@ -96,7 +139,7 @@ def _llvm_module(function: Compiled) -> llvm.ModuleRef:
             sizes = [f"{name}_{axis}" for axis in range(array.ndim if array else 0)]
             names += [name, *sizes]
             parts.append(f"carray({name}, ({', '.join(sizes)},))" if array else name)
-            kinds.append(types.CPointer(numba.from_dtype(np.dtype(array.dtype))) if array else types.int64)
+            kinds.append(types.CPointer(_dtype(array)) if array else types.int64)
             kinds += [types.int64] * len(sizes)
         if isinstance(argument, Group):
             space[argument.kind.__name__] = argument.kind

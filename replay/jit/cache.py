@@ -74,7 +74,7 @@ def objects(contents: Mapping[str, str]) -> dict[str, bytes]:
             _say(f"compiling for this start only, a few seconds{also}: {place.trouble}: {REMEDY}")
         else:
             _say(f"compiling its loops, once: a few seconds{also}")
-        made = _compile(missing)
+        made = _compile({module: contents[module] for module in missing})
         found |= made
         if place.folder and not place.trouble:
             _keep(place.folder, {module: (keys[module], made[module]) for module in made})
@@ -211,8 +211,8 @@ def _keep(folder: Path, made: Mapping[str, tuple[str, bytes]]) -> None:
                 other.unlink()
 
 
-def _compile(modules: list[str]) -> dict[str, bytes]:
-    """Have a child process compile modules.
+def _compile(contents: Mapping[str, str]) -> dict[str, bytes]:
+    """Have child processes compile modules: as many at once as this process may use CPUs.
 
     numba's variables and a .numba_config.yaml in the current folder have no say in it: an object is the same
     for all starts.
@@ -223,25 +223,45 @@ def _compile(modules: list[str]) -> dict[str, bytes]:
     environment |= {"NUMBA_CPU_NAME": PROCESSOR, "NUMBA_CPU_FEATURES": "", "OPENBLAS_NUM_THREADS": "1"}
     # functions are hardly optimised one by one: at the end all are, together
     environment["NUMBA_OPT"] = "1"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program, *modules],
-            env=environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-    except OSError as error:
-        raise ReplayError(f"cannot start Python to compile: {error.strerror}") from None
-    if done.returncode:
-        cause = (done.stderr.decode(errors="replace").strip() or f"status {done.returncode}").splitlines()[-1]
-        raise ReplayError(
-            f"numba cannot compile replay's functions ({cause}): install replay again, "
-            "or set NUMBA_DISABLE_JIT=1 to do without, slowly"
-        )
-    objects: dict[str, bytes] = marshal.loads(done.stdout)
+    objects: dict[str, bytes] = {}
+    with contextlib.ExitStack() as stack:
+        children = []
+        for modules in _shared_out(contents, len(os.sched_getaffinity(0))):
+            try:
+                child = subprocess.Popen(
+                    [sys.executable, "-c", program, *modules],
+                    env=environment,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            except OSError as error:
+                raise ReplayError(f"cannot start Python to compile: {error.strerror}") from None
+            stack.enter_context(child)
+            stack.callback(child.kill)
+            children.append(child)
+        for child in children:
+            output, said = child.communicate()
+            if child.returncode:
+                cause = said.decode(errors="replace").strip() or f"status {child.returncode}"
+                raise ReplayError(
+                    f"numba cannot compile replay's functions ({cause.splitlines()[-1]}): install replay "
+                    "again, or set NUMBA_DISABLE_JIT=1 to do without, slowly"
+                )
+            objects |= marshal.loads(output)
     return objects
+
+
+def _shared_out(contents: Mapping[str, str], shares: int) -> list[list[str]]:
+    """Modules in so many shares, or fewer, that take about as long to compile: the longest first."""
+    made: list[list[str]] = [[] for _ in range(shares)]
+    sizes = [0] * shares
+    for module in sorted(contents, key=lambda name: len(contents[name]), reverse=True):
+        least = sizes.index(min(sizes))
+        made[least].append(module)
+        sizes[least] += len(contents[module])
+    return [modules for modules in made if modules]
 
 
 def _say(line: str) -> None:

@@ -2,10 +2,11 @@
 """Functions that run as machine code: how they are marked, called, and made ready.
 
 `compiled` marks a function that Python calls, `inline` one that only compiled functions call. A compiled
-function takes integers, NumPy arrays in C order, and NamedTuples of such arrays; it returns an integer,
-allocates nothing and raises nothing. Its annotations are `int`, the array types below, and NamedTuples whose
-fields have these types. While it runs, other threads can run Python.
-With NUMBA_DISABLE_JIT=1 the functions run as plain Python.
+function can also call `compiled` ones of other modules: each module is an object of its own, so that several
+processes can compile them. A compiled function takes integers, NumPy arrays in C order, and NamedTuples of
+such arrays, which only Python can pass; it returns an integer, allocates nothing and raises nothing. Its
+annotations are `int`, the array types below, and NamedTuples whose fields have these types. While it runs,
+other threads can run Python. With NUMBA_DISABLE_JIT=1 the functions run as plain Python.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -66,6 +67,7 @@ class Compiled:
     """A compiled function. It takes the same arguments as the Python function that it is made of."""
 
     def __init__(self, python: Callable[..., int]) -> None:
+        functools.update_wrapper(self, python)
         self.python = python
         self.module = python.__module__
         self.name = f"{python.__module__}.{python.__qualname__}"
@@ -137,6 +139,7 @@ def prepare(*modules: types.ModuleType) -> None:
 
         from replay.jit import cache, load
 
+        names = with_callees(names)
         functions = [function for name in names for function in functions_of(name).values()]
         objects = cache.objects({name: content(name) for name in names})
         addresses = load.addresses(objects.values(), [function.name for function in functions])
@@ -209,28 +212,60 @@ def _c_types(array: Array | None) -> list[Any]:
 def content(module: str) -> str:
     """All that the machine code of a module follows from: bytecode and constants, also of inline functions.
 
-    Raises `TypeError` if a function uses a value whose change would go unnoticed.
+    Of compiled functions of other modules that it calls, only how they are called. Raises `TypeError` if a
+    function uses a value whose change would go unnoticed.
     """
-    functions = functions_of(module)
-    lines = [f"{function.name} takes {function.arguments}" for function in functions.values()]
-    wanted: list[Any] = [function.python for function in functions.values()]
-    seen = set(wanted)
-    while wanted:
-        function = wanted.pop()
-        code = function.__code__
+    lines = [f"{function.name} takes {function.arguments}" for function in functions_of(module).values()]
+    for function in _functions_in(module):
         lines.append(f"{function.__module__}.{function.__qualname__} {_bytecode(function)}")
-        for name in code.co_names:
-            value = function.__globals__.get(name, _NOTHING)
-            if isinstance(value, types.FunctionType) and value in _inline:
-                if value not in seen and value is not pread:  # whose compiled form is in `build`
-                    seen.add(value)
-                    wanted.append(value)
-            elif value is not _NOTHING:
+        for name, value in _globals_of(function):
+            if isinstance(value, Compiled):
+                lines.append(f"{name} calls {value.name} with {value.arguments}")
+            elif not _is_inline(value):
                 lines.append(f"{name} = {_constant(function, name, value)}")
     return "\n".join(lines)
 
 
-_NOTHING: Final = object()
+def callees(module: str) -> list[Compiled]:
+    """The compiled functions that the compiled code of a module calls, in the order of their names."""
+    found = {
+        value.name: value
+        for function in _functions_in(module)
+        for _, value in _globals_of(function)
+        if isinstance(value, Compiled)
+    }
+    return [found[name] for name in sorted(found)]
+
+
+def with_callees(modules: Iterable[str]) -> list[str]:
+    """Some modules, and those that their compiled functions call into."""
+    found = list(dict.fromkeys(modules))
+    for module in found:
+        found += [each.module for each in callees(module) if each.module not in found]
+    return found
+
+
+def _functions_in(module: str) -> Iterator[Any]:
+    """The Python functions that the machine code of a module is made of."""
+    wanted: list[Any] = [function.python for function in functions_of(module).values()]
+    seen = set(wanted)
+    while wanted:
+        function = wanted.pop()
+        yield function
+        new = [value for _, value in _globals_of(function) if _is_inline(value) and value not in seen]
+        # the compiled form of pread is in `build`
+        wanted += [value for value in dict.fromkeys(new) if value is not pread]
+        seen.update(new)
+
+
+def _globals_of(function: Any) -> list[tuple[str, Any]]:
+    """The globals that a function uses, by name."""
+    names = function.__code__.co_names
+    return [(name, function.__globals__[name]) for name in names if name in function.__globals__]
+
+
+def _is_inline(value: Any) -> bool:
+    return isinstance(value, types.FunctionType) and value in _inline
 
 
 def _bytecode(function: Any) -> str:
@@ -248,7 +283,7 @@ def _constant(function: Callable[..., Any], name: str, value: Any) -> str:
         return f"{value.__qualname__}{value._fields}"  # type: ignore[attr-defined]
     if value is np:
         return "numpy"
-    raise TypeError(f"{function.__qualname__} uses {name}: no integer, NamedTuple or inline function")
+    raise TypeError(f"{function.__qualname__} uses {name}: no integer, NamedTuple or marked function")
 
 
 def inline_functions() -> frozenset[Callable[..., Any]]:

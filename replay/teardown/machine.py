@@ -9,13 +9,13 @@ several times, and pages that an mlock batch may get have theirs in the folios t
 
 In every function e is the extents table, f the folios table, g the gather, r the rules, and c the counts with
 the registers of the gather, of the lruvec lock and of the mlock batch behind them (all in `state.py`). The
-functions stand in the same order as in `reference.py`, under the same names; `unmap_vmas` and `finish` are
-its `exit_mmap`, as an address space may come in parts.
+functions stand in the same order as in `reference.py`, under the same names. An address space may come to
+`exit_mmap` in parts.
 """
 
 from __future__ import annotations
 
-from replay.jit.compiled import I64, I64s, inline
+from replay.jit.compiled import I64, I64s, compiled, inline
 from replay.teardown.algorithms import PAGEVEC_SIZE, Entry, Mapcounts
 from replay.teardown.state import (
     ACTIVE,
@@ -155,6 +155,21 @@ def most_segments(r: Rules) -> int:
     """Segments of one flush beside one per extent: one for each end of a batch or chunk, or range there."""
     slots = r.bundle + r.batches * r.slots
     return 2 * (r.batches + 1) + slots // r.max_folios_per_free + 4
+
+
+@compiled
+def exit_mmap(
+    e: I64s, f: I64s, g: I64s, rules: I64, c: I64, start: int, is_complete: int, page_tables: int
+) -> int:
+    """Zap the extents from `start` on, and end the teardown if they are the last -> how many there were.
+
+    rules: the fields of `Rules`. page_tables: those that free_pgtables() finds. The rest as in `unmap_vmas`.
+    """
+    r = rules_of(rules)
+    unmap_vmas(e, f, g, r, c, start)
+    if is_complete:
+        finish(e, f, g, r, c, page_tables)
+    return len(e) - start
 
 
 @inline

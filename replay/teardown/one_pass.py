@@ -59,7 +59,7 @@ from replay.teardown.layout import (
     room_for,
     take_row,
 )
-from replay.teardown.machine import begin, finish, rules_of, unmap_vmas
+from replay.teardown.machine import begin, exit_mmap, rules_of
 from replay.teardown.pages import (
     N_KEY,
     N_SLOT,
@@ -225,6 +225,7 @@ def tear_down(k: Tables, m: States, is_complete: bool) -> int:
         return NEEDS_STATES
     end = s[EXTENTS] if is_complete else s[OPEN_TABLE]
     held = end
+    page_tables = max(m.owners[s[MM], OWNER_TABLES] - s[DEPOSITED], 0)
     for a in range(s[ALGORITHMS]):
         own = a if in_parts else 0
         r = rules_of(m.rules[a])
@@ -232,10 +233,8 @@ def tear_down(k: Tables, m: States, is_complete: bool) -> int:
         if s[PARTS] == 0:
             begin(c)
         copy_folios(k, f, r, c)
-        e = k.extents[:end]
-        unmap_vmas(e, f, g, r, c, s[START])
+        exit_mmap(k.extents[:end], f, g, m.rules[a], c, s[START], int(is_complete), page_tables)
         if is_complete:
-            finish(e, f, g, r, c, max(m.owners[s[MM], OWNER_TABLES] - s[DEPOSITED], 0))
             for name in range(SEGMENTS):
                 m.results[s[MM], a, name] = c[name]
         elif c[SEGMENTS] > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from replay.jit.compiled import compiled
 from replay.teardown.layout import Tables
-from replay.teardown.machine import begin, finish, rules_of, unmap_vmas
+from replay.teardown.machine import begin, exit_mmap, rules_of
 from replay.teardown.one_pass import States, copy_folios
 from replay.teardown.state import MLOCKED, RANGE_NEXT
 
@@ -17,16 +17,12 @@ def exit_next(k: Tables, m: States, first: int, last: int, page_tables: int, is_
     is_first: nobody has exited yet. Else folios and the mlock batch are as the exit before left them, as if
     one CPU made them all.
     """
-    r = rules_of(m.rules[0])
     f, c = m.folios[0], m.counts[0]
     if is_first:
         begin(c)
-        copy_folios(k, f, r, c)
+        copy_folios(k, f, rules_of(m.rules[0]), c)
     else:
         for name in range(MLOCKED):
             c[name] = 0
         c[RANGE_NEXT] = -1
-    e, g = k.extents[first:last], m.gathers[0]
-    unmap_vmas(e, f, g, r, c, 0)
-    finish(e, f, g, r, c, page_tables)
-    return last - first
+    return exit_mmap(k.extents[first:last], f, m.gathers[0], m.rules[0], c, 0, 1, page_tables)

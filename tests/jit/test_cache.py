@@ -312,3 +312,10 @@ def test_memory_that_cannot_be_executed(kept: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("no memory can be made executable for compiled code: ")
     assert "NUMBA_DISABLE_JIT=1" in done.stdout
+
+
+def test_modules_are_shared_out_by_how_long_they_are() -> None:
+    contents = {"d": "xx", "a": "x" * 9, "b": "x" * 5, "c": "xxx"}
+    assert cache._shared_out(contents, 1) == [["a", "b", "c", "d"]]
+    assert cache._shared_out(contents, 2) == [["a"], ["b", "c", "d"]]
+    assert cache._shared_out(contents, 8) == [["a"], ["b"], ["c"], ["d"]]

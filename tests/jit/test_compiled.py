@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay.errors import ReplayError
 from replay.jit import compiled
 from replay.procfs import pagemap_words
 from replay.teardown import machine
-from tests.jit import sums
+from tests.jit import calls, sums, wrong_call
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 jitted = pytest.mark.skipif(
@@ -48,6 +49,38 @@ def test_as_plain_python(values: list[int], rows: int, columns: int, seed: int) 
     one, two = arguments(values, table), arguments(values, table)
     assert sums.weighted(*one, seed % 1000) == sums.weighted.python(*two, seed % 1000)
     assert one[4].tolist() == two[4].tolist()
+
+
+@given(
+    st.lists(st.integers(-(2**40), 2**40), max_size=9),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.integers(0, 3),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_call_of_another_module_is_as_in_plain_python(
+    values: list[int], rows: int, columns: int, first: int
+) -> None:
+    table = np.random.default_rng(rows).integers(-(2**40), 2**40, (rows, columns))
+    one, two = arguments(values, table), arguments(values, table)
+    assert calls.weighted_rows(*one, first) == calls.weighted_rows.python(*two, first)
+    assert one[4].tolist() == two[4].tolist()
+
+
+@jitted
+def test_a_call_with_an_array_that_the_other_does_not_take_is_refused() -> None:
+    arrays = arguments([1, 2], np.zeros((2, 2), np.int64))
+    with pytest.raises(ReplayError, match="cannot compile") as caught:
+        wrong_call.turned(*arrays)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_names_how_functions_of_other_modules_are_called() -> None:
+    lines = compiled.content(calls.__name__).splitlines()
+    called = [line for line in lines if line.startswith("weighted calls tests.jit.sums.weighted with ")]
+    assert len(called) == 1
+    assert str(sums.weighted.arguments) in called[0]
+    assert compiled.with_callees([calls.__name__]) == [calls.__name__, sums.__name__]
 
 
 def test_without_jit(tmp_path: Path) -> None:
@@ -111,7 +144,7 @@ def test_other_threads_run_meanwhile() -> None:
     assert steps > 5, time.perf_counter() - began
 
 
-@pytest.mark.parametrize("module", [sums, machine, pagemap_words])
+@pytest.mark.parametrize("module", [sums, calls, machine, pagemap_words])
 def test_a_key_is_the_same_in_every_process(module: Any) -> None:
     name = module.__name__
     program = f"import {name}; from replay.jit import compiled; print(compiled.content({name!r}))"
