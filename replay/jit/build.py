@@ -106,11 +106,14 @@ def object_of(module: str) -> bytes:
     linked = llvm.parse_assembly("")
     for function in compiled.functions_of(module).values():
         linked.link_in(_llvm_module(function))
-    # what is not called from outside can be inlined, and dropped: numba's exceptions and reference counts
+    # what is not called from outside can be dropped: numba's exceptions and reference counts
     wanted = compiled.functions_of(module)
     for each in linked.functions:
         if not each.is_declaration and each.name not in wanted:
             each.linkage = "internal"
+            # a call would pass each array as nine words, and `Rules` as one for each field
+            if not each.name.startswith("NRT_"):
+                each.add_function_attribute("alwaysinline")
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(SPEED_LEVEL))
     builder.getModulePassManager().run(linked, builder)
     needed = {each.name for each in linked.functions if each.is_declaration}
@@ -138,6 +141,8 @@ def _llvm_module(function: Compiled) -> llvm.ModuleRef:
             name = f"a{len(names)}"
             sizes = [f"{name}_{axis}" for axis in range(array.ndim if array else 0)]
             names += [name, *sizes]
+            if array and array.columns:  # `Compiled` has checked it
+                sizes[-1] = str(array.columns)
             parts.append(f"carray({name}, ({', '.join(sizes)},))" if array else name)
             kinds.append(types.CPointer(_dtype(array)) if array else types.int64)
             kinds += [types.int64] * len(sizes)

@@ -29,10 +29,15 @@ from replay.jit.pread import pread
 
 
 class Array(NamedTuple):
-    """What an annotation says of an array: the name of its dtype, and its dimensions."""
+    """What an annotation says of an array: the name of its dtype, and its dimensions.
+
+    columns: the size of the last dimension, if it is always the same; machine code then multiplies by it
+    instead of by a size that it has to load. 0 if it can be any.
+    """
 
     dtype: str
     ndim: int
+    columns: int = 0
 
 
 class Group(NamedTuple):
@@ -107,7 +112,7 @@ def compiled(function: Callable[..., int]) -> Compiled:
 
 
 def inline(function: _Function) -> _Function:
-    """Mark a function that compiled functions call; as with C's keyword, LLVM decides about the inlining."""
+    """Mark a function that compiled functions call. LLVM puts its code into each of them."""
     _inline.add(function)
     return function
 
@@ -176,12 +181,14 @@ def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
                 and value.dtype == dtype
                 and value.ndim == array.ndim
                 and value.flags.c_contiguous
+                and array.columns in (0, value.shape[-1])
             ):
                 words.append(value.ctypes.data)
                 words.extend(value.shape)
             else:  # machine code would read what is not there
+                of = f" with {array.columns} columns" if array.columns else ""
                 raise TypeError(
-                    f"{function.name}: not a {array.ndim}-d array of {array.dtype} in C order: {value!r}"
+                    f"{function.name}: not a {array.ndim}-d array of {array.dtype} in C order{of}: {value!r}"
                 )
         return entry(*words)
 

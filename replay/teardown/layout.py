@@ -10,9 +10,12 @@ In every function k is the `Tables`, and s its registers.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
-from replay.jit.compiled import I64, I64s, inline
+import numpy as np
+import numpy.typing as npt
+
+from replay.jit.compiled import I64, Array, inline
 from replay.teardown.algorithms import PAGEVEC_SIZE
 from replay.teardown.pages import (
     FREE,
@@ -25,6 +28,8 @@ from replay.teardown.pages import (
     N_SEEN_MAPCOUNT,
     W_CLAIMED,
     W_MAPPED,
+    Notes,
+    Words,
     add_note,
     claim,
     index_slot,
@@ -71,6 +76,8 @@ from replay.teardown.state import (
     TABLE_END,
     UFFD_WP,
     VPN,
+    Extents,
+    Folios,
 )
 from replay.trace.accept import Row
 from replay.trace.kpageflags import (
@@ -163,7 +170,11 @@ VMAS, DIRTY_PTES, ROWS, LARGE_ROWS, SHARED_ANON, FIGURE_COLUMNS = range(TYPES, T
 """Columns of `figures`, which has a row for each address space. LARGE_ROWS: extents of folios above
 order 0. SHARED_ANON: whether others map any of its anonymous pages."""
 
+Figures = Annotated[npt.NDArray[np.int64], Array("int64", 2, FIGURE_COLUMNS)]
+
 OWNER_PID, OWNER_COMM, OWNER_TABLES, OWNER_COLUMNS = range(4)
+
+Owners = Annotated[npt.NDArray[np.int64], Array("int64", 2, OWNER_COLUMNS)]
 
 
 class Tables(NamedTuple):
@@ -174,11 +185,11 @@ class Tables(NamedTuple):
     """
 
     registers: I64
-    words: I64s
-    notes: I64s
+    words: Words
+    notes: Notes
     note_index: I64
-    extents: I64s
-    folios: I64s
+    extents: Extents
+    folios: Folios
 
 
 @inline
@@ -258,7 +269,7 @@ def gets_locked(row: Row) -> bool:
 
 
 @inline
-def count_figures(row: Row, figures: I64s, last_vma: int) -> None:
+def count_figures(row: Row, figures: Figures, last_vma: int) -> None:
     """Add a row to the figures of its address space. last_vma: of the row before in it."""
     figures[row.mm, place_of(row)] += row.pages
     figures[row.mm, VMAS] += row.vma != last_vma
@@ -473,7 +484,7 @@ def is_old(place: int, k: Tables) -> bool:
 
 
 @inline
-def fill_folio(row: Row, f: I64s, place: int) -> None:
+def fill_folio(row: Row, f: Folios, place: int) -> None:
     """The state of a folio at capture.
 
     References: one per PTE mapping by anyone, one per page in the page cache or swap cache. Anonymous folios
@@ -541,7 +552,7 @@ def flags_of(row: Row, offset: int) -> int:
 
 
 @inline
-def joins(e: I64s, n: int) -> bool:
+def joins(e: Extents, n: int) -> bool:
     """Whether no algorithm tells extent n from the one before: order-0 pages without a state, swap entries.
 
     An order-0 page is an entry of its own wherever its frame lies: what counts is that the next page is its

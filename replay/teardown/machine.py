@@ -15,7 +15,7 @@ functions stand in the same order as in `reference.py`, under the same names. An
 
 from __future__ import annotations
 
-from replay.jit.compiled import I64, I64s, compiled, inline
+from replay.jit.compiled import I64, compiled, inline
 from replay.teardown.algorithms import PAGEVEC_SIZE, Entry, Mapcounts
 from replay.teardown.state import (
     ACTIVE,
@@ -112,7 +112,10 @@ from replay.teardown.state import (
     TLB_FLUSHES,
     USED,
     VPN,
+    Extents,
+    Folios,
     Rules,
+    Segments,
 )
 
 ENTRY_PAGE_RUN, ENTRY_RANGE = int(Entry.PAGE_RUN), int(Entry.RANGE)
@@ -159,7 +162,7 @@ def most_segments(r: Rules) -> int:
 
 @compiled
 def exit_mmap(
-    e: I64s, f: I64s, g: I64s, rules: I64, c: I64, start: int, is_complete: int, page_tables: int
+    e: Extents, f: Folios, g: Segments, rules: I64, c: I64, start: int, is_complete: int, page_tables: int
 ) -> int:
     """Zap the extents from `start` on, and end the teardown if they are the last -> how many there were.
 
@@ -180,11 +183,10 @@ def begin(c: I64) -> None:
 
 
 @inline
-def unmap_vmas(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, start: int) -> None:
+def unmap_vmas(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, start: int) -> None:
     """Zap the extents from `start` on: whole page-table pages and huge mappings.
 
-    e: extents, int64, shape (extents, EXTENT_COLUMNS). f: folios, int64, shape (folios, FOLIO_COLUMNS),
-    changed. g: the gather, int64, shape (segments, SEGMENT_COLUMNS). r: `Rules`. c: counts and registers,
+    e: extents. f: folios, changed. g: the gather. r: `Rules`. c: counts and registers,
     int64, with the mlock batch behind them: how many folios, then their rows.
     """
     i = start
@@ -200,14 +202,14 @@ def unmap_vmas(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, start: int) -> None:
 
 
 @inline
-def finish(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, page_tables: int) -> None:
+def finish(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, page_tables: int) -> None:
     """What exit_mmap() does behind unmap_vmas(). page_tables: those that free_pgtables() finds."""
     free_pgtables(e, f, g, r, c, page_tables)
     force_flush(e, f, g, r, c)
 
 
 @inline
-def zap_huge(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
+def zap_huge(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int) -> int:
     """One PMD mapping or huge page -> the extent behind it: one rmap removal, one entry, one reference."""
     folio = e[first, FOLIO]
     unmapped = 0
@@ -239,7 +241,7 @@ def zap_huge(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
 
 
 @inline
-def zap_pte_range(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> int:
+def zap_pte_range(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int) -> int:
     """One page-table page, restarted behind the entry that filled the gather -> the extent behind it."""
     end = first
     while end < len(e) and e[end, TABLE] == e[first, TABLE]:
@@ -259,7 +261,7 @@ def zap_pte_range(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int) -> in
 
 
 @inline
-def next_vpn(e: I64s, i: int, offset: int) -> int:
+def next_vpn(e: Extents, i: int, offset: int) -> int:
     """The page behind the last one that was zapped."""
     if offset > 0:
         return e[i, VPN] + offset
@@ -268,7 +270,7 @@ def next_vpn(e: I64s, i: int, offset: int) -> int:
 
 @inline
 def zap_pass(
-    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
+    e: Extents, f: Folios, g: Segments, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, int, bool, bool]:
     """Entries from page `offset` of extent i on, until the gather is full -> (extent, page, flush, full)."""
     flush = False
@@ -298,7 +300,7 @@ def zap_pass(
 
 
 @inline
-def zap_other(e: I64s, c: I64, i: int) -> None:
+def zap_other(e: Extents, c: I64, i: int) -> None:
     """Entries without a page that has an rmap."""
     if e[i, KIND] == SWAP:
         c[SWAP_ENTRIES] += e[i, PAGES]
@@ -310,7 +312,7 @@ def zap_other(e: I64s, c: I64, i: int) -> None:
 
 
 @inline
-def continues_run(e: I64s, r: Rules, i: int) -> bool:
+def continues_run(e: Extents, r: Rules, i: int) -> bool:
     """Whether extent i goes on with the run that the extent before it is in."""
     return (
         e[i, KIND] == PAGE
@@ -322,7 +324,7 @@ def continues_run(e: I64s, r: Rules, i: int) -> bool:
 
 
 @inline
-def zap_pages(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int) -> tuple[int, bool]:
+def zap_pages(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, i: int, offset: int) -> tuple[int, bool]:
     """The rest of an extent, each page for itself -> (pages done, full)."""
     waits = r.defers_rmap
     if r.delayed_rmap and e[i, FLAGS] & DIRTY != 0:
@@ -336,7 +338,7 @@ def zap_pages(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int) 
 
 @inline
 def zap_run(
-    e: I64s, f: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, end: int
+    e: Extents, f: Folios, g: Segments, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, bool, bool]:
     """A run of one large folio, over several extents maybe -> (pages done, full, dirty)."""
     first = c[SEGMENTS]
@@ -362,7 +364,7 @@ def zap_run(
 
 @inline
 def gather_run(
-    e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, last: int, pages: int, waits: bool
+    e: Extents, g: Segments, r: Rules, c: I64, i: int, offset: int, last: int, pages: int, waits: bool
 ) -> tuple[int, bool]:
     """Add a run of so many pages, up to extent `last`, as one entry or several -> (pages added, full)."""
     if r.entry == ENTRY_PAGE_RUN:
@@ -386,7 +388,9 @@ def gather_run(
 
 
 @inline
-def gather_extent(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits: bool) -> tuple[int, bool]:
+def gather_extent(
+    e: Extents, g: Segments, r: Rules, c: I64, i: int, offset: int, waits: bool
+) -> tuple[int, bool]:
     """Add the rest of an extent as single pages or as ranges -> (pages added, full)."""
     if r.entry == ENTRY_RANGE and e[i, ORDER] > 0:
         return gather_range(e, g, r, c, i, offset, waits)
@@ -395,7 +399,9 @@ def gather_extent(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits
 
 
 @inline
-def gather_range(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits: bool) -> tuple[int, bool]:
+def gather_range(
+    e: Extents, g: Segments, r: Rules, c: I64, i: int, offset: int, waits: bool
+) -> tuple[int, bool]:
     """The rest of an extent of a large folio, in the open range or in new ones -> (pages added, full)."""
     total = e[i, PAGES] - offset
     done = 0
@@ -415,7 +421,7 @@ def gather_range(e: I64s, g: I64s, r: Rules, c: I64, i: int, offset: int, waits:
 
 
 @inline
-def open_range(e: I64s, c: I64, i: int, offset: int) -> None:
+def open_range(e: Extents, c: I64, i: int, offset: int) -> None:
     """The last range ends before page `offset` of extent i: it stays open unless that is its folio's end."""
     following = e[i, PFN] + offset
     c[RANGE_NEXT] = following if following < e[i, FOLIO_END] else -1
@@ -423,7 +429,7 @@ def open_range(e: I64s, c: I64, i: int, offset: int) -> None:
 
 @inline
 def gather_pages(
-    g: I64s, r: Rules, c: I64, extent: int, offset: int, pages: int, waits: bool
+    g: Segments, r: Rules, c: I64, extent: int, offset: int, pages: int, waits: bool
 ) -> tuple[int, bool]:
     """Add pages as one entry each, over as many batches as it takes -> (pages added, full)."""
     added = 0
@@ -442,7 +448,7 @@ def gather_pages(
 
 @inline
 def tlb_remove(
-    g: I64s,
+    g: Segments,
     r: Rules,
     c: I64,
     extent: int,
@@ -499,7 +505,7 @@ def next_batch(r: Rules, c: I64) -> bool:
 
 
 @inline
-def free_pgtables(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, page_tables: int) -> None:
+def free_pgtables(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, page_tables: int) -> None:
     """free_pgtables(): every page-table page is an entry of the gather, or goes to RCU."""
     c[PAGE_TABLES] += page_tables
     if r.tables_by_rcu:
@@ -526,7 +532,7 @@ def remove_tables(r: Rules, c: I64, page_tables: int) -> None:
 
 
 @inline
-def force_flush(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
+def force_flush(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
     """tlb_flush_mmu()."""
     tlb_flush(r, c)
     flush_gather(e, f, g, r, c)
@@ -542,7 +548,7 @@ def tlb_flush(r: Rules, c: I64) -> None:
 
 
 @inline
-def flush_gather(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
+def flush_gather(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
     """tlb_flush_mmu_free(): hand every batch over, in chunks, and begin anew with the bundle."""
     segments = c[SEGMENTS]
     c[GATHER_FLUSHES] += 1 if segments > 0 else 0
@@ -562,7 +568,7 @@ def flush_gather(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
 
 
 @inline
-def flush_rmaps(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
+def flush_rmaps(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
     """tlb_flush_rmaps(): the rmaps that wait for the end of the page-table page."""
     segments = c[SEGMENTS]
     first = 0
@@ -592,7 +598,7 @@ def flush_rmaps(e: I64s, f: I64s, g: I64s, r: Rules, c: I64) -> None:
 
 
 @inline
-def remove_rmap_each(e: I64s, f: I64s, r: Rules, c: I64, i: int, offset: int, pages: int) -> None:
+def remove_rmap_each(e: Extents, f: Folios, r: Rules, c: I64, i: int, offset: int, pages: int) -> None:
     """One call of page_remove_rmap(), or of what came after it, for each page."""
     c[RMAP_CALLS] += pages
     c[RMAP_PAGES] += pages
@@ -605,7 +611,8 @@ def remove_rmap_each(e: I64s, f: I64s, r: Rules, c: I64, i: int, offset: int, pa
     step = pages
     if locked or (large and mapcounts != OF_PAGES):
         step = 1
-    for start in range(offset, offset + pages, max(step, 1)):
+    start = offset
+    while start < offset + pages:
         unmapped, cleared = drop_mapcounts(e, f, i, start, step)
         if large:
             calls = count_large(f, r, c, e[i, FOLIO], mapcounts, unmapped, cleared)
@@ -613,10 +620,11 @@ def remove_rmap_each(e: I64s, f: I64s, r: Rules, c: I64, i: int, offset: int, pa
                 deferred_split(f, r, c, e[i, FOLIO], calls)
         if locked:
             munlock_folio(f, r, c, e[i, FOLIO] if large else e[i, FOLIO] + start)
+        start += step
 
 
 @inline
-def remove_rmap_run(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
+def remove_rmap_run(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int, last: int) -> None:
     """One call for the pages of one large folio in segments first to last."""
     i = g[first, S_EXTENT]
     folio = e[i, FOLIO]
@@ -641,7 +649,7 @@ def remove_rmap_run(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, las
 
 
 @inline
-def count_large(f: I64s, r: Rules, c: I64, folio: int, mapcounts: int, unmapped: int, cleared: int) -> int:
+def count_large(f: Folios, r: Rules, c: I64, folio: int, mapcounts: int, unmapped: int, cleared: int) -> int:
     """Count what an rmap call does to a large folio -> calls of deferred_split_folio() if it is anonymous.
 
     unmapped: pages of the call that nothing maps any more; cleared: that no PTE maps any more.
@@ -660,7 +668,7 @@ def count_large(f: I64s, r: Rules, c: I64, folio: int, mapcounts: int, unmapped:
 
 
 @inline
-def drop_mapcounts(e: I64s, f: I64s, i: int, offset: int, pages: int) -> tuple[int, int]:
+def drop_mapcounts(e: Extents, f: Folios, i: int, offset: int, pages: int) -> tuple[int, int]:
     """Lower the mapcounts of pages of one extent -> how many (are mapped no more, no more by a PTE)."""
     folio = e[i, FOLIO]
     if folio < 0:
@@ -689,7 +697,7 @@ def drop_mapcounts(e: I64s, f: I64s, i: int, offset: int, pages: int) -> tuple[i
 
 
 @inline
-def deferred_split(f: I64s, r: Rules, c: I64, folio: int, calls: int) -> None:
+def deferred_split(f: Folios, r: Rules, c: I64, folio: int, calls: int) -> None:
     """deferred_split_folio(), called so often in a row, and what its callers check before it."""
     if r.splits_once and f[folio, F_PARTIALLY_MAPPED]:
         return
@@ -703,7 +711,7 @@ def deferred_split(f: I64s, r: Rules, c: I64, folio: int, calls: int) -> None:
 
 
 @inline
-def munlock_folio(f: I64s, r: Rules, c: I64, folio: int) -> None:
+def munlock_folio(f: Folios, r: Rules, c: I64, folio: int) -> None:
     """munlock_folio(): into the mlock batch, which holds a reference until it is emptied.
 
     Kernels that drain the batch before each release free no folio later by it.
@@ -718,7 +726,7 @@ def munlock_folio(f: I64s, r: Rules, c: I64, folio: int) -> None:
 
 
 @inline
-def mlock_folio_batch(f: I64s, c: I64) -> None:
+def mlock_folio_batch(f: Folios, c: I64) -> None:
     """mlock_folio_batch(): empty the batch and drop its references, which may be the last ones."""
     for n in range(MLOCKED + 1, MLOCKED + 1 + c[MLOCKED]):
         folio = c[n]
@@ -732,7 +740,7 @@ def mlock_folio_batch(f: I64s, c: I64) -> None:
 
 
 @inline
-def free_chunk(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: int) -> None:
+def free_chunk(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int, last: int) -> None:
     """free_pages_and_swap_cache() for segments first to last: the swap cache first, then the references."""
     c[FREE_CALLS] += 1
     entries = 0
@@ -762,7 +770,7 @@ def free_chunk(e: I64s, f: I64s, g: I64s, r: Rules, c: I64, first: int, last: in
 
 
 @inline
-def free_swap_cache(e: I64s, f: I64s, c: I64, i: int, offset: int, pages: int) -> None:
+def free_swap_cache(e: Extents, f: Folios, c: I64, i: int, offset: int, pages: int) -> None:
     """free_swap_cache() for pages of one extent: folios that are no longer mapped leave the swap cache."""
     if not e[i, FLAGS] & SWAPCACHE:
         return
@@ -782,7 +790,7 @@ def free_swap_cache(e: I64s, f: I64s, c: I64, i: int, offset: int, pages: int) -
 
 
 @inline
-def release_alike(e: I64s, r: Rules, c: I64, i: int, pages: int) -> None:
+def release_alike(e: Extents, r: Rules, c: I64, i: int, pages: int) -> None:
     """References of order-0 pages that this address space maps once: all are freed or none."""
     waits = e[i, FLAGS] & OFF_LRU and not r.drains_lru
     if waits or not (e[i, FLAGS] & ANON and e[i, MAPCOUNT] == 1):
@@ -806,7 +814,7 @@ def release_alike(e: I64s, r: Rules, c: I64, i: int, pages: int) -> None:
 
 
 @inline
-def release_folio(f: I64s, r: Rules, c: I64, folio: int, entries: int, pages: int) -> None:
+def release_folio(f: Folios, r: Rules, c: I64, folio: int, entries: int, pages: int) -> None:
     """So many entries of one folio, `pages` references; the last of them may free it."""
     pass_entries(r, c, entries)
     f[folio, F_REFS] -= pages
@@ -876,7 +884,7 @@ def lock_calls(r: Rules, c: I64, position: int, entries: int, memcg: int) -> Non
 
 
 @inline
-def free_folio(f: I64s, c: I64, folio: int) -> None:
+def free_folio(f: Folios, c: I64, folio: int) -> None:
     """A folio whose last reference is gone."""
     if f[folio, F_QUEUED]:
         f[folio, F_QUEUED] = False
@@ -891,7 +899,7 @@ def free_folio(f: I64s, c: I64, folio: int) -> None:
 
 
 @inline
-def mapcounts_of(e: I64s, r: Rules, i: int) -> int:
+def mapcounts_of(e: Extents, r: Rules, i: int) -> int:
     """How the mappings of a folio are counted: folio_remove_rmap_range() is for runs and ranges only."""
     if r.mapcounts == OF_RANGE and not (r.defers_rmap or in_runs(e, r, i)):
         return OF_PAGES
@@ -899,6 +907,6 @@ def mapcounts_of(e: I64s, r: Rules, i: int) -> int:
 
 
 @inline
-def in_runs(e: I64s, r: Rules, i: int) -> bool:
+def in_runs(e: Extents, r: Rules, i: int) -> bool:
     """Whether PTEs that map a folio one after the other are taken together."""
     return e[i, ORDER] > 0 and r.runs & (ANON_RUNS if e[i, FLAGS] & ANON else FILE_RUNS) != 0

@@ -53,6 +53,8 @@ from replay.teardown.layout import (
     WAITING,
     WORDS,
     WRONG,
+    Figures,
+    Owners,
     Tables,
     count_figures,
     is_consistent,
@@ -66,6 +68,8 @@ from replay.teardown.pages import (
     W_NUMBER,
     W_STAMP,
     WORD_COLUMNS,
+    Notes,
+    Words,
     first_slot,
     forget,
     index_slot,
@@ -87,7 +91,10 @@ from replay.teardown.state import (
     REGISTERS,
     S_EXTENT,
     SEGMENTS,
+    Folios,
+    FolioStack,
     Rules,
+    SegmentStack,
 )
 from replay.trace.accept import Row, can_follow, is_possible, lacks_first, lacks_last, row_at
 from replay.trace.columns import Columns
@@ -101,16 +108,16 @@ class States(NamedTuple):
     counts).
     """
 
-    owners: I64s
+    owners: Owners
     rules: I64s
-    folios: I64Stack
-    gathers: I64Stack
+    folios: FolioStack
+    gathers: SegmentStack
     counts: I64s
     results: I64Stack
 
 
 @compiled
-def replay_rows(t: Columns, before: Columns, k: Tables, figures: I64s, m: States, is_last: int) -> int:
+def replay_rows(t: Columns, before: Columns, k: Tables, figures: Figures, m: States, is_last: int) -> int:
     """Take the rows of a batch -> DONE, or why it stopped at row s[ROW] (see `layout.py`).
 
     before: the last row of the batch before, or any row if there is none. figures: see `layout.py`. is_last:
@@ -168,7 +175,7 @@ def is_acceptable(row: Row, last: Row, s: I64) -> bool:
 
 
 @inline
-def next_without_rows(s: I64, figures: I64s) -> int:
+def next_without_rows(s: I64, figures: Figures) -> int:
     """The next address space that has no row at all, or NO_SPACE. Each is given once."""
     mm = s[EMPTY]
     while mm < len(figures) and figures[mm, ROWS] > 0:
@@ -178,7 +185,7 @@ def next_without_rows(s: I64, figures: I64s) -> int:
 
 
 @inline
-def is_owned(t: Columns, i: int, owners: I64s) -> bool:
+def is_owned(t: Columns, i: int, owners: Owners) -> bool:
     """Whether a row names the process that its address space is one of."""
     mm = t.mm[i]
     return mm < len(owners) and t.pid[i] == owners[mm, OWNER_PID] and t.comm[i] == owners[mm, OWNER_COMM]
@@ -266,7 +273,7 @@ def drop_extents(k: Tables, m: States, first: int) -> None:
 
 
 @inline
-def copy_folios(k: Tables, f: I64s, r: Rules, c: I64) -> None:
+def copy_folios(k: Tables, f: Folios, r: Rules, c: I64) -> None:
     """Give an algorithm its copies of the folios that are new to it."""
     s = k.registers
     size = len(k.extents)
@@ -277,7 +284,7 @@ def copy_folios(k: Tables, f: I64s, r: Rules, c: I64) -> None:
 
 
 @inline
-def copy_folio(folios: I64s, f: I64s, r: Rules, c: I64, place: int) -> None:
+def copy_folio(folios: Folios, f: Folios, r: Rules, c: I64, place: int) -> None:
     """Copy a folio at capture, and put into it what depends on the algorithm."""
     for column in range(FOLIO_COLUMNS):
         f[place, column] = folios[place, column]
@@ -302,7 +309,7 @@ def copy_folio(folios: I64s, f: I64s, r: Rules, c: I64, place: int) -> None:
 
 
 @compiled
-def move_words(words: I64s, larger: I64s, stamp: int) -> int:
+def move_words(words: Words, larger: Words, stamp: int) -> int:
     """Enter the words of an address space into a larger, empty table -> how many."""
     moved = 0
     for old in range(len(words)):
@@ -317,7 +324,7 @@ def move_words(words: I64s, larger: I64s, stamp: int) -> int:
 
 
 @compiled
-def index_notes(notes: I64s, index: I64, count: int) -> int:
+def index_notes(notes: Notes, index: I64, count: int) -> int:
     """Enter the first notes into an empty index -> how many."""
     for note in range(count):
         slot = index_slot(notes, index, notes[note, N_KEY])

@@ -8,9 +8,12 @@ a whole, and pages that are mapped more than once have notes, found by a hash in
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from replay.jit.compiled import I64, I64s, inline
+import numpy as np
+import numpy.typing as npt
+
+from replay.jit.compiled import I64, Array, inline
 
 WORD_BITS: Final = 5
 WORD: Final = 1 << WORD_BITS
@@ -38,6 +41,9 @@ WORD: Final = 1 << WORD_BITS
     NOTE_COLUMNS,
 ) = range(9)
 
+Words = Annotated[npt.NDArray[np.int64], Array("int64", 2, WORD_COLUMNS)]
+Notes = Annotated[npt.NDArray[np.int64], Array("int64", 2, NOTE_COLUMNS)]
+
 FREE: Final = -1
 """An unused slot of an index."""
 
@@ -49,7 +55,7 @@ def words_needed(frames: int) -> int:
 
 
 @inline
-def claim(words: I64s, used: I64, stamp: int, first: int, frames: int, column: int) -> bool:
+def claim(words: Words, used: I64, stamp: int, first: int, frames: int, column: int) -> bool:
     """Set the bits of some frames -> whether none of them was set. used: [words in use]."""
     frame = first
     end = first + frames
@@ -66,7 +72,7 @@ def claim(words: I64s, used: I64, stamp: int, first: int, frames: int, column: i
 
 
 @inline
-def word_slot(words: I64s, used: I64, stamp: int, number: int) -> int:
+def word_slot(words: Words, used: I64, stamp: int, number: int) -> int:
     """The row of a word, which is made if it is not there."""
     slot = first_slot(words, number)
     while words[slot, W_STAMP] == stamp and words[slot, W_NUMBER] != number:
@@ -81,7 +87,7 @@ def word_slot(words: I64s, used: I64, stamp: int, number: int) -> int:
 
 
 @inline
-def first_slot(words: I64s, number: int) -> int:
+def first_slot(words: Words, number: int) -> int:
     """Where a word is looked for first: neighbours lie beside each other."""
     return (number ^ (number >> 20)) & (len(words) - 1)
 
@@ -99,7 +105,7 @@ def is_page_key(key: int) -> bool:
 
 
 @inline
-def index_slot(notes: I64s, index: I64, key: int) -> int:
+def index_slot(notes: Notes, index: I64, key: int) -> int:
     """The slot of a note in the index, or the free slot where it belongs."""
     slot = (key ^ (key >> 10) ^ (key >> 21)) & (len(index) - 1)
     while index[slot] != FREE and notes[index[slot], N_KEY] != key:
@@ -108,7 +114,7 @@ def index_slot(notes: I64s, index: I64, key: int) -> int:
 
 
 @inline
-def add_note(notes: I64s, index: I64, slot: int, note: int, key: int) -> None:
+def add_note(notes: Notes, index: I64, slot: int, note: int, key: int) -> None:
     """Begin a note, in a free slot of the index."""
     index[slot] = note
     for column in range(NOTE_COLUMNS):
@@ -118,7 +124,7 @@ def add_note(notes: I64s, index: I64, slot: int, note: int, key: int) -> None:
 
 
 @inline
-def forget(notes: I64s, index: I64, count: int) -> None:
+def forget(notes: Notes, index: I64, count: int) -> None:
     """Empty an index that has so many notes."""
     for note in range(count):
         index[notes[note, N_SLOT]] = FREE

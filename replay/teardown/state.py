@@ -7,8 +7,12 @@ fields of a thing lie side by side in memory.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from replay.jit.compiled import Array
 from replay.teardown.counters import COUNTED
 
 # -- the extents table, one row per extent, read only --------------------------------------------------------
@@ -75,6 +79,14 @@ LRU_ADD_BATCH, MLOCK_BATCH = 1, 2
 
 PAGE_TABLE: Final = -1
 """Extent of a segment of page-table pages."""
+
+Extents = Annotated[npt.NDArray[np.int64], Array("int64", 2, EXTENT_COLUMNS)]
+Folios = Annotated[npt.NDArray[np.int64], Array("int64", 2, FOLIO_COLUMNS)]
+Segments = Annotated[npt.NDArray[np.int64], Array("int64", 2, SEGMENT_COLUMNS)]
+
+# of each algorithm one
+FolioStack = Annotated[npt.NDArray[np.int64], Array("int64", 3, FOLIO_COLUMNS)]
+SegmentStack = Annotated[npt.NDArray[np.int64], Array("int64", 3, SEGMENT_COLUMNS)]
 
 # -- the counts ----------------------------------------------------------------------------------------------
 COUNTS: Final = (*COUNTED, "freed_while_mapped", "references_dropped", "references_dropped_twice")

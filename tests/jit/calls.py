@@ -3,8 +3,24 @@
 
 from __future__ import annotations
 
-from replay.jit.compiled import I32, I64, U8, I64s, compiled
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.jit.compiled import I32, I64, U8, Array, I64s, compiled
 from tests.jit.sums import weighted
+
+Pairs = Annotated[npt.NDArray[np.int64], Array("int64", 2, 2)]
+
+
+@compiled
+def products(pairs: Pairs) -> int:
+    """The sum of the products of some pairs."""
+    total = 0
+    for n in range(len(pairs)):
+        total += pairs[n, 0] * pairs[n, 1]
+    return total
 
 
 @compiled

@@ -118,6 +118,14 @@ def test_wrong_arrays_are_refused(change: Callable[[npt.NDArray[np.int64]], Any]
 
 
 @jitted
+def test_another_number_of_columns_is_refused() -> None:
+    pairs = np.arange(6).reshape(3, 2)
+    assert calls.products(pairs) == calls.products.python(pairs) == 26
+    with pytest.raises(TypeError, match="with 2 columns"):
+        calls.products(pairs.reshape(2, 3))
+
+
+@jitted
 def test_wrong_numbers_are_refused() -> None:
     out = np.zeros(1, np.int64)
     with pytest.raises(TypeError, match="takes 2 arguments, not 1"):
