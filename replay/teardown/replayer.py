@@ -18,7 +18,7 @@ from replay.errors import TraceError, UsageError
 from replay.teardown import layout, state, workspace
 from replay.teardown.algorithms import Algorithm, flushes_for_tables, max_table_batch
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
-from replay.teardown.spaces import AddressSpaceInput, address_spaces, deposited, rows_of
+from replay.teardown.spaces import AddressSpaceInput, address_spaces, deposited, rows_of, streamed
 from replay.teardown.together import exit_next
 from replay.teardown.variants import chosen
 from replay.teardown.workspace import I64, ImpossibleRowError, Workspace
@@ -139,7 +139,7 @@ def replayed(
     if trace.checked is not trace.frame:
         told = totals.held(k.figures[:, : layout.TYPES], trace, where, partial=partial)
     if by_extents:
-        k = _replay_extents(told, algorithms, contiguous, k)
+        k = _replay_extents(lambda: address_spaces(told, contiguous), meta, algorithms, k)
     return _replayed(told, algorithms, k)
 
 
@@ -149,27 +149,31 @@ def replayed_file(
     """Read, check and replay a trace in one pass; its rows are never in memory all at once.
 
     name: what it is called, if not as its file. partial: as of `file.read`, whose errors are raised.
-    A trace of arm64 is read as a whole.
+    A trace of arm64 is read twice: once to check it, and once an address space at a time.
     """
     with file.opened(path) as stream:
         meta = stream.meta
-        if meta.architecture == CONTPTE:
-            trace = file.read(path, partial=partial)
-            return replayed(dataclasses.replace(trace, name=name or trace.name), algorithms)
         where = str(path)
         check.check_metadata(meta, where)
         codes = Codes(meta.format_version)
+        by_extents = meta.architecture == CONTPTE
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            return stream.batches(list(COLUMNS), BATCH_ROWS)
+
         k = _pass(
-            lambda: batches(stream.batches(list(COLUMNS), BATCH_ROWS), codes, where),
+            lambda: batches(rows(), codes, where),
             meta,
             codes,
-            algorithms,
+            [] if by_extents else algorithms,
             where,
             stream.frame if stream.parquet.metadata.num_rows <= LARGEST_FRAME else None,
         )
         trace = stream.without_rows()
         trace = dataclasses.replace(trace, name=name or trace.name)
         told = totals.held(k.figures[:, : layout.TYPES], trace, where, partial=partial)
+        if by_extents:
+            k = _replay_extents(lambda: streamed(rows(), told), meta, algorithms, k)
     return _replayed(told, algorithms, k)
 
 
@@ -251,19 +255,20 @@ def _frame(
 
 
 def _replay_extents(
-    trace: Trace, algorithms: Sequence[Algorithm], contiguous: I64 | None, checked: Workspace
+    spaces: Callable[[], Iterator[AddressSpaceInput]],
+    meta: Metadata,
+    algorithms: Sequence[Algorithm],
+    checked: Workspace,
 ) -> Workspace:
-    """Replay the extents of a trace that was checked, cut where contiguous entries of arm64 end."""
-    found = {space.mm: space for space in address_spaces(trace, contiguous)}
-    owners = checked.states.owners.copy()
-    for mm, space in found.items():
-        # the pass takes the deposited tables off again
-        owners[mm, layout.OWNER_TABLES] = space.page_tables + deposited(space.extents, space.page_size)
+    """Replay the extents of a trace that was checked, cut where contiguous entries of arm64 end.
+
+    spaces: gives the address spaces in order, each time anew.
+    """
     k = workspace.replay_all(
-        lambda: (rows_of(space, mm) for mm, space in found.items() if len(space.extents.vpn)),
-        owners,
-        [rules(one, trace.meta.page_size, trace.meta.architecture) for one in algorithms],
-        trace.meta.page_size,
+        lambda: (rows_of(space, space.mm) for space in spaces() if len(space.extents.vpn)),
+        checked.states.owners,
+        [rules(one, meta.page_size, meta.architecture) for one in algorithms],
+        meta.page_size,
         checked=False,
     )
     return k._replace(figures=checked.figures)

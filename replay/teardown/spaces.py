@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from replay.teardown import contiguous as contpte
 from replay.teardown.extents import I64, Extents, decode, huge_zero
 from replay.trace.columns import Columns, blank
-from replay.trace.frame import Trace
+from replay.trace.frame import Trace, frame_of
 from replay.trace.kpageflags import (
     KPF_ANON,
     KPF_HUGE,
@@ -49,17 +50,45 @@ def address_spaces(trace: Trace, contiguous: I64 | None = None) -> Iterator[Addr
     contiguous: of an arm64 trace of one address space, the first page numbers of the blocks of contiguous
     entries; inferred if None.
     """
+    yield from _some(trace, range(len(trace.meta.address_spaces)), contiguous)
+
+
+def streamed(batches: Iterable[pa.RecordBatch], trace: Trace) -> Iterator[AddressSpaceInput]:
+    """The address spaces that have rows. Those of a few batches are in memory at a time, at least one.
+
+    batches: rows of a trace in order. trace: the same trace, without its rows.
+    """
+    for frame in _whole_spaces(batches):
+        numbers = frame["mm"].unique(maintain_order=True).to_list()
+        yield from _some(dataclasses.replace(trace, frame=frame), numbers, None)
+
+
+def _whole_spaces(batches: Iterable[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
+    """Rows cut where address spaces begin."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        mm = batch.column("mm").to_numpy()
+        first = int(np.searchsorted(mm, mm[-1])) if len(mm) else 0
+        if first or (waiting and len(mm) and mm[0] != waiting[-1].column("mm")[-1].as_py()):
+            # the last address space of the batch may go on in the next one
+            yield frame_of(pa.Table.from_batches([*waiting, batch.slice(0, first)], batch.schema))
+            waiting = []
+        waiting.append(batch.slice(first))
+    if waiting:
+        yield frame_of(pa.Table.from_batches(waiting))
+
+
+def _some(trace: Trace, numbers: Iterable[int], contiguous: I64 | None) -> Iterator[AddressSpaceInput]:
+    """Some address spaces of a trace, by their numbers."""
     page_size, architecture = trace.meta.page_size, trace.meta.architecture
     everything = decode(trace.frame, page_size)
     alike = _alike(trace.frame, page_size) if architecture == "aarch64" else None
     mm = trace.frame["mm"].to_numpy()
-    numbers = np.arange(len(trace.meta.address_spaces))
-    begins = np.searchsorted(mm, numbers, side="left")
-    ends = np.searchsorted(mm, numbers, side="right")
-    for number, space in enumerate(trace.meta.address_spaces):
+    for number in numbers:
         if number in trace.left_out:
             continue
-        rows = slice(int(begins[number]), int(ends[number]))
+        space = trace.meta.address_spaces[number]
+        rows = slice(*map(int, np.searchsorted(mm, [number, number + 1])))
         extents = Extents._make(column[rows] for column in everything)
         if alike is not None:
             extents = contpte.cut(extents, alike[rows], page_size, contiguous)
