@@ -20,6 +20,12 @@ class UsageError(ReplayError):
     status = 2
 
 
+class StoppedByUserError(ReplayError):
+    """Control-C; exit status 130, as of a program that SIGINT ends."""
+
+    status = 130
+
+
 class ProcessGoneError(ReplayError):
     """The process ended, or gave up its address space, before or while it was read."""
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from typer.core import TyperCommand, TyperGroup
 
+from replay.errors import StoppedByUserError
+
 ALGORITHMS: Final = "Algorithms"
 CAPTURED: Final = "What is captured"
 COMPARED: Final = "What is compared"
@@ -65,6 +67,13 @@ class Command(TyperCommand):
 
 class Commands(TyperGroup):
     """A group of commands whose help shows them in groups."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Raises `StoppedByUserError` on Control-C, which typer would end without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise StoppedByUserError("interrupted") from None
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands in groups, then the options that stand before a command."""

@@ -6,10 +6,12 @@ This runs in a child process (`main`): numba takes half a second to import, and 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import inspect
 import marshal
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +35,8 @@ OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy"}
 
 SPEED_LEVEL: Final = 3
 
+PR_SET_PDEATHSIG: Final = 1
+
 _pread: Any = types.ExternalFunction(
     "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
 )
@@ -47,8 +51,14 @@ def _overload_pread(fd: Any, out: Any, at: Any, count: Any, first: Any) -> Any:
     return machine
 
 
-def main() -> None:
-    """Compile the modules that the command line names, and print their objects."""
+def main(parent: int) -> None:
+    """Compile the modules that the command line names, and print their objects.
+
+    parent: PID of the process that started this one, which ends with it, however that ends.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        return
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no object
     for module in sys.argv[1:]:

@@ -218,7 +218,7 @@ def _compile(contents: Mapping[str, str]) -> dict[str, bytes]:
     for all starts.
     """
     path = [str(ROOT), *map(os.path.abspath, sys.path)]
-    program = f"import sys; sys.path[:] = {path!r}; from replay.jit import build; build.main()"
+    program = f"import sys; sys.path[:] = {path!r}; from replay.jit import build; build.main({os.getpid()})"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     environment |= {"NUMBA_CPU_NAME": PROCESSOR, "NUMBA_CPU_FEATURES": "", "OPENBLAS_NUM_THREADS": "1"}
     # functions are hardly optimised one by one: at the end all are, together
