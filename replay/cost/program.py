@@ -23,6 +23,9 @@ PMD: Final = mmap.PAGESIZE * (mmap.PAGESIZE // 8)
 SPARSE_STEP: Final = 16
 """Kind `sparse` touches one page in so many."""
 
+MAP_NORESERVE: Final = 0x4000
+"""`mmap` has it from Python 3.13 on."""
+
 VMA_PAGES: Final = 4
 """Kind `vmas` makes VMAs of so many pages."""
 
@@ -35,7 +38,7 @@ def touch(memory: mmap.mmap, step: int = 1) -> None:
 
 def anonymous(size: int, advice: int, step: int = 1) -> mmap.mmap:
     """Private anonymous memory, touched."""
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     memory.madvise(advice)
     touch(memory, step)
     return memory
@@ -83,6 +86,12 @@ def sparse(size: int, path: str) -> mmap.mmap:
     return anonymous(size * SPARSE_STEP, mmap.MADV_NOHUGEPAGE, SPARSE_STEP)
 
 
+def tables(size: int, path: str) -> mmap.mmap:
+    """Single pages, each alone in its page-table page."""
+    step = PMD // mmap.PAGESIZE
+    return anonymous(size * step, mmap.MADV_NOHUGEPAGE, step)
+
+
 def vmas(size: int, path: str) -> mmap.mmap:
     """Many VMAs: every other group of pages is read-only, one page touched in each group."""
     memory = anonymous(size, mmap.MADV_NOHUGEPAGE, VMA_PAGES)
@@ -123,6 +132,7 @@ KINDS: Final[dict[str, Callable[[int, str], mmap.mmap]]] = {
     "large": large,
     "split": split,
     "sparse": sparse,
+    "tables": tables,
     "vmas": vmas,
     "file": file,
     "shared": shared,
