@@ -28,3 +28,8 @@ def byte_size(count: int, *, sign: bool = False) -> str:
 def counted(count: int, thing: str) -> str:
     """`1 page`, `7,000 pages`."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def times(count: int) -> str:
+    """`once`, `2 times`."""
+    return "once" if count == 1 else f"{count:,} times"

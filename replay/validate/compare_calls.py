@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from replay.support.text import counted, times
 from replay.validate.compare_folios import UNEXPLAINED, Comparison, Difference
 from replay.validate.predict import Prediction
 
@@ -86,10 +87,10 @@ def _why(
         return why
     changed = sum(each.cause == "changed" for each in freed.differences)
     if abs(seen - said) <= changed:
-        return "changed", f"so it is with {changed} of the folios freed or not"
+        return "changed", _same_cause(changed)
     earlier = doubts.before()[counter]
     if earlier != said:
-        return "changed", f"by the capture before the last one it is {earlier}"
+        return "changed", f"from the capture before the last one the replay gives {earlier:,}"
     return UNEXPLAINED, ""
 
 
@@ -103,14 +104,14 @@ def _why_flushed(
     clean = prediction.clean_counters[counter]
     known = sorted((clean, dirty[counter], prediction.counters[counter]))
     evidence = (
-        f"{clean} if no PTE is dirty, {dirty[counter]} if all of the {maybe_dirty} are that can be; "
-        f"{prediction.dirty} are inferred to be"
+        f"the replay gives {clean:,} if none of the {maybe_dirty:,} PTEs that may be dirty is dirty, "
+        f"{dirty[counter]:,} if all are; it assumed {prediction.dirty:,}"
     )
     if known[0] <= seen <= known[-1]:
         return "dirty rule", evidence
     beyond = max(known[0] - seen, seen - known[-1])
     if preempted and beyond <= CALLS_OF_A_FLUSH * preempted:
-        return "preemption", f"preempted {preempted} times; {evidence}"
+        return "preemption", f"preempted {times(preempted)}; {evidence}"
     return None
 
 
@@ -126,8 +127,13 @@ def _why_by_mapcount(
         of_it = [each for each in freed.differences if each.cause == cause]
         most = sum(_own_pages(each, prediction) for each in of_it) if split else len(of_it)
         if 0 < by <= most:
-            return cause, f"so it is with {len(of_it)} of the folios freed or not"
+            return cause, _same_cause(len(of_it))
     return None
+
+
+def _same_cause(folios: int) -> str:
+    """Evidence: folios that replay and kernel do not both free, for the same cause."""
+    return f"for the same cause only the replay or only the kernel frees {counted(folios, 'folio')}"
 
 
 def _own_pages(difference: Difference, prediction: Prediction) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from replay.support.text import times
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPCACHE, bit
 from replay.validate.later_frees import Fate
 from replay.validate.observe import Observation
@@ -251,7 +252,7 @@ def _batch_differences(prediction: Prediction, observation: Observation) -> list
         return []
     cause, evidence = UNEXPLAINED, ""
     if prediction.dirty and observation.batch_ends <= prediction.clean_batch_ends:
-        cause, evidence = "dirty rule", f"{prediction.dirty} PTEs are inferred to be dirty"
+        cause, evidence = "dirty rule", f"{prediction.dirty:,} PTEs are inferred to be dirty"
     elif prediction.dirty and observation.preempted:
-        cause, evidence = "preemption", f"preempted {observation.preempted} times"
+        cause, evidence = "preemption", f"preempted {times(observation.preempted)}"
     return [Difference("batch", *observation.freed[end - 1], end, cause, evidence) for end in wrong]

@@ -50,7 +50,9 @@ def _page(folder: Path, entries: dict[str, dict[str, str]]) -> str:
         "",
         "Page tables of real programs, made by `scripts/capture_corpus`, which also writes this page. "
         f"{len(entries)} traces, {total / 1e6:.1f} MB. To make them again: as root on a Debian system, with "
-        "the Python that has replay: `.venv/bin/python scripts/capture_corpus`. It installs what is missing.",
+        "the Python that has replay: `.venv/bin/python scripts/capture_corpus`. It installs what is missing. "
+        f"[FORMAT.md](FORMAT.md) describes the files. [{FILE}]({FILE}) has what the "
+        "last two sections say, as JSON.",
         "",
         "## What they hold",
         "",
@@ -58,7 +60,7 @@ def _page(folder: Path, entries: dict[str, dict[str, str]]) -> str:
             "file",
             "mode",
             "address spaces",
-            "pages of all entries",
+            "pages",
             "extents",
             "bytes",
             "THP and folio sizes",
@@ -67,7 +69,8 @@ def _page(folder: Path, entries: dict[str, dict[str, str]]) -> str:
         _row("---", "---", "---:", "---:", "---:", "---:", "---", "---"),
         *(_figures(folder / f"{name}.parquet", meta) for name, meta in metas.items()),
         "",
-        "THP: `enabled`; folio sizes: those of `hugepages-*kB/enabled` that are not `never`. "
+        "pages: of all entries of the page tables, swap entries and special ones included. THP: `enabled`; "
+        "folio sizes: those of `hugepages-*kB/enabled` that are not `never`. "
         f"Kernels: {', '.join(sorted({f'{m.kernel_release} {m.architecture}' for m in metas.values()}))}.",
         "",
         "## How they were made",

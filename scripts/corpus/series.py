@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import polars as pl
 
-from corpus.comparison import percent
+from corpus.comparison import SUMS, percent
+from replay.cost.calibration import FEATURES
 
 ALGORITHMS = ("baseline", "v1", "v2", "v6.12", "mainline")
 COUNTERS = (
     "rmap_calls",
     "mapcount_atomics",
     "nr_mapped_atomics",
+    "large_mapcount_atomics",
     "refcount_atomics",
     "deferred_split_calls",
     "deferred_split_queued",
+    "deferred_split_dequeued",
     "lruvec_locks",
     "atomics",
     "locks",
@@ -28,12 +32,21 @@ SLOT_BYTES = {"v1": 16, "v2": 16}
 """Bytes of a gather slot; 8 for algorithms that are not named."""
 
 
+TRACES = ("ordinary", "order-3")
+
+
 class About(NamedTuple):
     """Where the traces come from: what was compiled, by what command, on what machine."""
 
     program: str
     command: str
     machine: str
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `b` and `c`."""
+    quoted = [f"`{name}`" for name in names]
+    return f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def page(totals: pl.DataFrame, about: About) -> str:
@@ -47,11 +60,11 @@ def page(totals: pl.DataFrame, about: About) -> str:
 
     def change(trace: str, algorithm: str, counter: str) -> str:
         before, after = counts[trace, "baseline"][counter], counts[trace, algorithm][counter]
-        return percent((after / before - 1) * 100) if before else ("±0" if not after else f"{after:,}")
+        return percent((after / before - 1) * 100) if before else ("±0" if not after else "")
 
     def ratio(trace: str, algorithm: str, counter: str) -> str:
         before, after = counts[trace, "baseline"][counter], counts[trace, algorithm][counter]
-        return f"÷ {before / after:.1f}" if after else "none left"
+        return f"÷ {before / after:,.1f}" if after else "none left"
 
     def tables(trace: str) -> list[str]:
         lines = [
@@ -61,8 +74,8 @@ def page(totals: pl.DataFrame, about: About) -> str:
         for counter in COUNTERS:
             cells = []
             for name in names:
-                moved = f" ({change(trace, name, counter)})" if name != "baseline" else ""
-                cells.append(f"{counts[trace, name][counter]:,}{moved}")
+                moved = change(trace, name, counter) if name != "baseline" else ""
+                cells.append(f"{counts[trace, name][counter]:,}" + (f" ({moved})" if moved else ""))
             lines.append(f"| {counter} | " + " | ".join(cells) + " |")
         if "estimated_s" in totals.columns:
             cells = [f"{counts[trace, names[0]]['estimated_s']:.2f} s"]
@@ -80,6 +93,27 @@ def page(totals: pl.DataFrame, about: About) -> str:
         if "estimated_s" in totals.columns
         else "There are no times: the machine was not calibrated."
     )
+
+    def alike() -> list[str]:
+        """Why estimated times are alike where counts differ."""
+        if "estimated_s" not in totals.columns:
+            return []
+        priced = [name for name in FEATURES if name in totals.columns]
+        batched = [name for name in names if name != "baseline"]
+        apart = {name: max(spread(trace, name, batched) for trace in TRACES) for name in priced}
+        widest = max(apart, key=lambda name: apart[name])
+        return [
+            f"Of the counters, only these can have a cost in the estimated time: {listed(priced)}. Atomics, locks "
+            f"and release calls have none. {listed(batched)} differ in `rmap_calls` by at most "
+            f"{apart['rmap_calls']:.2g} %, and in no other counter with a cost by more than "
+            f"{apart[widest]:.2g} % (`{widest}`). Hence their estimated times are alike, though other counts differ.",
+            "",
+        ]
+
+    def spread(trace: str, counter: str, algorithms: list[str]) -> float:
+        """By how many percent the largest count of some algorithms is above the smallest."""
+        found = [counts[trace, name][counter] for name in algorithms]
+        return (max(found) / min(found) - 1) * 100 if min(found) else 0.0
 
     def time(trace: str) -> str:
         if "estimated_s" not in totals.columns:
@@ -132,6 +166,9 @@ def page(totals: pl.DataFrame, about: About) -> str:
             "",
             *tables("ordinary"),
             "",
+            SUMS,
+            "",
+            *alike(),
             "## Anonymous folios of order 3",
             "",
             *tables("order-3"),

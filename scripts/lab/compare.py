@@ -141,8 +141,9 @@ def _contiguous(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[
         return None
     kernel, replay = found["contiguous"]
     by_it = found["differ_by_inference"]
-    differing = f"by it differ {', '.join(by_it)}" if by_it else "no counter differs by it"
-    return str(kernel), str(replay), f"inferred, as procfs does not show the bit: {differing}"
+    differing = f"these counters would differ: {', '.join(by_it)}" if by_it else "no counter would differ"
+    why = "procfs does not show the bit; with the inferred bits instead of the real ones, "
+    return str(kernel), str(replay), why + differing
 
 
 def compare(kernel: str, name: str, case: Path, expected: Mapping[str, Any], evidence: Evidence) -> list[Row]:

@@ -4,7 +4,7 @@
 from collections import Counter, defaultdict
 from typing import Any
 
-from lab.validate import MEMORY_MIB, Validated
+from lab.validate import MEMORY_MIB, WORKLOADS, Validated
 from replay.teardown.counters import COUNTERS
 
 _INTRO = f"""\
@@ -13,8 +13,26 @@ _INTRO = f"""\
 Written by `scripts/kernel_lab --validate`. Debian's kernels, unmodified, in QEMU's emulated CPU
 ({MEMORY_MIB} MiB), run `replay validate` itself: its built-in workloads, and commands.
 Each exit is captured at its exit stop and replayed with what procfs shows, no more. The folios that the
-kernel frees are held against the replay one by one (*exact*: the same ones in the same order), and the calls
-that it makes from the entry of `exit_mmap()` to the return of its `tlb_finish_mmu()` counter by counter.
+kernel frees are held against the replay one by one (*exact*: the same ones in the same order), and the
+calls that it makes from the entry of `exit_mmap()` to the return of its `tlb_finish_mmu()` counter by
+counter. [validate.md](validate.md) says what the workloads do, and defines the [causes](validate.md#causes)
+of differences.
+
+The commands, beside the workloads:
+
+- `pipeline`: a shell pipes `ls` into `sort`, `sed` and `tail`, three times.
+- `python`: Python loads NumPy, Polars and modules of its own library.
+- `build`: three runs of gcc compile at the same time.
+- `build-as-it-is`: the same build under `replay validate --no-drain`, which leaves the LRU batches as they
+  are.
+
+On kernels before v6.16 all other runs empty the LRU batches of all CPUs before each exit. Since v6.16
+`exit_mmap()` empties no LRU batch, and no run does.
+
+`page_tables` is compared where page tables go through the gather. There an exit has 15 call counts. Kernels
+that free page tables by RCU, as v7.3, have 14.
+
+Below, *tests* is what pytest says of `tests/validate/test_probes.py`, which runs in the same guest.
 """
 
 
@@ -29,7 +47,7 @@ def totals(result: Validated) -> str:
     exact = sum(verdict["exact"] for verdict in verdicts)
     line = (
         f"{result.kernel} ({result.release}): {exact} of {len(verdicts)} exits exact, "
-        f"{sum(count['agrees'] for count in counts)} of {len(counts):,} call counts agree, "
+        f"{sum(count['agrees'] for count in counts):,} of {len(counts):,} call counts agree, "
         f"{unexplained} differences without a known cause"
     )
     return f"{line}; tests: {result.tests}" if result.tests else line
@@ -40,7 +58,7 @@ def _run_rows(result: Validated) -> list[str]:
     for name, document in result.documents.items():
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for verdict in document["verdicts"]:
-            groups[verdict["workload"] if name == "workloads" else name].append(verdict)
+            groups[_label(name, verdict)].append(verdict)
         for workload, verdicts in groups.items():
             counts = [count for verdict in verdicts for count in verdict["counters"]]
             causes = Counter(each["cause"] for verdict in verdicts for each in verdict["differences"])
@@ -54,6 +72,11 @@ def _run_rows(result: Validated) -> list[str]:
                 f"| {len(counts):,} | {sum(count['agrees'] for count in counts):,} | {_list(calls)} |"
             )
     return rows
+
+
+def _label(run: str, verdict: dict[str, Any]) -> str:
+    """A workload by its name, a command as such: one of each is called python."""
+    return verdict["workload"] if run == WORKLOADS else f"command: {run}"
 
 
 def _list(counted: Counter[str]) -> str:
@@ -75,7 +98,7 @@ def _counter_rows(results: list[Validated]) -> list[str]:
                 counts = found[name][result.kernel]
                 agreeing = sum(count["agrees"] for count in counts)
                 cells.append(
-                    f"{agreeing} of {len(counts)}, {sum(count['observed'] != 0 for count in counts)}"
+                    f"{agreeing:,} of {len(counts):,}, {sum(count['observed'] != 0 for count in counts):,}"
                 )
             rows.append(f"| `{name}` | {' | '.join(cells)} |")
     return rows
@@ -84,9 +107,9 @@ def _counter_rows(results: list[Validated]) -> list[str]:
 def _differences(results: list[Validated]) -> list[str]:
     rows = []
     for result in results:
-        for document in result.documents.values():
+        for name, document in result.documents.items():
             for verdict in document["verdicts"]:
-                who = f"| {result.kernel} | {verdict['workload']} | {verdict['comm']} "
+                who = f"| {result.kernel} | {_label(name, verdict)} | {verdict['comm']} "
                 rows += [
                     f"{who}| `{count['counter']}` | {count['predicted']:,} | {count['observed']:,} "
                     f"| {count['cause']} | {count['evidence']} |"
@@ -107,10 +130,8 @@ def summary(results: list[Validated]) -> str:
                 lines.append(f"- {result.kernel}: calls not compared: {document['calls_not_compared']}")
         lines += [f"- {result.kernel}, {name} failed: {why}" for name, why in result.failed.items()]
     lines += ["", "## By workload", ""]
-    lines += [
-        "| kernel | workload | exits | exact | folios freed | folios that differ, by cause | call counts "
-    ]
-    lines[-1] += "| agree | call counts that differ, by cause |"
+    lines += ["| kernel | workload or command | exits | exact | folios freed | folios that differ, by cause "]
+    lines[-1] += "| call counts | agree | call counts that differ, by cause |"
     lines.append("|---|---|---|---|---|---|---|---|---|")
     lines += [row for result in results for row in _run_rows(result)]
     lines += ["", "## By counter", ""]
@@ -122,7 +143,9 @@ def summary(results: list[Validated]) -> str:
     lines += ["", "## Call counts that differ", ""]
     rows = _differences(results)
     if rows:
-        lines.append("| kernel | workload | program | counter | replay | kernel | cause | evidence |")
+        lines.append(
+            "| kernel | workload or command | program | counter | replay | kernel | cause | evidence |"
+        )
         lines.append("|---|---|---|---|---|---|---|---|")
     lines += rows or ["None."]
     return "\n".join(lines) + "\n"

@@ -69,3 +69,28 @@ def test_links_lead_to_files(page: str) -> None:
     for link in links:
         assert (REPORTS / link).exists(), link
     assert links or page != "README.md"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "±0"), (-100, "−100 %"), ((7 / 4_933_594 - 1) * 100, "−99.9999 %"), (0.004, "+0.004 %")],
+)
+def test_only_0_and_100_percent_are_written_so(value: float, text: str) -> None:
+    assert comparison.percent(value) == text
+
+
+@pytest.mark.parametrize("page", ["experiment.md", "series.md"])
+def test_the_rows_add_up_to_the_sums(page: str) -> None:
+    tables = [
+        table.splitlines()
+        for table in (REPORTS / page).read_text().split("\n\n")
+        if "| rmap_calls |" in table
+    ]
+    assert tables
+    for table in tables:
+        cells = {line.split("|")[1].strip(): re.findall(r"\| ([\d,]+)", line) for line in table}
+        counts = {name: [int(cell.replace(",", "")) for cell in found] for name, found in cells.items()}
+        atomics = [counts[name] for name in counts if name.endswith("_atomics")]
+        locks = [counts[f"deferred_split_{name}"] for name in ("queued", "dequeued")]
+        assert counts["atomics"] == [sum(column) for column in zip(*atomics, strict=True)]
+        assert counts["locks"] == [sum(column) for column in zip(*locks, counts["lruvec_locks"], strict=True)]

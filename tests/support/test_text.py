@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from replay.support.text import byte_size, printable
+from replay.support.text import byte_size, printable, times
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,7 @@ def test_sizes_have_three_digits_and_a_unit(count: int, text: str) -> None:
 def test_control_characters_become_escapes() -> None:
     assert printable("naïve 日本") == "naïve 日本"
     assert printable("a\x1b[31m\nb\u202e") == "a\\x1b[31m\\nb\\u202e"
+
+
+def test_once_is_a_word() -> None:
+    assert [times(count) for count in (1, 2, 1000)] == ["once", "2 times", "1,000 times"]
