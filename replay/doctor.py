@@ -166,7 +166,7 @@ def _ptrace() -> Check:
         return Check(
             "ptrace", State.FAILS, "yama ptrace_scope is 3: nobody may attach", "reboot with it at 2 or less"
         )
-    return Check("ptrace", State.WORKS, f"yama ptrace_scope {scope}" if scope else "Yama is off: no limit")
+    return Check("ptrace", State.WORKS, f"yama ptrace_scope {scope}" if scope else "no yama")
 
 
 def _tracepoints() -> Check:
@@ -222,12 +222,8 @@ def _mthp() -> Check:
     found = {name: value for name, value in kernel.thp(True).items() if name.endswith("/enabled")}
     if not found:
         return Check("mTHP", State.LIMITED, "no sizes but the PMD's", "large anonymous folios need v6.8")
-    on = [
-        f"{name.split('/')[0].removeprefix('hugepages-')} ({value})"
-        for name, value in found.items()
-        if value != "never"
-    ]
-    return Check("mTHP", State.WORKS, f"{len(found)} sizes, not 'never': {', '.join(on) or 'none'}")
+    on = [name.split("/")[0].removeprefix("hugepages-") for name, value in found.items() if value != "never"]
+    return Check("mTHP", State.WORKS, f"{len(found)} sizes, on: {', '.join(on) or 'none'}")
 
 
 def _swap() -> Check:

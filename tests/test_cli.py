@@ -63,7 +63,7 @@ def test_capture_loads_neither_polars_nor_numba(modules: str, heavy: set[str]):
 
 def test_wrong_usage_is_status_2(path: Path):
     assert call("run").returncode == 2
-    assert call("capture").returncode == 2
+    assert call("capture", "one").returncode == 2
     assert call("replay").returncode == 2
 
 

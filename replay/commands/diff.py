@@ -38,14 +38,16 @@ def diff(
         typer.Option(
             metavar="COUNTER=P%",
             help="End with status 3 if this counter grows by more than P percent of A in any algorithm. "
-            "'locks=1000' is a limit in counts. rss, rss_anon, rss_file, rss_shmem and swap have limits in "
-            "bytes. Repeatable.",
+            "'locks=1000' is a limit in counts. rss, rss_anon, rss_file, rss_shmem and swap have limits too. "
+            "Repeatable.",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,
     top: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Show this many rows of changes.", rich_help_panel=help.OUTPUT),
+        typer.Option(
+            min=1, metavar="N", help="Show this many changed counters.", rich_help_panel=help.OUTPUT
+        ),
     ] = 20,
     json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON.", rich_help_panel=help.OUTPUT)

@@ -57,7 +57,7 @@ PagemapScan = Annotated[
     typer.Option(
         "--pagemap-scan/--no-pagemap-scan",
         help="Use PAGEMAP_SCAN where the kernel has it (v6.7). Without it, the capture leaves out zero pages "
-        "of VMAs larger than 16 GiB.",
+        "of VMAs above 16 GiB.",
         show_default="on",
         rich_help_panel=help.HOW,
     ),

@@ -49,8 +49,7 @@ def record(
       replay record -- make -j2
       replay record -o tests.parquet -- python -m pytest
 
-    The exit status is that of the command, or 126 or 127 if it cannot be started, as in a shell. The command
-    runs as without replay, but slower. It can notice
+    The exit status is that of the command. The command runs as without replay, but slower. It can notice
     replay by TracerPid, Seccomp and Seccomp_filters in /proc/PID/status, and SECCOMP_MODE_STRICT fails. A
     process that the command traces itself is not captured. In such a process, and in one that outlives the
     recording, the seccomp filter stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED, fail

@@ -129,7 +129,7 @@ def run(
         str | None,
         typer.Option(
             metavar="PID,...",
-            help="With --together: these processes exit first, in this order (not an order of folios).",
+            help="With --together: these processes exit first, in this order.",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,
@@ -345,12 +345,11 @@ def _add_time(
         ),
         found,
     )
-    median, high = 100 * found.error_median, 100 * found.error_high
-    error = f"{median:.0f} % in the median, {high:.0f} % or more for one in ten"
+    error = f"{100 * found.error_median:.0f} % in the median, {100 * found.error_high:.0f} % for one in ten"
     lines = [f"estimated teardown time on this machine ({found.kernel}; error of the calibration {error}):"]
     for name, total in seconds.items():
         against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
-        kind = "  the kernel that was measured" if name == found.algorithm else "  extrapolated from it"
+        kind = "  measured costs" if name == found.algorithm else "  extrapolated"
         lines.append(f"  {name:20} {total * 1000:12,.1f} ms{against if name != baseline else '':10}{kind}")
     lines.append(f"  an estimate, not a count. {kept.priced(found)}. The costs leave out {kept.UNSEEN}")
     return lines

@@ -40,14 +40,6 @@ unmap and to free under every algorithm. A dirty PTE of a file makes zap_present
 dirty. The data decide which columns can be told apart.
 """
 
-NO_COUNTERS: Final = {
-    "vmas": "VMAs",
-    "extents": "extents",
-    "large_extents": "extents of large folios",
-    "dirty_ptes": "dirty PTEs",
-}
-"""`FEATURES` that are no counters -> what texts call them."""
-
 UNSEEN: Final = (
     "the memory controller, other NUMA nodes, the zeroing of freed pages (init_on_free), swap devices, "
     "the freeing of shmem files with their last user, other work of the machine"
@@ -99,11 +91,8 @@ def machine() -> str:
 
 def priced(found: Calibration) -> str:
     """Which operations have a cost: algorithms that differ in others only get the same time."""
-    names = [NO_COUNTERS.get(name, name) for name, cost in found.costs.items() if cost > 0]
-    return (
-        f"Only these have a cost: {', '.join(names)}; algorithms that differ only in other counters get the "
-        "same time"
-    )
+    names = [name for name, cost in found.costs.items() if cost > 0]
+    return f"Only these have a cost: {', '.join(names)}; algorithms that differ in others only look alike"
 
 
 def path_here() -> Path:

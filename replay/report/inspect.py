@@ -96,9 +96,6 @@ def in_large_folios(rows: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
 TYPES: Final = {"anon": "anonymous", "file": "file", "shmem": "shmem", "hugetlb": "hugetlb"}
 """Types of mapped memory, as a sentence names them."""
 
-TAKEN: Final = {"live": "captured while it ran", "exit": "captured at exits"}
-"""Modes of a trace, as a sentence names them."""
-
 
 def answer(trace: Trace, rows: pl.DataFrame) -> str:
     """How much of the mapped memory is in large folios: the question that is asked first."""
@@ -107,11 +104,10 @@ def answer(trace: Trace, rows: pl.DataFrame) -> str:
     if everything.is_empty():
         return "in large folios: nothing is mapped"
     pages, _, share = everything.row(0)
-    by_type = in_large_folios(rows, ["type"]).iter_rows()
-    shares = {name: part for name, _, _, part in by_type if name in TYPES}
     parts = [
         f"{TYPES[name]} {part:.1f} %"
-        for name, part in ((name, shares[name]) for name in TYPES if name in shares)
+        for name, _, _, part in in_large_folios(rows, ["type"]).sort("pages", descending=True).iter_rows()
+        if name in TYPES
     ]
     said = f" ({', '.join(parts)})" if parts else ""
     return f"in large folios: {share:.1f} % of {byte_size(pages * page)}{said}"
@@ -199,7 +195,7 @@ def header(trace: Trace, rows: pl.DataFrame) -> list[str]:
         f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of "
         f"{meta.page_size} bytes",
         f"Linux {meta.kernel_release or 'unknown'} {meta.architecture}, {meta.captured_at}, "
-        f"{TAKEN.get(meta.mode, meta.mode)}, "
+        f"mode {meta.mode}, "
         + ("not held" if meta.held == "none" else f"held by {meta.held}")
         + (f", THP {thp}" if thp else ""),
         f"PMD mappings {meta.pmd}, mapcounts {meta.mapcounts}, dirty PTEs {meta.dirty}, "

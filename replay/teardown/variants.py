@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from replay.errors import ReplayError, UsageError
+from replay.errors import UsageError
 from replay.teardown.algorithms import (
     ALGORITHMS,
     Algorithm,
@@ -201,7 +201,7 @@ def read_file(path: Path, known: Mapping[str, Algorithm] = ALGORITHMS) -> list[A
     try:
         tables = tomllib.loads(path.read_text())
     except OSError as error:
-        raise ReplayError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}") from None
     found: dict[str, Algorithm] = {}

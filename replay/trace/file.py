@@ -178,9 +178,7 @@ def _open(path: Path) -> Iterator[Any]:
             magic = file.read(4)
         if magic == b"PAR1":
             raise TraceError(f"{path} is a cut or damaged Parquet file: capture or copy it again") from None
-        raise TraceError(
-            f"{path} is not a Parquet file: give a trace of 'replay capture' or 'replay record'"
-        ) from None
+        raise TraceError(f"{path} is not a Parquet file: give a trace made by 'replay capture'") from None
     with parquet:
         yield parquet
 

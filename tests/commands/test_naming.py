@@ -13,7 +13,7 @@ import pytest
 
 import replay
 from replay.commands.naming import process_number
-from replay.errors import ReplayError, UsageError
+from replay.errors import UsageError
 from tests.capture.processes import needs_root
 from tests.commands.running import call, line
 
@@ -44,7 +44,7 @@ def test_a_name_for_a_pid(sleeper: tuple[str, list[subprocess.Popen[bytes]]]) ->
     children[0].wait()
     assert process_number(Path("/proc"), name) == children[1].pid
     assert process_number(Path("/proc"), "123") == 123
-    with pytest.raises(ReplayError, match="no process is called 'no-such-process'"):
+    with pytest.raises(UsageError, match="no process is called 'no-such-process'"):
         process_number(Path("/proc"), "no-such-process")
 
 

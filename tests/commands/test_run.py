@@ -171,7 +171,7 @@ def test_some_processes() -> None:
     csv = call("run", MANY, *options, "-a", "v2").stdout
     assert pl.read_csv(csv.encode())["pid"].to_list() == pids
     assert "all 2" in on_terminal("run", MANY, "--per", "mm", *options)
-    assert "no process 1 in these traces" in line(call("run", MANY, "--pid", "1"), 1)
+    assert "no process 1 in these traces" in line(call("run", MANY, "--pid", "1"), 2)
     assert "cannot sort by 'speed'" in line(
         call("run", MANY, "--per", "mm", "--format", "table", "--sort", "speed"), 2
     )

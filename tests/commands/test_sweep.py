@@ -22,7 +22,7 @@ def test_the_command(traces: Path, tmp_path: Path) -> None:
     empty.mkdir()
     command[4] = str(empty)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "no trace in" in done.stderr
+    assert done.returncode == 2 and "no trace in" in done.stderr
 
 
 def test_run_compares_the_parts(traces: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_default_name_and_json(tmp_path: Path) -> None:
     [
         (
             ["--order", "10"],
-            "anonymous memory has no folios of order 10: with pages of 4k give 0 (4k), or 2 to 9",
+            "anonymous memory has no folios of order 10: with pages of 4k there are orders 0",
         ),
         (["--order", "1"], "no folios of order 1"),
         (["--order", "many"], "'many' is no folio size"),
