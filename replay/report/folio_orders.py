@@ -121,7 +121,7 @@ def summary(before: Trace, found: WhatIf) -> list[str]:
     lines = [f"{before.name}: {found.trace.meta.what_if}"]
     if made:
         lines.append(
-            f"folios made: {made}, from {found.taken:,} private anonymous pages ({size(found.taken * page)})"
+            f"folios made: {made}, from {found.pages:,} private anonymous pages ({size(found.pages * page)})"
         )
     old, new = resident(before), resident(found.trace)
     share = f", {found.added / old * 100:+.1f} %" if old else ""
@@ -148,7 +148,6 @@ def document(before: Trace, found: WhatIf, counts: pl.DataFrame) -> dict[str, An
         "page_size": before.meta.page_size,
         "folios": found.folios,
         "pages_that_may_change": found.pages,
-        "pages_taken": found.taken,
         "pages_added": found.added,
         "stays": found.stays,
         "counts": counts.to_dicts(),

@@ -71,14 +71,13 @@ class Policy(StrEnum):
 class WhatIf:
     """A what-if and what it did; figures in pages.
 
-    `pages`: private anonymous pages that may change, all address spaces; `taken`: those that came into a
-    folio made here; `added`: pages more in memory. `folios`: order -> folios made. `stays`: reason -> private
+    `pages`: private anonymous pages that may change, all address spaces; `added`: pages more in memory.
+    `folios`: order -> folios made. `stays`: reason -> private
     anonymous pages that did not come into a folio of an order asked for.
     """
 
     trace: Trace
     pages: int
-    taken: int
     added: int
     folios: dict[int, int]
     stays: dict[str, int]
@@ -133,12 +132,11 @@ def _order(word: str, page_size: int) -> int:
         pages, rest = divmod(number << SUFFIXES[suffix], page_size)
         order = pages.bit_length() - 1
         if rest or pages <= 0 or 1 << order != pages:
-            sizes = ", ".join(_size(one, page_size) for one in (0, *range(MIN_ORDER, largest + 1)))
-            raise UsageError(f"{word} is no folio size: give one of {sizes}")
+            raise UsageError(f"{word} is no folio size: with pages of {page_size >> 10}k it is 2^order pages")
     if not (order == 0 or MIN_ORDER <= order <= largest):
         raise UsageError(
-            f"anonymous memory has no folios of order {order}: with pages of {page_size >> 10}k give "
-            f"0 ({_size(0, page_size)}), or {MIN_ORDER} to {largest} ({_size(MIN_ORDER, page_size)} to "
+            f"anonymous memory has no folios of order {order}: with pages of {page_size >> 10}k there are "
+            f"orders 0 and {MIN_ORDER} to {largest} ({_size(MIN_ORDER, page_size)} to "
             f"{_size(largest, page_size)})"
         )
     return order
@@ -177,7 +175,7 @@ def what_if(
     if policy is Policy.COLLAPSE:
         if list(orders) != [largest]:
             raise UsageError(
-                f"khugepaged makes folios of order {largest} here: give --order {largest}, or leave it out"
+                f"khugepaged makes folios of order {largest} here: give --order {largest}, or none"
             )
         if page_cache:
             raise UsageError("--file goes with the policy 'fault': khugepaged leaves most page cache alone")
@@ -191,11 +189,9 @@ def what_if(
     frames = _Frames(_first_free_frame(trace.frame, largest))
     folios: dict[int, int] = {}
     stays: dict[str, int] = {}
-    taken = 0
     for order in sorted(set(orders) - {0}, reverse=True):
         limit = max_ptes_none if policy is Policy.COLLAPSE else None
-        rows, folios[order], of_order, stays = _rewritten(rows, order, largest, limit, by_ptes, frames)
-        taken += of_order
+        rows, folios[order], stays = _rewritten(rows, order, largest, limit, by_ptes, frames)
     if policy is Policy.COLLAPSE:
         rows = _remainders(rows)
     frame = rows.drop("class", "why")
@@ -206,7 +202,7 @@ def what_if(
     frame = frame.select(list(SCHEMA)).cast(SCHEMA)  # type: ignore[arg-type]
     spaces, added = _resident(trace, frame)
     meta = dataclasses.replace(trace.meta, what_if=said, address_spaces=spaces)
-    return WhatIf(dataclasses.replace(trace, frame=frame, meta=meta), pages, taken, added, folios, stays)
+    return WhatIf(dataclasses.replace(trace, frame=frame, meta=meta), pages, added, folios, stays)
 
 
 def _said(
@@ -344,8 +340,8 @@ def _first_free_frame(frame: pl.DataFrame, order: int) -> int:
 
 def _rewritten(
     rows: pl.DataFrame, order: int, largest: int, limit: int | None, by_ptes: bool, frames: _Frames
-) -> tuple[pl.DataFrame, int, int, dict[str, int]]:
-    """Blocks of 2^order pages become folios -> (rows, folios made, pages taken, pages that stay by reason).
+) -> tuple[pl.DataFrame, int, dict[str, int]]:
+    """Blocks of 2^order pages become folios -> (rows, folios made, pages that stay by reason).
 
     limit: of empty entries in a block that khugepaged collapses; None: any page makes a folio.
     """
@@ -355,7 +351,7 @@ def _rewritten(
     is_good = kinds >= GOOD
     starts = np.flatnonzero(cut.begins)
     if len(starts) == 0:
-        return rows, 0, 0, _staying(rows, {})
+        return rows, 0, _staying(rows, {})
 
     def total(which: Bool) -> I64:
         return np.add.reduceat(np.where(which, pages, 0), starts)
@@ -389,8 +385,7 @@ def _rewritten(
     }
     staying = {name: int(good[~made & where].sum()) for name, where in reasons.items()}
     together = pl.concat([kept, new.select(kept.columns).cast(kept.schema)])
-    rows_now = together.sort("mm", "vpn", maintain_order=True)
-    return rows_now, int(made.sum()), int(good[made].sum()), _staying(rows, staying)
+    return together.sort("mm", "vpn", maintain_order=True), int(made.sum()), _staying(rows, staying)
 
 
 def _staying(rows: pl.DataFrame, in_blocks: dict[str, int]) -> dict[str, int]:

@@ -163,9 +163,6 @@ def test_as_the_literal_rule(some: list[Piece], orders: list[int], by_ptes: bool
         }
     assert kinds.keys() == before.keys() | expected.keys()
     assert found.added == len(kinds) - len(before)
-    zero = sum(before[vpn]["kind"] == "special" for vpn in expected.keys() & before.keys())
-    in_folios = sum(count << order for order, count in found.folios.items())
-    assert in_folios - found.taken == found.added + zero
 
 
 @pytest.mark.parametrize("name", ["numpy", "redis", "postgresql", "jvm"])
@@ -194,7 +191,7 @@ def test_fault_fills_a_block_and_leaves_the_edge() -> None:
     # 0xb, 0xc lie in a block that begins before the VMA; block 24 to 31 ends with it
     assert folios(found.trace) == [(SMALL + 8, 3, 8), (SMALL + 24, 3, 8)]
     assert found.folios == {3: 2}
-    assert (found.taken, found.added) == (2, 14)
+    assert found.added == 14
     assert found.stays == {"edge": 2}
     assert found.trace.meta.address_spaces[0].rss_anon == 4 + 14
     assert found.trace.meta.what_if == "folios of order 3 (32k), policy fault"
@@ -344,7 +341,7 @@ def test_refusals() -> None:
     trace = trace_with(small_pages([SMALL]))
     with pytest.raises(TraceError, match="a what-if already"):
         what_if(what_if(trace, [3]).trace, [4])
-    with pytest.raises(UsageError, match="order 9 here: give --order 9, or leave it out"):
+    with pytest.raises(UsageError, match="khugepaged makes folios of order 9"):
         what_if(trace, [3], policy=Policy.COLLAPSE)
     with pytest.raises(UsageError, match="0 to 511"):
         what_if(trace, [9], policy=Policy.COLLAPSE, max_ptes_none=512)
