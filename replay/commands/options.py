@@ -35,7 +35,7 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="Trace to write. COMM is the process, the cgroup or 'all'.",
+        help="Trace to write.",
         show_default="replay-COMM-PID-UTC.parquet",
         rich_help_panel=help.OUTPUT,
     ),
