@@ -178,7 +178,7 @@ def by_order(
         cells: dict[str, list[str]] = {"algorithm": grid["algorithm"].to_list()}
         for name in grid.columns[1:]:
             cells[name] = [f"{count:,}\n{_plain_change(count, base[counter][0])}" for count in grid[name]]
-        title = f"{_heading(counter)}, against {baseline} as captured"
+        title = f"{_heading(counter)} (change: against {baseline} without the what-if)"
         yield _table(cells, title, width, right=grid.columns[1:], note=_meanings([counter]))
 
 
