@@ -8,6 +8,7 @@ import gc
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
@@ -42,6 +43,12 @@ COMMANDS: Final[dict[str, tuple[str, str, dict[str, Any] | None]]] = {
 """Command, also the name of its module and function -> its group in the help, first line, and settings."""
 
 
+STATUSES: Final = (
+    "Exit status: 0 done, 1 what was asked for cannot be done, 2 the command line is wrong. Commands name "
+    "others in their help."
+)
+
+
 def command_line(names: Iterable[str] = COMMANDS, *, listed: bool = False) -> typer.Typer:
     """The command line with these commands. Only their modules are imported, which the start-up feels.
 
@@ -50,6 +57,7 @@ def command_line(names: Iterable[str] = COMMANDS, *, listed: bool = False) -> ty
     app = typer.Typer(
         cls=help.Commands,
         help="How Linux tears down a process's memory, replayed over page tables of real processes.",
+        epilog=STATUSES,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -189,6 +197,7 @@ def _wrong_command_line(error: Any) -> int:
         typer.echo(text, err=True)
         return int(error.exit_code)
     text = text.rstrip(".").replace("a valid int range", "a whole number")
+    text = re.sub(r"\.? Did you mean (.*)\?$", r" (did you mean \1?)", text)
     command = " ".join(["replay", *(name for name in arguments[:1] if name in COMMANDS)])
     note(f"replay: {text[:1].lower()}{text[1:]}: see '{command} --help'")
     return int(error.exit_code)

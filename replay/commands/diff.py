@@ -17,10 +17,13 @@ from replay.support.text import counted
 def diff(
     before: Annotated[
         Path,
-        typer.Argument(help="A trace, or a file of 'replay run -o'.", metavar="A", show_default=False),
+        typer.Argument(
+            help="A trace, or a file of 'replay run -o'.", metavar="A", show_default=False, readable=False
+        ),
     ],
     after: Annotated[
-        Path, typer.Argument(help="Another one, compared with A.", metavar="B", show_default=False)
+        Path,
+        typer.Argument(help="Another one, compared with A.", metavar="B", show_default=False, readable=False),
     ],
     algorithms: Annotated[
         list[str] | None,

@@ -34,6 +34,7 @@ Output = Annotated[
     typer.Option(
         "-o",
         "--output",
+        readable=False,
         metavar="FILE",
         help="Trace to write.",
         show_default="replay-COMM-PID-UTC.parquet",

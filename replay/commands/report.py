@@ -38,6 +38,7 @@ def report(
         typer.Option(
             "-o",
             "--output",
+            readable=False,
             metavar="FILE",
             help="Write a page (.html) or a picture (.svg, .png).",
             show_default="TRACE.html",

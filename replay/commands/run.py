@@ -16,7 +16,7 @@ from replay.commands.options import Per, Shape
 from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.commands.ranking import Pids, Sort, Top, of_pids, ranking, sheets
 from replay.commands.whatif import WhatIfOrders, run_what_if
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,6 +73,7 @@ def run(
         typer.Option(
             "-o",
             "--output",
+            readable=False,
             metavar="FILE",
             help="Write all counters to this file: .csv, .json or .parquet. An existing file is replaced.",
             rich_help_panel=help.OUTPUT,
@@ -311,7 +312,7 @@ def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
     there = set(results["algorithm"])
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise UsageError(
+        raise ReplayError(
             f"the parts in {folders[0]} have no '{missing[0]}': with -a, name some of "
             f"{', '.join(sorted(there))}"
         )

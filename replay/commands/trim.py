@@ -25,6 +25,7 @@ def trim(
         typer.Option(
             "-o",
             "--output",
+            readable=False,
             metavar="FILE",
             help="Write the part to this file.",
             show_default=False,

@@ -92,7 +92,7 @@ def _result(path: Path) -> pl.DataFrame:
 def counters(before: Side, after: Side) -> pl.DataFrame:
     """Columns `algorithm counter before after change change_pct`, the largest relative change first.
 
-    Algorithms of both sides; `change_pct` is empty where `before` is 0. Raises `UsageError` if they have no
+    Algorithms of both sides; `change_pct` is empty where `before` is 0. Raises `ReplayError` if they have no
     algorithm in common.
     """
 
@@ -105,7 +105,10 @@ def counters(before: Side, after: Side) -> pl.DataFrame:
         long(after), on=["algorithm", "counter"], suffix="_after", maintain_order="left"
     )
     if joined.is_empty():
-        raise UsageError(f"{before.name} and {after.name} have no algorithm in common")
+        raise ReplayError(
+            f"{before.name} and {after.name} have no algorithm in common: make the results again, with the "
+            "same -a"
+        )
     old, new = pl.col("count"), pl.col("count_after")
     return joined.select(
         "algorithm",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replay.errors import UsageError
+from replay.errors import ReplayError
 from replay.report import diff
 from tests.commands.running import CAPTURES, call, line, on_terminal
 
@@ -58,5 +58,5 @@ def test_bad_input(tmp_path: Path) -> None:
     result = tmp_path / "result.csv"
     call("run", SMALL, "-a", "v2", "-o", result)
     assert "a result has no rss" in line(call("diff", result, result, "--fail-above", "rss=1%"), 2)
-    with pytest.raises(UsageError, match="no algorithm in common"):
+    with pytest.raises(ReplayError, match="no algorithm in common"):
         diff.counters(diff.load(result), diff.load(SMALL, ["mainline"]))
