@@ -346,12 +346,19 @@ def _add_time(
         ),
         found,
     )
-    error = f"{100 * found.error_median:.0f} % in the median, {100 * found.error_high:.0f} % for one in ten"
-    lines = [f"estimated teardown time on this machine ({found.kernel}; error of the calibration {error}):"]
+    error = (
+        f"error of the calibration: {100 * found.error_median:.0f} % in the median, "
+        f"{100 * found.error_high:.0f} % or more for one exit in ten"
+    )
+    lines = [f"estimated teardown time on this machine ({found.kernel}; {error}):"]
     for name, total in seconds.items():
         against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
-        kind = "  measured costs" if name == found.algorithm else "  extrapolated"
+        kind = "  measured" if name == found.algorithm else "  extrapolated"
         lines.append(f"  {name:20} {total * 1000:12,.1f} ms{against if name != baseline else '':10}{kind}")
+    lines.append(
+        "  measured: this kernel runs the algorithm, and its costs were measured; extrapolated: the same "
+        "costs, for the counts of another algorithm"
+    )
     lines.append(f"  an estimate, not a count. {kept.priced(found)}. The costs leave out {kept.UNSEEN}")
     return lines
 
