@@ -8,6 +8,7 @@ import gc
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
@@ -27,19 +28,25 @@ COMMANDS: Final[dict[str, tuple[str, str, dict[str, Any] | None]]] = {
     "capture": (help.TAKE, "Capture the page tables of running processes into a trace.", None),
     "record": (help.TAKE, "Run a command and capture each of its processes as it exits.", OTHERS_OPTIONS),
     "run": (help.COMPARE, "Replay the teardown algorithms over traces and compare them.", None),
-    "report": (help.COMPARE, "Make a page with charts: cost by algorithm and folio order.", None),
+    "report": (help.COMPARE, "Make a page with charts: counts by algorithm and folio order.", None),
     "sweep": (help.COMPARE, "Replay many traces in parallel.", None),
     "algorithms": (help.COMPARE, "List algorithms, counters and the limits of the model.", None),
     "inspect": (help.TRACES, "Show what a trace maps: folio orders, sharing, VMAs.", None),
     "diff": (help.TRACES, "Show what changed between two traces or results.", None),
     "whatif": (help.TRACES, "Rewrite a trace as if memory had come in other folios.", None),
-    "trim": (help.TRACES, "Cut some processes, VMAs or addresses out of a trace.", None),
+    "trim": (help.TRACES, "Keep only some processes, VMAs or addresses of a trace.", None),
     "redact": (help.TRACES, "Write a trace without names, PIDs, addresses and frames.", None),
     "validate": (help.CHECK, "Check the replay against exits of the running kernel.", OTHERS_OPTIONS),
     "calibrate": (help.CHECK, "Measure what teardown operations cost on this machine.", None),
     "doctor": (help.CHECK, "Say what works on this machine, and how to get the rest.", None),
 }
 """Command, also the name of its module and function -> its group in the help, first line, and settings."""
+
+
+STATUSES: Final = (
+    "Exit status: 0 done, 1 what was asked for cannot be done, 2 the command line is wrong. Commands name "
+    "others in their help."
+)
 
 
 def command_line(names: Iterable[str] = COMMANDS, *, listed: bool = False) -> typer.Typer:
@@ -50,6 +57,7 @@ def command_line(names: Iterable[str] = COMMANDS, *, listed: bool = False) -> ty
     app = typer.Typer(
         cls=help.Commands,
         help="How Linux tears down a process's memory, replayed over page tables of real processes.",
+        epilog=STATUSES,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -189,6 +197,7 @@ def _wrong_command_line(error: Any) -> int:
         typer.echo(text, err=True)
         return int(error.exit_code)
     text = text.rstrip(".").replace("a valid int range", "a whole number")
+    text = re.sub(r"\.? Did you mean (.*)\?$", r" (did you mean \1?)", text)
     command = " ".join(["replay", *(name for name in arguments[:1] if name in COMMANDS)])
     note(f"replay: {text[:1].lower()}{text[1:]}: see '{command} --help'")
     return int(error.exit_code)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 
 class ReplayError(Exception):
-    """Something in the input, the rights or the machine; exit status 1."""
+    """The world is not as the command needs it: input, processes, rights, machine; exit status 1."""
 
     status = 1
 
 
 class UsageError(ReplayError):
-    """The command was called wrongly; exit status 2."""
+    """The command line itself is wrong, whatever files and processes there are; exit status 2.
+
+    That is an unknown name of an algorithm, a malformed value, or options that do not go together.
+    """
 
     status = 2
 

@@ -63,8 +63,33 @@ def test_capture_loads_neither_polars_nor_numba(modules: str, heavy: set[str]):
 
 def test_wrong_usage_is_status_2(path: Path):
     assert call("run").returncode == 2
-    assert call("capture", "one").returncode == 2
     assert call("replay").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "none.parquet"],
+        ["run", REDIS, "-a", "none.toml"],
+        ["run", REDIS, "--pid", "3"],
+        ["run", REDIS, "--together", "--order", "3"],
+        ["run", REDIS, "-o", REDIS],
+        ["diff", REDIS, "none.csv"],
+        ["inspect", "none.parquet"],
+        ["report", "none.parquet"],
+        ["sweep", "none.parquet", "-o", "parts"],
+        ["sweep", "*.none", "-o", "parts"],
+        ["trim", REDIS, "--pid", "3", "-o", "part.parquet"],
+        ["capture", "999999999"],
+        ["capture", "nosuchprog"],
+    ],
+)
+def test_a_world_that_is_not_as_asked_is_status_1(arguments: list[str], tmp_path: Path) -> None:
+    done = call(*arguments, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("replay: ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -75,6 +100,7 @@ def test_wrong_usage_is_status_2(path: Path):
         (["capture", "1", "--nothing"], "no such option: --nothing: see 'replay capture --help'"),
         (["whatif", REDIS, "-o"], "option '-o' requires an argument: see 'replay whatif --help'"),
         (["nothing"], "no such command 'nothing': see 'replay --help'"),
+        (["rn"], "no such command 'rn' (did you mean 'run'?): see 'replay --help'"),
         (["calibrate", "--runs", "0"], "invalid value for '--runs': 0 is not in the range x>=1: see"),
     ],
 )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replay.errors import UsageError
+from replay.errors import ReplayError
 
 if TYPE_CHECKING:
     from replay.trace.frame import Trace
@@ -57,7 +57,7 @@ MOST_PIDS = 20
 def process_number(procfs: Path, text: str) -> int:
     """A PID, or the PID of the only process with a name (its comm, or the file that it was started from).
 
-    Raises `UsageError` if no process has the name, or several have it.
+    Raises `ReplayError` if no process has the name, or several have it.
     """
     if text.isascii() and text.isdigit():
         return int(text)
@@ -69,9 +69,9 @@ def process_number(procfs: Path, text: str) -> int:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UsageError(f"no process is called '{text}': give its PID")
+        raise ReplayError(f"no process is called '{text}': 'ps -e' lists the names")
     listed = ", ".join(map(str, found[:MOST_PIDS])) + (", ..." if len(found) > MOST_PIDS else "")
-    raise UsageError(f"{len(found)} processes are called '{text}': give one PID of {listed}")
+    raise ReplayError(f"{len(found)} processes are called '{text}': give one PID of {listed}")
 
 
 def _is_called(folder: Path, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from replay.commands import help
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,7 +62,7 @@ def ranking(sort: str | None, top: int | None, *, table: bool) -> tuple[str, int
 
 
 def of_pids(results: pl.DataFrame, pids: Sequence[int] | None) -> pl.DataFrame:
-    """The rows of some processes; all rows for None. Raises `UsageError` if a process is not there."""
+    """The rows of some processes; all rows for None. Raises `ReplayError` if a process is not there."""
     import polars as pl
 
     if not pids:
@@ -70,7 +70,7 @@ def of_pids(results: pl.DataFrame, pids: Sequence[int] | None) -> pl.DataFrame:
     chosen = results.filter(pl.col("pid").is_in(list(pids)))
     missing = sorted(set(pids) - set(chosen["pid"]))
     if missing:
-        raise UsageError(f"no process {missing[0]} in these traces: see 'replay inspect'")
+        raise ReplayError(f"no process {missing[0]} in these traces: 'replay inspect --json' lists all")
     return chosen
 
 

@@ -38,6 +38,7 @@ def report(
         typer.Option(
             "-o",
             "--output",
+            readable=False,
             metavar="FILE",
             help="Write a page (.html) or a picture (.svg, .png).",
             show_default="TRACE.html",
@@ -55,7 +56,7 @@ def report(
     ] = "0,2,3,4,6,9",
     force: Force = False,
 ) -> None:
-    """Make a page with charts: cost by algorithm and folio order.
+    """Make a page with charts: counts by algorithm and folio order.
 
     The page is one file that loads nothing else. It shows the names of processes and files. To show it to
     others, make it of traces that 'replay redact' wrote.

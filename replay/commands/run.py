@@ -16,7 +16,7 @@ from replay.commands.options import Per, Shape
 from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.commands.ranking import Pids, Sort, Top, of_pids, ranking, sheets
 from replay.commands.whatif import WhatIfOrders, run_what_if
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,8 +73,10 @@ def run(
         typer.Option(
             "-o",
             "--output",
+            readable=False,
             metavar="FILE",
-            help="Write all counters to this file: .csv, .json or .parquet. An existing file is replaced.",
+            help="Write all counters to this file: .csv, .json or .parquet. An existing file is replaced, "
+            "without --force.",
             rich_help_panel=help.OUTPUT,
         ),
     ] = None,
@@ -129,7 +131,7 @@ def run(
         str | None,
         typer.Option(
             metavar="PID,...",
-            help="With --together: these processes exit first, in this order.",
+            help="With --together: the order of exits, not of folios. These processes exit first.",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,
@@ -311,7 +313,7 @@ def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
     there = set(results["algorithm"])
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise UsageError(
+        raise ReplayError(
             f"the parts in {folders[0]} have no '{missing[0]}': with -a, name some of "
             f"{', '.join(sorted(there))}"
         )
@@ -345,12 +347,19 @@ def _add_time(
         ),
         found,
     )
-    error = f"{100 * found.error_median:.0f} % in the median, {100 * found.error_high:.0f} % for one in ten"
-    lines = [f"estimated teardown time on this machine ({found.kernel}; error of the calibration {error}):"]
+    error = (
+        f"error of the calibration: {100 * found.error_median:.0f} % in the median, "
+        f"{100 * found.error_high:.0f} % or more for one exit in ten"
+    )
+    lines = [f"estimated teardown time on this machine ({found.kernel}; {error}):"]
     for name, total in seconds.items():
         against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
-        kind = "  measured costs" if name == found.algorithm else "  extrapolated"
+        kind = "  measured" if name == found.algorithm else "  extrapolated"
         lines.append(f"  {name:20} {total * 1000:12,.1f} ms{against if name != baseline else '':10}{kind}")
+    lines.append(
+        "  measured: this kernel runs the algorithm, and its costs were measured; extrapolated: the same "
+        "costs, for the counts of another algorithm"
+    )
     lines.append(f"  an estimate, not a count. {kept.priced(found)}. The costs leave out {kept.UNSEEN}")
     return lines
 

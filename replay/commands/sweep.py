@@ -37,6 +37,7 @@ def sweep(
         typer.Option(
             "-o",
             "--output",
+            readable=False,
             metavar="DIR",
             help="Write the results to this folder, one part for each trace.",
             show_default=False,

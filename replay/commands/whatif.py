@@ -86,6 +86,7 @@ def whatif(
         typer.Option(
             "-o",
             "--output",
+            readable=False,
             metavar="FILE",
             help="Trace to write.",
             show_default="TRACE-whatif-ORDERS.parquet",

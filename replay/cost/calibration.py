@@ -40,6 +40,14 @@ unmap and to free under every algorithm. A dirty PTE of a file makes zap_present
 dirty. The data decide which columns can be told apart.
 """
 
+NO_COUNTERS: Final = {
+    "vmas": "VMAs with pages",
+    "extents": "rows of the trace",
+    "large_extents": "rows of the trace in folios above order 0",
+    "dirty_ptes": "dirty PTEs of files",
+}
+"""Those of `FEATURES` that are no counters, in words."""
+
 UNSEEN: Final = (
     "the memory controller, other NUMA nodes, the zeroing of freed pages (init_on_free), swap devices, "
     "the freeing of shmem files with their last user, other work of the machine"
@@ -90,9 +98,16 @@ def machine() -> str:
 
 
 def priced(found: Calibration) -> str:
-    """Which operations have a cost: algorithms that differ in others only get the same time."""
-    names = [name for name, cost in found.costs.items() if cost > 0]
-    return f"Only these have a cost: {', '.join(names)}; algorithms that differ in others only look alike"
+    """Which operations have a cost, without a full stop at the end."""
+    names = [
+        f"{name} ({NO_COUNTERS[name]})" if name in NO_COUNTERS else name
+        for name, cost in found.costs.items()
+        if cost > 0
+    ]
+    return (
+        f"Only these have a cost: {', '.join(names)}. Algorithms that differ only in other counters get the "
+        "same time"
+    )
 
 
 def path_here() -> Path:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from replay.errors import ReplayError, UsageError
+from replay.errors import ReplayError
 
 ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "file")
 """Schemes that pyarrow opens itself."""
@@ -44,14 +44,14 @@ def is_remote(word: str) -> bool:
 def find(words: Sequence[str]) -> list[Source]:
     """The traces that paths, folders, globs and URIs name, ordered by URI, each once.
 
-    Traces of one file name are called by their URIs. Raises `UsageError` if nothing is found, and
-    `ReplayError` if a store or a folder cannot be read.
+    Traces of one file name are called by their URIs. Raises `ReplayError` if nothing is found, or if a store
+    or a folder cannot be read.
     """
     found = dict[str, str]()
     for word in words:
         versions = dict(_remote(word) if is_remote(word) else _local(word))
         if not versions:
-            raise UsageError(f"no trace in {word}: name traces, or a folder with files that end in {ENDING}")
+            raise ReplayError(f"no trace in {word}: name traces, or a folder with files that end in {ENDING}")
         found |= versions
     names = Counter(map(stem_of, found))
     return [
@@ -78,7 +78,7 @@ def _local(word: str) -> Iterable[tuple[str, str]]:
         try:
             status = file.stat()
         except FileNotFoundError:
-            raise UsageError(f"no such file: {file}") from None
+            raise ReplayError(f"no such file: {file}") from None
         except OSError as error:
             raise ReplayError(f"cannot read {file}: {error.strerror}") from None
         yield str(file.resolve()), f"{status.st_size} bytes, {status.st_mtime_ns} ns"

@@ -45,6 +45,7 @@ def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str |
 
     Raises `ReplayError` if the file is neither, and whatever reading a trace raises.
     """
+    _check_kind(path)
     if path.suffix.lower() not in (".csv", ".json") and (_is_trace(path) or not _is_parquet(path)):
         trace = read(path)
         names = None if algorithms is None else list(algorithms)
@@ -54,6 +55,16 @@ def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str |
     if algorithms is not None:
         frame = frame.filter(pl.col("algorithm").is_in(list(algorithms)))
     return Side(path.stem, compare.total(frame), None)
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file with content that is neither a trace nor a result, by its first bytes and its ending."""
+    is_file = path.is_file() and path.stat().st_size > 0
+    if is_file and path.suffix.lower() not in (".csv", ".json") and not _is_parquet(path):
+        raise ReplayError(
+            f"{path} is not a Parquet file: give a trace made by 'replay capture', or a file of 'replay run "
+            "-o'"
+        )
 
 
 def _is_parquet(path: Path) -> bool:
@@ -92,7 +103,7 @@ def _result(path: Path) -> pl.DataFrame:
 def counters(before: Side, after: Side) -> pl.DataFrame:
     """Columns `algorithm counter before after change change_pct`, the largest relative change first.
 
-    Algorithms of both sides; `change_pct` is empty where `before` is 0. Raises `UsageError` if they have no
+    Algorithms of both sides; `change_pct` is empty where `before` is 0. Raises `ReplayError` if they have no
     algorithm in common.
     """
 
@@ -105,7 +116,10 @@ def counters(before: Side, after: Side) -> pl.DataFrame:
         long(after), on=["algorithm", "counter"], suffix="_after", maintain_order="left"
     )
     if joined.is_empty():
-        raise UsageError(f"{before.name} and {after.name} have no algorithm in common")
+        raise ReplayError(
+            f"{before.name} and {after.name} have no algorithm in common: make the results again, with the "
+            "same -a"
+        )
     old, new = pl.col("count"), pl.col("count_after")
     return joined.select(
         "algorithm",
@@ -194,7 +208,7 @@ def memory(meta: Metadata) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """How much a figure may grow: in percent of the first side, or in counts."""
+    """How much a figure may grow: in percent of the first side, in counts, or in bytes of memory."""
 
     name: str
     limit: float
@@ -210,7 +224,7 @@ def parse_threshold(text: str) -> Threshold:
     if not match:
         raise UsageError(
             f"'{text}' is no threshold: give COUNTER=PERCENT% or COUNTER=COUNT, as in 'rmap_calls=5%' or "
-            "'locks=1000'"
+            "'locks=1000'; figures of memory are in bytes, as in 'rss=4194304'"
         )
     if match[1] not in (*COUNTERS, *MEMORY):
         raise UsageError(
@@ -227,7 +241,8 @@ def exceeded(thresholds: Sequence[Threshold], changes: pl.DataFrame, before: Sid
     """
     lines = []
     for threshold in thresholds:
-        if threshold.name in MEMORY:
+        unit = " bytes" if threshold.name in MEMORY else ""
+        if unit:
             if before.trace is None or after.trace is None:
                 raise UsageError(f"a result has no {threshold.name}: compare the traces instead")
             old, new = (memory(side.trace.meta)[threshold.name] for side in (before, after) if side.trace)
@@ -239,7 +254,8 @@ def exceeded(thresholds: Sequence[Threshold], changes: pl.DataFrame, before: Sid
                 for algorithm, old, new in rows.select("algorithm", "before", "after").iter_rows()
             ]
         lines += [
-            f"{threshold.name}{of} grew from {old:,} to {new:,}, more than {threshold}"
+            f"{threshold.name}{of} grew from {old:,} to {new:,}{unit}, more than {threshold}"
+            f"{'' if threshold.percent else unit}"
             for of, old, new in figures
             if _grew(threshold, old, new)
         ]

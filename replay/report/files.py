@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 from replay.support.atomic_file import atomic_file
 
 
@@ -36,13 +36,15 @@ def format_of(path: Path) -> Format:
 def check_target(path: Path, traces: Sequence[Path]) -> None:
     """Raise, before any work is done, if a result cannot be written there.
 
-    Raises `UsageError` if the ending names no format, or the file is a trace; `ReplayError` as `atomic_file`
-    does.
+    Raises `UsageError` if the ending names no format; `ReplayError` if the file is a trace, and as
+    `atomic_file` does.
     """
     format_of(path)
     atomic_file(path, force=True)
     if path.exists() and (any(path.samefile(trace) for trace in traces) or _is_trace(path)):
-        raise UsageError(f"{path} is a trace, which cannot be made again: choose another name for the result")
+        raise ReplayError(
+            f"{path} is a trace, which cannot be made again: choose another name for the result"
+        )
 
 
 def _is_trace(path: Path) -> bool:

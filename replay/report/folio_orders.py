@@ -121,7 +121,8 @@ def summary(before: Trace, found: WhatIf) -> list[str]:
     lines = [f"{before.name}: {found.trace.meta.what_if}"]
     if made:
         lines.append(
-            f"folios made: {made}, from {found.pages:,} private anonymous pages ({size(found.pages * page)})"
+            f"folios made: {made}, from {found.taken:,} of {found.anonymous:,} private anonymous pages "
+            f"({size(found.taken * page)})"
         )
     old, new = resident(before), resident(found.trace)
     share = f", {found.added / old * 100:+.1f} %" if old else ""
@@ -147,7 +148,9 @@ def document(before: Trace, found: WhatIf, counts: pl.DataFrame) -> dict[str, An
         "units": "pages of page_size bytes",
         "page_size": before.meta.page_size,
         "folios": found.folios,
+        "private_anonymous_pages": found.anonymous,
         "pages_that_may_change": found.pages,
+        "pages_taken": found.taken,
         "pages_added": found.added,
         "stays": found.stays,
         "counts": counts.to_dicts(),

@@ -11,9 +11,10 @@ from typing import Final
 import polars as pl
 
 from replay.report import notes
-from replay.support.text import byte_size
+from replay.support.text import byte_size, counted
 from replay.trace.frame import Trace
 from replay.trace.kpageflags import KPF_ANON, KPF_SWAPBACKED, bit
+from replay.trace.metadata import Metadata
 
 MAPPED = ("page", "pmd", "hugetlb")
 
@@ -94,7 +95,7 @@ def in_large_folios(rows: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
 
 
 TYPES: Final = {"anon": "anonymous", "file": "file", "shmem": "shmem", "hugetlb": "hugetlb"}
-"""Types of mapped memory, as a sentence names them."""
+"""Types of mapped memory, as a sentence names them, in the order in which it does."""
 
 
 def answer(trace: Trace, rows: pl.DataFrame) -> str:
@@ -104,11 +105,8 @@ def answer(trace: Trace, rows: pl.DataFrame) -> str:
     if everything.is_empty():
         return "in large folios: nothing is mapped"
     pages, _, share = everything.row(0)
-    parts = [
-        f"{TYPES[name]} {part:.1f} %"
-        for name, _, _, part in in_large_folios(rows, ["type"]).sort("pages", descending=True).iter_rows()
-        if name in TYPES
-    ]
+    shares = {name: part for name, _, _, part in in_large_folios(rows, ["type"]).iter_rows()}
+    parts = [f"{word} {shares[name]:.1f} %" for name, word in TYPES.items() if name in shares]
     said = f" ({', '.join(parts)})" if parts else ""
     return f"in large folios: {share:.1f} % of {byte_size(pages * page)}{said}"
 
@@ -195,12 +193,21 @@ def header(trace: Trace, rows: pl.DataFrame) -> list[str]:
         f"{len(trace.frame):,} extents, {trace.frame['pages'].cast(pl.UInt64).sum():,} pages of "
         f"{meta.page_size} bytes",
         f"Linux {meta.kernel_release or 'unknown'} {meta.architecture}, {meta.captured_at}, "
-        f"mode {meta.mode}, "
+        f"mode {meta.mode} ({_mode(meta)}), "
         + ("not held" if meta.held == "none" else f"held by {meta.held}")
         + (f", THP {thp}" if thp else ""),
         f"PMD mappings {meta.pmd}, mapcounts {meta.mapcounts}, dirty PTEs {meta.dirty}, "
         f"{meta.changed_entries:,} entries changed while read",
     ]
+
+
+def _mode(meta: Metadata) -> str:
+    """What the mode of a capture means: when its address spaces were captured."""
+    if meta.mode == "live":
+        return "captured while running"
+    execs = sum(space.ended_by == "exec" for space in meta.address_spaces)
+    exits = counted(len(meta.address_spaces) - execs, "exit")
+    return f"captured at {exits}" + (f" and {counted(execs, 'exec')}" if execs else "")
 
 
 def as_json(trace: Trace, rows: pl.DataFrame) -> str:

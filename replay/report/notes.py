@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def limits(meta: Metadata) -> list[str]:
     if meta.what_if:
         lines.append(f"note: a what-if, not memory as captured: {meta.what_if}")
     if meta.part:
-        lines.append(f"note: a part of a trace: {meta.part}")
+        lines.append(f"note: a part of a trace: {_shortened(meta.part)}")
     if meta.pmd == "unknown":
         lines.append("note: it is a guess which huge pages a PMD maps, because smaps gives only their sum")
     if meta.mapcounts == "average":
@@ -38,6 +39,17 @@ def limits(meta: Metadata) -> list[str]:
         lines.append(f"note: {meta.changed_entries:,} entries changed while they were read")
     lines += [_shared(space) for space in meta.address_spaces if space.shared_with]
     return lines
+
+
+def _shortened(part: str) -> str:
+    """What a trace is a part of, with a count in place of a long list of numbers."""
+
+    def told(match: re.Match[str]) -> str:
+        count = match[2].count(",") + 1
+        what = {"mm": "address spaces", "pid": "processes"}[match[1]]
+        return match[0] if count <= MOST_NAMED else f"{count:,} of its {what}"
+
+    return re.sub(r"\b(mm|pid) (\d+(?:, \d+)*)", told, part)
 
 
 def _shared(space: AddressSpace) -> str:
@@ -52,7 +64,7 @@ def _shared(space: AddressSpace) -> str:
 
 
 MOST_NAMED = 10
-"""How many processes one note names."""
+"""How many processes or address spaces one note names."""
 
 
 def noticed(trace: Trace, several: bool = False) -> list[str]:

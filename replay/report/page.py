@@ -209,8 +209,8 @@ def _time(times: Times | None) -> str:
     return (
         "<h2>Estimated teardown time</h2>"
         f"<p>By the calibration of the machine that wrote this page (Linux {_text(times.kernel)}): "
-        f"{100 * times.error_median:.0f} % off in the median, {100 * times.error_high:.0f} % for one exit in "
-        "ten. Costs were measured for the algorithm that its kernel runs; for the others they are "
+        f"{100 * times.error_median:.0f} % off in the median, {100 * times.error_high:.0f} % or more for one "
+        "exit in ten. Costs were measured for the algorithm that its kernel runs; for the others they are "
         "extrapolated.</p>"
         + _table(["algorithm", "time", "against the baseline", "costs"], rows)
         + f'<p class="soft">An estimate, not a count. {_text(times.limits)}</p>'

@@ -113,7 +113,8 @@ def ranked(
         ]
     if any(lines):
         cells["command line"] = [*map(printable, lines), ""]
-    note = f"Counts of {algorithm}, in brackets the change against {baseline}. {_meanings(RANKED)}"
+    note = f"Counts of {algorithm}, in brackets the change against {baseline}; no bracket: no change. "
+    note += _meanings(RANKED)
     note += " -a NAME shows another algorithm."
     if len(compared) > top:
         note += f" Not shown: {len(compared) - top:,} address spaces. --top N shows more, -o FILE writes all."
@@ -178,7 +179,7 @@ def by_order(
         cells: dict[str, list[str]] = {"algorithm": grid["algorithm"].to_list()}
         for name in grid.columns[1:]:
             cells[name] = [f"{count:,}\n{_plain_change(count, base[counter][0])}" for count in grid[name]]
-        title = f"{_heading(counter)}, against {baseline} as captured"
+        title = f"{_heading(counter)} (change: against {baseline} without the what-if)"
         yield _table(cells, title, width, right=grid.columns[1:], note=_meanings([counter]))
 
 
@@ -216,8 +217,12 @@ def difference(
         .map_elements(lambda pair: _plain_change(pair["after"], pair["before"]) or "new", pl.String)
         .alias("change_pct")
     )
-    title = f"Counters that changed: {len(shown):,} of {len(changed):,}, the largest change first"
-    yield plain(shown, title, width, right=("change_pct",))
+    title = f"Changes, largest first: rows 1 to {len(shown):,} of {len(changed):,}"
+    note = CHANGES_NOTE + (" --top N shows more." if len(changed) > len(shown) else "")
+    yield plain(shown, title, width, right=("change_pct",), note=note)
+
+
+CHANGES_NOTE = "A row is a counter and the algorithms in which it changed alike."
 
 
 def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = (), note: str = "") -> Sheet:
@@ -353,7 +358,7 @@ def _text(name: str, value: object) -> str:
 
 
 def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> Iterator[Sheet]:
-    """Kinds, processes, folio orders, sharing and the largest VMAs of a trace, for columns of a terminal."""
+    """Kinds, address spaces, folio orders, sharing and the largest VMAs, for columns of a terminal."""
     kib = trace.meta.page_size // 1024
 
     def size(pages: str) -> pl.Expr:
@@ -380,7 +385,7 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> 
         .map_elements(lambda start: f"{start:x}", pl.String)
         .alias("start"),
         pl.col("vma_perms").alias("perms"),
-        pl.col("vma_pages").alias("pages"),
+        pl.col("vma_pages").alias("size"),
         "mapped",
         "swapped",
         _large("large", "mapped"),
@@ -400,8 +405,9 @@ SHARES = ("share", "large")
 """Columns of percentages."""
 
 KINDS_NOTE = (
-    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped; share: of all pages in the "
-    "table; large: share of the pages that are in folios above order 0; extents: rows of the trace."
+    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped (page: by a PTE; pmd: by a PMD "
+    "entry; special: zero page or PFN map; swap, marker: not mapped); share: of all pages in the table; "
+    "large: share of the pages that are in folios above order 0; extents: rows of the trace."
 )
 ORDERS_NOTE = (
     "A folio has 2^order pages. whole: every page of the folio is mapped here; share: of all mapped pages. A "
@@ -409,15 +415,15 @@ ORDERS_NOTE = (
 )
 SHARING_NOTE = "this: the address space in which the page is counted; share: of all mapped pages."
 VMAS_NOTE = (
-    "pages: size of the VMA; mapped: its mapped pages; large: share of these in folios above order 0; "
+    "size: of the VMA, in pages; mapped: its mapped pages; large: share of these in folios above order 0; "
     "order: of its largest folio."
 )
 PROCESSES_NOTE = (
-    "A page that several processes share counts in each. large: share of the pages that are in folios above "
-    "order 0; large anon, large file: the same share of anonymous memory and of files alone."
+    "A page that several address spaces map counts in each. large: share of the pages that are in folios "
+    "above order 0; large anon, large file: the same share of anonymous memory and of files alone."
 )
 MOST_PROCESSES = 20
-"""Rows of the table of processes; JSON has all."""
+"""Rows of the table of address spaces; JSON has all."""
 
 
 def _share(pages: str) -> pl.Expr:
@@ -452,5 +458,5 @@ def _processes(trace: Trace, rows: pl.DataFrame, width: int) -> Sheet:
     )
     if not (found["cmdline"] != "").any():
         shown = shown.drop("command line")
-    title = f"Processes: the largest {len(shown):,} of {len(found):,}"
+    title = f"Address spaces: the largest {len(shown):,} of {len(found):,}"
     return plain(shown, title, width, (*SHARES, "large anon", "large file"), PROCESSES_NOTE)

@@ -100,8 +100,8 @@ class Mapcounts(Choice):
     LARGE = (
         2,
         "folio_remove_rmap_ptes(): as ranges, but _nr_pages_mapped is lowered only if a page reached zero, "
-        "each call also lowers _large_mapcount, and a folio goes to deferred_split_folio() only until it is "
-        "marked as partially mapped",
+        "each call also lowers _large_mapcount, and a folio goes to deferred_split_folio() only when it "
+        "becomes partially mapped and is not marked so yet",
     )
     NO_PAGE = (
         3,
@@ -143,7 +143,7 @@ class Release(Choice):
 class PageTables(Choice):
     """Where free_pgtables() puts page-table pages."""
 
-    GATHER_ON_X86 = 0, "through the gather on x86, by RCU on other architectures"
+    GATHER_ON_X86 = 0, "through the gather on x86, by RCU on arm64; others, unchecked, as arm64"
     GATHER = 1, "through the gather"
     RCU = 2, "by RCU, in batches of their own"
 
@@ -154,7 +154,8 @@ class Algorithm:
 
     The choices: `entry`, `rmap`, `mapcounts`, `release`, `page_tables`. The rest are sizes and habits of its
     kernel: `variants.PARAMETERS` says what each stands for. `since`: the first release that
-    does this, None for what none does. `shown_by`: what tells a running kernel that does it from older ones:
+    does this, None for what none does. `stands_for`: the releases that do, and which of them were traced; of
+    no meaning where `since` is None. `shown_by`: what tells a running kernel that does it from older ones:
     functions of /proc/kallsyms and lines of its configuration. `in_summaries`: false for what counts
     nearly as another one, where there is no room for all.
     """
@@ -180,6 +181,7 @@ class Algorithm:
     lock_batch: int = SWAP_CLUSTER_MAX
     note: str = ""
     since: tuple[int, int] | None = None
+    stands_for: str = ""
     shown_by: tuple[str, ...] = ()
     in_summaries: bool = True
 
@@ -270,6 +272,7 @@ _BASELINE: Final = Algorithm(
     release_batch=0,
     relocks=True,
     since=(6, 2),
+    stands_for="v6.2 to v6.8, none of which was traced",
     shown_by=("tlb_flush_rmaps",),
 )
 
@@ -302,6 +305,7 @@ _V6_12: Final = Algorithm(
     relocks=False,
     thps_queued=True,
     since=(6, 9),
+    stands_for="v6.9 to v6.13; v6.12 was traced",
     shown_by=("tlb_flush_rmaps", "__tlb_remove_folio_pages"),
 )
 
@@ -313,8 +317,10 @@ _MAINLINE: Final = dataclasses.replace(
     page_tables=PageTables.RCU,
     drains_lru=False,
     since=(6, 14),
+    stands_for="v6.16 to v7.3; v6.18 and v7.3 were traced, v6.16 and v6.17 in a spot check",
     shown_by=(*_V6_12.shown_by, "CONFIG_MM_ID=y"),
-    note="v6.14 and v6.15 were not traced: they free page tables by RCU too (commit 4817f70c25b6).",
+    note="v6.14 and v6.15 were not traced. They free page tables by RCU on x86 too (commit 4817f70c25b6). "
+    "Whether they drain LRU batches was not checked: if so, 'v6.12,page_tables=rcu' stands for them.",
 )
 
 ALGORITHMS: Final = {
@@ -329,7 +335,9 @@ ALGORITHMS: Final = {
             delayed_rmap=False,
             in_summaries=False,
             since=(0, 0),
+            stands_for="v6.1, which was traced; older kernels were not",
             shown_by=(),
+            note="v6.1 keeps no _nr_pages_mapped: nr_mapped_atomics counts it as v6.2 does.",
         ),
         dataclasses.replace(
             _BASELINE,
@@ -371,6 +379,7 @@ ALGORITHMS: Final = {
             source="Linux v7.3 (CONFIG_NO_PAGE_MAPCOUNT came with v6.15)",
             mapcounts=Mapcounts.NO_PAGE,
             in_summaries=False,
+            stands_for="v6.16 to v7.3 with this option; v7.3 was traced",
             shown_by=(*_MAINLINE.shown_by, "CONFIG_NO_PAGE_MAPCOUNT=y"),
             note="Off in Debian's kernels. Counts of a trace that was taken with the option are averages.",
         ),
@@ -430,7 +439,7 @@ NOT_MODELLED: Final = (
     "page_poisoning and init_on_free, which make kernels since v6.9 release chunks of fewer pages.",
     "NUMA hinting: entries that it has made PROT_NONE end runs since v6.9; pagemap does not show them.",
     "_nr_pages_mapped where another address space maps a folio by a PMD that this one maps by PTEs: "
-    "'nr_mapped_atomics' is too low there. v6.1 has no such counter yet; its row counts that of v6.2.",
+    "'nr_mapped_atomics' is too low there.",
     "split_queue_lock where a kernel since v6.12 finds the folio queued already: 'locks' misses it.",
     "Swap entries that another process still uses: the kernel keeps such a folio in the swap cache.",
     "Swap entries whose folio is still in the swap cache: free_swap_and_cache() frees it with the entry.",

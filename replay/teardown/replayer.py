@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from replay.errors import TraceError, UsageError
+from replay.errors import ReplayError, TraceError, UsageError
 from replay.teardown import layout, state, workspace
 from replay.teardown.algorithms import Algorithm, flushes_for_tables, max_table_batch
 from replay.teardown.counters import CHECKS, COUNTED, COUNTERS, complete
@@ -297,15 +297,18 @@ def _named(counts: I64, space: AddressSpaceInput, algorithm: Algorithm) -> dict[
 def in_turn(spaces: Sequence[AddressSpaceInput], order: Sequence[int] | None) -> list[AddressSpaceInput]:
     """Address spaces in the order in which they exit: by PID, those of `order` before the others.
 
-    Raises `UsageError` if `order` names a process that is not there, or one twice.
+    Raises `ReplayError` if `order` names a process that is not there, `UsageError` if it names one twice.
     """
     by_pid = sorted(spaces, key=lambda space: space.pid)
     first = list(order or [])
     unknown = set(first) - {space.pid for space in by_pid}
     if unknown:
-        raise UsageError(f"the order names process {min(unknown)}, which the trace does not have")
+        raise ReplayError(
+            f"--order names process {min(unknown)}, which the trace does not have: 'replay inspect --json' "
+            "lists all"
+        )
     if len(set(first)) < len(first):
-        raise UsageError("the order names a process twice")
+        raise UsageError("--order names a process twice: name it once")
     place = {pid: number for number, pid in enumerate(first)}
     return sorted(by_pid, key=lambda space: place.get(space.pid, len(place)))
 

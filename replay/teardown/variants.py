@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 from replay.teardown.algorithms import (
     ALGORITHMS,
     Algorithm,
@@ -129,7 +129,8 @@ def chosen(
 ) -> list[Algorithm]:
     """The algorithms of these names, definitions or files, those that replay knows first; all for None.
 
-    page_tables: "gather" or "rcu" puts it in place of each algorithm's own. Raises `UsageError`.
+    page_tables: "gather" or "rcu" puts it in place of each algorithm's own. Raises `UsageError`, and
+    `ReplayError` for a file.
     """
     if isinstance(algorithms, str | Algorithm):
         algorithms = [algorithms]
@@ -197,29 +198,34 @@ def _base(name: str, known: Mapping[str, Algorithm]) -> Algorithm:
 
 
 def read_file(path: Path, known: Mapping[str, Algorithm] = ALGORITHMS) -> list[Algorithm]:
-    """The algorithms of a TOML file: a table for each, its name the table's, `base` the one it changes."""
+    """The algorithms of a TOML file: a table for each, its name the table's, `base` the one it changes.
+
+    Raises `ReplayError` if there is no such file, or anything in it is wrong.
+    """
     try:
         tables = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ReplayError(f"no such file: {path}") from None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise ReplayError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}") from None
+        raise ReplayError(f"{path} is no TOML: {error}") from None
     found: dict[str, Algorithm] = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise UsageError(f"{path}: '{name}' is outside a table: begin one with [name-of-algorithm]")
+            raise ReplayError(f"{path}: '{name}' is outside a table: begin one with [name-of-algorithm]")
         settings = dict(table)
         base = settings.pop("base", None)
         if not isinstance(base, str):
-            raise UsageError(f'{path}: [{name}] needs base = "NAME", the algorithm that it changes')
+            raise ReplayError(f'{path}: [{name}] needs base = "NAME", the algorithm that it changes')
         try:
             settings.setdefault("name", name)
             algorithm = variant(_base(base, {**known, **found}), settings)
         except UsageError as error:
-            raise UsageError(f"{path}: [{name}]: {error}") from None
+            raise ReplayError(f"{path}: [{name}]: {error}") from None
         found[algorithm.name] = algorithm
     if not found:
-        raise UsageError(f"{path} defines no algorithm: add a table [NAME] with base = and what changes")
+        raise ReplayError(f"{path} defines no algorithm: add a table [NAME] with base = and what changes")
     return list(found.values())
 
 

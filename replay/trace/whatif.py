@@ -71,13 +71,16 @@ class Policy(StrEnum):
 class WhatIf:
     """A what-if and what it did; figures in pages.
 
-    `pages`: private anonymous pages that may change, all address spaces; `added`: pages more in memory.
-    `folios`: order -> folios made. `stays`: reason -> private
-    anonymous pages that did not come into a folio of an order asked for.
+    All address spaces together. `anonymous`: private anonymous pages; `pages`: those of them that may change;
+    `taken`: those of them that came into the folios made. `added`: pages more in memory, which are the pages
+    of the folios made less `taken`. `folios`: order -> folios made. `stays`: reason -> private anonymous
+    pages that did not come into a folio of an order asked for.
     """
 
     trace: Trace
+    anonymous: int
     pages: int
+    taken: int
     added: int
     folios: dict[int, int]
     stays: dict[str, int]
@@ -132,11 +135,11 @@ def _order(word: str, page_size: int) -> int:
         pages, rest = divmod(number << SUFFIXES[suffix], page_size)
         order = pages.bit_length() - 1
         if rest or pages <= 0 or 1 << order != pages:
-            raise UsageError(f"{word} is no folio size: with pages of {page_size >> 10}k it is 2^order pages")
+            raise UsageError(f"{word} is no folio size: give {_sizes(page_size)}")
     if not (order == 0 or MIN_ORDER <= order <= largest):
         raise UsageError(
-            f"anonymous memory has no folios of order {order}: with pages of {page_size >> 10}k there are "
-            f"orders 0 and {MIN_ORDER} to {largest} ({_size(MIN_ORDER, page_size)} to "
+            f"with pages of {page_size >> 10}k anonymous memory has no folios of order {order}: give order 0 "
+            f"({_size(0, page_size)}), or {MIN_ORDER} to {largest} ({_size(MIN_ORDER, page_size)} to "
             f"{_size(largest, page_size)})"
         )
     return order
@@ -145,6 +148,12 @@ def _order(word: str, page_size: int) -> int:
 def _size(order: int, page_size: int) -> str:
     kib = page_size << order >> 10
     return f"{kib >> 10}m" if kib % 1024 == 0 else f"{kib}k"
+
+
+def _sizes(page_size: int) -> str:
+    """The sizes that a folio of anonymous memory can have: `4k, 16k, 32k ... 2m`."""
+    first = ", ".join(_size(order, page_size) for order in (0, MIN_ORDER, MIN_ORDER + 1))
+    return f"{first} ... {_size(pmd_order(page_size), page_size)}"
 
 
 def what_if(
@@ -175,7 +184,8 @@ def what_if(
     if policy is Policy.COLLAPSE:
         if list(orders) != [largest]:
             raise UsageError(
-                f"khugepaged makes folios of order {largest} here: give --order {largest}, or none"
+                f"khugepaged makes folios of order {largest} here: give --order {largest}, or leave --order "
+                "out"
             )
         if page_cache:
             raise UsageError("--file goes with the policy 'fault': khugepaged leaves most page cache alone")
@@ -183,7 +193,8 @@ def what_if(
             raise UsageError(f"--max-ptes-none is 0 to {(1 << largest) - 1}")
     said = _said(orders, policy, max_ptes_none, by_ptes, page_cache, trace.meta.page_size)
     rows = _classified(trace.frame)
-    pages = int(rows.filter(pl.col("class") >= GOOD)["pages"].cast(pl.Int64).sum())
+    pages = _may_change(rows)
+    anonymous = pages + int(rows.filter(pl.col("why") != "")["pages"].cast(pl.Int64).sum())
     if policy is Policy.FAULT:
         rows = _split(rows)
     frames = _Frames(_first_free_frame(trace.frame, largest))
@@ -194,6 +205,7 @@ def what_if(
         rows, folios[order], stays = _rewritten(rows, order, largest, limit, by_ptes, frames)
     if policy is Policy.COLLAPSE:
         rows = _remainders(rows)
+    taken = pages - _may_change(rows)
     frame = rows.drop("class", "why")
     if page_cache and max(orders, default=0) > 0:
         frame = _page_cache(frame, max(orders), frames)
@@ -202,7 +214,8 @@ def what_if(
     frame = frame.select(list(SCHEMA)).cast(SCHEMA)  # type: ignore[arg-type]
     spaces, added = _resident(trace, frame)
     meta = dataclasses.replace(trace.meta, what_if=said, address_spaces=spaces)
-    return WhatIf(dataclasses.replace(trace, frame=frame, meta=meta), pages, added, folios, stays)
+    changed = dataclasses.replace(trace, frame=frame, meta=meta)
+    return WhatIf(changed, anonymous, pages, taken, added, folios, stays)
 
 
 def _said(
@@ -284,6 +297,11 @@ def _classified(frame: pl.DataFrame) -> pl.DataFrame:
         .cast(pl.Int8)
         .alias("class")
     ).drop("anon", "vma_why")
+
+
+def _may_change(rows: pl.DataFrame) -> int:
+    """Private anonymous pages that may change. Those of a folio made here are none of them."""
+    return int(rows.filter(pl.col("class") >= GOOD)["pages"].cast(pl.Int64).sum())
 
 
 HEAD_AND_TAIL: Final = bit(KPF_COMPOUND_HEAD) | bit(KPF_COMPOUND_TAIL) | bit(KPF_THP)

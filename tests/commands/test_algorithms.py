@@ -16,5 +16,10 @@ def test_algorithms():
         assert f"\n{name}: " in f"\n{text}"
     assert "20230830095011.1228673-1-ryan.roberts@arm.com" in text
     assert "Not modelled" in text
+    assert "    stands for: v6.9 to v6.13; v6.12 was traced\n" in text
     document = json.loads(call("algorithms", "--json").stdout)
     assert list(document["counters"]) == list(COUNTERS)
+    stands = {algorithm["name"]: algorithm["stands for"] for algorithm in document["algorithms"]}
+    assert {name for name, kernels in stands.items() if kernels} == {
+        name for name, algorithm in ALGORITHMS.items() if algorithm.since is not None
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replay.errors import UsageError
+from replay.errors import ReplayError
 from replay.report import diff
 from tests.commands.running import CAPTURES, call, line, on_terminal
 
@@ -47,6 +47,9 @@ def test_bad_input(tmp_path: Path) -> None:
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
     assert "is no result of 'replay run': it has no column 'algorithm'" in line(call("diff", other, SMALL))
+    text = tmp_path / "README.md"
+    text.write_text("no trace")
+    assert "or a file of 'replay run -o'" in line(call("diff", SMALL, text))
     missing = tmp_path / "missing.csv"
     assert "no such file" in line(call("diff", SMALL, missing))
     assert "no such file" in line(call("diff", tmp_path / "missing.parquet", SMALL))
@@ -54,9 +57,9 @@ def test_bad_input(tmp_path: Path) -> None:
     broken.write_text("{")
     assert "cannot be read as json" in line(call("diff", SMALL, broken))
     assert "no counter 'speed'" in line(call("diff", SMALL, LARGE, "--fail-above", "speed=5%"), 2)
-    assert "is no threshold" in line(call("diff", SMALL, LARGE, "--fail-above", "locks"), 2)
+    assert "in bytes" in line(call("diff", SMALL, LARGE, "--fail-above", "locks"), 2)
     result = tmp_path / "result.csv"
     call("run", SMALL, "-a", "v2", "-o", result)
     assert "a result has no rss" in line(call("diff", result, result, "--fail-above", "rss=1%"), 2)
-    with pytest.raises(UsageError, match="no algorithm in common"):
+    with pytest.raises(ReplayError, match="no algorithm in common"):
         diff.counters(diff.load(result), diff.load(SMALL, ["mainline"]))

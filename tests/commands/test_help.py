@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.models import TyperPath
 
 from replay import cli
 from replay.commands import help
@@ -48,6 +49,13 @@ def test_the_list_is_the_same_without_loading_the_commands() -> None:
 def test_every_option_says_what_it_does(command: str) -> None:
     for param in TREE.commands[command].params:
         assert param.help and param.help.rstrip().endswith("."), param.name
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_a_file_that_cannot_be_read_is_told_by_the_command(command: str) -> None:
+    """typer would call it a wrong command line, of status 2."""
+    paths = [param for param in TREE.commands[command].params if isinstance(param.type, TyperPath)]
+    assert [param.name for param in paths if param.type.readable or param.type.exists] == []
 
 
 def test_options_are_in_groups() -> None:

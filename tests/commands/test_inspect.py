@@ -33,6 +33,9 @@ def test_inspect_answers_first() -> None:
     share = mapped.filter(pl.col("order") > 0)["pages"].sum() / mapped["pages"].sum() * 100
     shown = call("inspect", path).stdout.splitlines()
     assert shown[0] == f"in large folios: {share:.1f} % of 288 MiB (anonymous 97.2 %, file 7.8 %)"
+    # the same order where files have more pages than anonymous memory
+    assert "(anonymous 0.0 %, file" in call("inspect", CAPTURES / "pipeline.parquet").stdout.splitlines()[0]
+    assert "mode live (captured while running)" in "\n".join(shown)
     document = json.loads(call("inspect", path, "--json").stdout)
     assert document["in_large_folios"]["all"][0]["share_pct"] == pytest.approx(share)
     several = json.loads(call("inspect", MANY, "--json").stdout)["processes"]

@@ -13,7 +13,7 @@ import pytest
 
 import replay
 from replay.commands.naming import process_number
-from replay.errors import UsageError
+from replay.errors import ReplayError
 from tests.capture.processes import needs_root
 from tests.commands.running import call, line
 
@@ -37,21 +37,21 @@ def test_a_name_for_a_pid(sleeper: tuple[str, list[subprocess.Popen[bytes]]]) ->
     name, children = sleeper
     pids = sorted(child.pid for child in children)
     with pytest.raises(
-        UsageError, match=f"2 processes are called '{name}': give one PID of {pids[0]}, {pids[1]}"
+        ReplayError, match=f"2 processes are called '{name}': give one PID of {pids[0]}, {pids[1]}"
     ):
         process_number(Path("/proc"), name)
     children[0].kill()
     children[0].wait()
     assert process_number(Path("/proc"), name) == children[1].pid
     assert process_number(Path("/proc"), "123") == 123
-    with pytest.raises(UsageError, match="no process is called 'no-such-process'"):
+    with pytest.raises(ReplayError, match="no process is called 'no-such-process': 'ps -e' lists"):
         process_number(Path("/proc"), "no-such-process")
 
 
 @needs_root()
 def test_capture_by_name(sleeper: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path) -> None:
     name, children = sleeper
-    assert "2 processes are called" in line(call("capture", name, "-o", tmp_path / "x.parquet"), 2)
+    assert "2 processes are called" in line(call("capture", name, "-o", tmp_path / "x.parquet"))
     children[0].kill()
     children[0].wait()
     done = call("capture", name, "-o", tmp_path / "x.parquet")

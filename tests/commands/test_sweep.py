@@ -22,7 +22,7 @@ def test_the_command(traces: Path, tmp_path: Path) -> None:
     empty.mkdir()
     command[4] = str(empty)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "no trace in" in done.stderr
+    assert done.returncode == 1 and "no trace in" in done.stderr
 
 
 def test_run_compares_the_parts(traces: Path, tmp_path: Path) -> None:
@@ -36,4 +36,4 @@ def test_run_compares_the_parts(traces: Path, tmp_path: Path) -> None:
     refused = subprocess.run(
         [*replay_run[:4], "-a", "v6.1", str(tmp_path / "parts")], capture_output=True, text=True, check=False
     )
-    assert refused.returncode == 2 and "have no 'v6.1'" in refused.stderr
+    assert refused.returncode == 1 and "have no 'v6.1'" in refused.stderr

@@ -25,7 +25,7 @@ def test_writes_a_trace_that_is_marked(tmp_path: Path) -> None:
     path = tmp_path / "new.parquet"
     done = call("whatif", NUMPY, "--order", "32k", "-o", path)
     assert done.returncode == 0, done.stderr
-    assert "folios made: 8,645 of order 3" in done.stderr
+    assert "folios made: 8,645 of order 3, from 65,547 of 66,140 private anonymous pages" in done.stderr
     assert "memory: +14.1 MiB (274 MiB resident before, 288 MiB after, +5.2 %)" in done.stderr
     assert "not changed: 2.1 MiB copies of file pages" in done.stderr
     assert "rmap calls" in done.stdout
@@ -57,13 +57,13 @@ def test_default_name_and_json(tmp_path: Path) -> None:
     [
         (
             ["--order", "10"],
-            "anonymous memory has no folios of order 10: with pages of 4k there are orders 0",
+            "with pages of 4k anonymous memory has no folios of order 10: give order 0 (4k), or 2 to 9 (16k",
         ),
         (["--order", "1"], "no folios of order 1"),
         (["--order", "many"], "'many' is no folio size"),
         ([], "name the folio size"),
         (["--order", "3", "--policy", "all"], "--policy is 'fault' or 'collapse'"),
-        (["--order", "3", "--policy", "collapse"], "khugepaged makes folios of order 9"),
+        (["--order", "3", "--policy", "collapse"], "give --order 9, or leave --order out"),
         (["--order", "3", "--max-ptes-none", "5"], "--max-ptes-none goes with --policy collapse"),
     ],
 )

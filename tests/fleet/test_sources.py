@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from replay.errors import ReplayError, UsageError
+from replay.errors import ReplayError
 from replay.fleet import sources
 
 
 def test_what_cannot_be_found_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(ReplayError, match="no such file"):
         sources.find([str(tmp_path / "none.parquet")])
-    with pytest.raises(UsageError, match="no trace in"):
+    with pytest.raises(ReplayError, match="no trace in"):
         sources.find([str(tmp_path / "*.parquet")])
     with pytest.raises(ReplayError, match="cannot read strange://bucket"):
         sources.find(["strange://bucket/x"])

@@ -52,3 +52,5 @@ def test_absolute_thresholds() -> None:
     assert diff.exceeded([diff.parse_threshold(f"ptes={grown}")], changes, *sides) == []
     [said] = diff.exceeded([diff.parse_threshold(f"ptes={grown - 1}")], changes, *sides)
     assert said.startswith("ptes of v2 grew from")
+    [said] = diff.exceeded([diff.parse_threshold("rss=1000")], changes, *sides)
+    assert said.endswith(" bytes, more than rss=1000 bytes")

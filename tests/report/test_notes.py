@@ -32,6 +32,17 @@ def test_the_kernel_of_the_trace_is_named_and_a_newer_one_too():
     assert notes.kernels([meta], ["mainline"]) == []
 
 
+def test_a_long_list_of_address_spaces_is_a_count():
+    meta = trace_of([], 1).meta
+    many = ", ".join(map(str, range(0, 13900, 100)))
+    for part, told in (
+        (f"mm {many}", "139 of its address spaces"),
+        ("pid 3, 4, mm 5", "pid 3, 4, mm 5"),
+        (f"pid {many}, VMA [heap]", "139 of its processes, VMA [heap]"),
+    ):
+        assert notes.limits(dataclasses.replace(meta, part=part)) == [f"note: a part of a trace: {told}"]
+
+
 def test_address_spaces_that_share_anonymous_pages_are_named():
     one = trace_of([Piece(count=5, others=1)], 1)
     frame = pl.concat([one.frame, one.frame.with_columns(mm=pl.lit(1, pl.UInt32), pid=pl.lit(2, pl.UInt32))])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 from replay.teardown.algorithms import ALGORITHMS, Algorithm, Entry, PageTables, Rmap, of_kernel, of_release
 from replay.teardown.variants import PARAMETERS, chosen, decoded, encoded, parse, read_file, variant, vary
 
@@ -89,8 +89,9 @@ def test_a_file_of_definitions(tmp_path: Path):
 def test_a_file_that_is_wrong(tmp_path: Path, text: str, why: str):
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=why):
+    with pytest.raises(ReplayError, match=why) as caught:
         read_file(path)
+    assert caught.value.status == 1
 
 
 def test_one_algorithm_for_each_value():

@@ -36,7 +36,7 @@ from replay.trace.kpageflags import (
 )
 from replay.trace.metadata import AddressSpace, Metadata
 from replay.trace.redact import redact
-from replay.trace.whatif import Policy, parse_orders, pmd_order, what_if
+from replay.trace.whatif import Policy, WhatIf, parse_orders, pmd_order, what_if
 from replay.validate.workload_settings import UnavailableError, switch_of, thp
 from tests.capture.processes import needs_root
 from tests.teardown.address_spaces import Piece, pieces, trace_of
@@ -143,6 +143,7 @@ def test_as_the_literal_rule(some: list[Piece], orders: list[int], by_ptes: bool
     trace = trace_of(some, 5)
     expected = literal_fault(trace, orders)
     found = what_if(trace, orders, by_ptes=by_ptes)
+    assert_adds_up(found)
     check_frame(found.trace.frame, found.trace.meta, "what-if")
     kinds = {}
     for row in found.trace.frame.cast({pl.Categorical: pl.String}).iter_rows(named=True):
@@ -193,8 +194,32 @@ def test_fault_fills_a_block_and_leaves_the_edge() -> None:
     assert found.folios == {3: 2}
     assert found.added == 14
     assert found.stays == {"edge": 2}
+    assert (found.anonymous, found.pages, found.taken) == (4, 4, 2)
     assert found.trace.meta.address_spaces[0].rss_anon == 4 + 14
     assert found.trace.meta.what_if == "folios of order 3 (32k), policy fault"
+
+
+def assert_adds_up(found: WhatIf) -> None:
+    """Each private anonymous page is in a folio made or stays for a reason, and the rest of them is added."""
+    made = sum(count << order for order, count in found.folios.items())
+    assert made - found.taken == found.added
+    if any(found.folios):
+        assert found.taken + sum(found.stays.values()) == found.anonymous
+
+
+@pytest.mark.parametrize("name", ["redis", "numpy-thp-split"])
+@pytest.mark.parametrize(
+    ("orders", "policy"), [([4], Policy.FAULT), ([0, 2, 9], Policy.FAULT), ([9], Policy.COLLAPSE)]
+)
+def test_the_pages_of_folios_made_less_those_taken_are_what_is_added(
+    name: str, orders: list[int], policy: Policy
+) -> None:
+    trace = read(CAPTURES / f"{name}.parquet")
+    found = what_if(trace, orders, policy=policy)
+    assert_adds_up(found)
+    assert found.anonymous == sum(space.rss_anon for space in trace.meta.address_spaces)
+    before, after = (sum(space.rss_anon for space in one.meta.address_spaces) for one in (trace, found.trace))
+    assert after - before == found.added
 
 
 def test_several_orders_take_the_largest_that_fits() -> None:
@@ -366,6 +391,21 @@ def test_orders_and_sizes(text: str, page_size: int, orders: list[int]) -> None:
 def test_orders_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
         parse_orders(text, 4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "page_size", "says"),
+    [
+        ("3k", 4096, "3k is no folio size: give 4k, 16k, 32k ... 2m"),
+        ("128k", 65536, "no folios of order 1: give order 0 (64k), or 2 to 13 (256k to 512m)"),
+        ("1", 4096, "no folios of order 1: give order 0 (4k), or 2 to 9 (16k to 2m)"),
+        ("32k", 65536, "32k is no folio size: give 64k, 256k, 512k ... 512m"),
+    ],
+)
+def test_a_wrong_size_is_told_with_the_right_ones(text: str, page_size: int, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_orders(text, page_size)
+    assert says in str(caught.value)
 
 
 def test_pmd_order() -> None:
