@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from replay.errors import UsageError
+from replay.errors import ReplayError
 from replay.teardown import reference
 from replay.teardown.algorithms import (
     ALGORITHMS,
@@ -227,7 +227,7 @@ def test_the_last_of_several_processes_frees_what_they_share():
     other = run_checked(two, "v2", together=True, order=[9])
     assert other.select("pid", "folios_freed").rows() == [(9, 0), (8, 5)]
     for order in ([7], [9, 9]):
-        with pytest.raises(UsageError):
+        with pytest.raises(ReplayError):
             run_checked(two, "v2", together=True, order=order)
 
 
