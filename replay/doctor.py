@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -164,9 +164,13 @@ def _ptrace() -> Check:
     scope = _text("/proc/sys/kernel/yama/ptrace_scope")
     if scope == "3":
         return Check(
-            "ptrace", State.FAILS, "yama ptrace_scope is 3: nobody may attach", "reboot with it at 2 or less"
+            "ptrace",
+            State.FAILS,
+            "Yama's ptrace_scope is 3: nobody may attach",
+            "reboot with it at 2 or less",
         )
-    return Check("ptrace", State.WORKS, f"yama ptrace_scope {scope}" if scope else "no yama")
+    found = f"Yama's ptrace_scope is {scope}" if scope else "no restriction (Yama is off)"
+    return Check("ptrace", State.WORKS, found)
 
 
 def _tracepoints() -> Check:
@@ -222,8 +226,18 @@ def _mthp() -> Check:
     found = {name: value for name, value in kernel.thp(True).items() if name.endswith("/enabled")}
     if not found:
         return Check("mTHP", State.LIMITED, "no sizes but the PMD's", "large anonymous folios need v6.8")
-    on = [name.split("/")[0].removeprefix("hugepages-") for name, value in found.items() if value != "never"]
-    return Check("mTHP", State.WORKS, f"{len(found)} sizes, on: {', '.join(on) or 'none'}")
+    return Check("mTHP", State.WORKS, _sizes_on(found, kernel.thp(True).get("enabled", "")))
+
+
+def _sizes_on(switches: Mapping[str, str], of_all: str) -> str:
+    """The sizes that are not off. of_all: the switch of THP, which a size may inherit."""
+    on = {
+        name.split("/")[0].removeprefix("hugepages-"): f"inherit: {of_all}" if value == "inherit" else value
+        for name, value in switches.items()
+        if value != "never"
+    }
+    told = ", ".join(f"{size} ({value})" for size, value in on.items())
+    return f"{len(switches)} sizes, not never: {told}" if on else f"{len(switches)} sizes, all never"
 
 
 def _swap() -> Check:

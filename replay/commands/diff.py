@@ -41,15 +41,19 @@ def diff(
         typer.Option(
             metavar="COUNTER=P%",
             help="End with status 3 if this counter grows by more than P percent of A in any algorithm. "
-            "'locks=1000' is a limit in counts. rss, rss_anon, rss_file, rss_shmem and swap have limits too. "
-            "Repeatable.",
+            "'locks=1000' is a limit in counts. rss, rss_anon, rss_file, rss_shmem and swap have limits too, "
+            "without % in bytes. Repeatable.",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,
     top: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Show this many changed counters.", rich_help_panel=help.OUTPUT
+            min=1,
+            metavar="N",
+            help="Show this many rows of changes: a row is a counter and the algorithms in which it changed "
+            "alike.",
+            rich_help_panel=help.OUTPUT,
         ),
     ] = 20,
     json: Annotated[
@@ -65,8 +69,8 @@ def diff(
       replay diff before.parquet after.parquet -a mainline
       replay diff before.csv after.csv --fail-above rmap_calls=5%
 
-    A build of 788 processes that was recorded twice differed by 0.05 to 0.23 %. Some counters also depend on
-    other processes, which may map a page or use its folio: locks, lruvec_locks, folios_freed, pages_freed,
+    Two recordings of one workload differ a little. Some counters also depend on other processes, which may
+    map a page or use its folio: locks, lruvec_locks, folios_freed, pages_freed,
     swapcache_frees, nr_mapped_atomics and the counters of the deferred split. ptes, rmap_calls,
     mapcount_atomics, release_entries and refcount_atomics do not. But which pages of a file are mapped
     depends on what the page cache holds (fault-around).

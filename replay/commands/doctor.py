@@ -12,6 +12,8 @@ import typer
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Say what works on this machine, and how to get the rest.
 
+    The exit status is 1 if any line says 'fails'.
+
     \b
     Example:
       sudo replay doctor

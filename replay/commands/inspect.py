@@ -26,8 +26,8 @@ def inspect(
 ) -> None:
     """Show what a trace maps: folio orders, sharing, VMAs.
 
-    The first line says how much of the memory is in large folios. Tables of kinds, processes, orders, sharing
-    and VMAs follow.
+    The first line says how much of the memory is in large folios. Tables of kinds, address spaces, orders,
+    sharing and VMAs follow.
 
     \b
     Examples:

@@ -36,8 +36,9 @@ Output = Annotated[
         "--output",
         readable=False,
         metavar="FILE",
-        help="Trace to write.",
-        show_default="replay-COMM-PID-UTC.parquet",
+        help="Trace to write. NAME in the default is the name of the process, command or cgroup, 'all', or "
+        "'N-processes'. PID is that of a single process, else that of replay.",
+        show_default="replay-NAME-PID-UTC.parquet",
         rich_help_panel=help.OUTPUT,
     ),
 ]
@@ -57,8 +58,8 @@ PagemapScan = Annotated[
     bool,
     typer.Option(
         "--pagemap-scan/--no-pagemap-scan",
-        help="Use PAGEMAP_SCAN where the kernel has it (v6.7). Without it, the capture leaves out zero pages "
-        "of VMAs above 16 GiB.",
+        help="Use PAGEMAP_SCAN where the kernel has it (v6.7). Without it, the capture leaves out the zero "
+        "pages of VMAs that are larger than 16 GiB (with pages of 4 KiB) and hold no other page.",
         show_default="on",
         rich_help_panel=help.HOW,
     ),

@@ -49,11 +49,13 @@ def record(
       replay record -- make -j2
       replay record -o tests.parquet -- python -m pytest
 
-    The exit status is that of the command. The command runs as without replay, but slower. It can notice
-    replay by TracerPid, Seccomp and Seccomp_filters in /proc/PID/status, and SECCOMP_MODE_STRICT fails. A
-    process that the command traces itself is not captured. In such a process, and in one that outlives the
-    recording, the seccomp filter stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED, fail
-    with ENOSYS.
+    The exit status is that of the command. As in a shell it is 127 if there is no such command, and 126 if
+    the command cannot be executed.
+
+    The command runs as without replay, but slower. It can notice replay by TracerPid, Seccomp and
+    Seccomp_filters in /proc/PID/status, and SECCOMP_MODE_STRICT fails. A process that the command traces
+    itself is not captured. In such a process, and in one that outlives the recording, the seccomp filter
+    stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED, fail with ENOSYS.
     """
     load_numpy()
     from replay.recording import recorder

@@ -25,9 +25,9 @@ def redact(
     """Write a trace without names, PIDs, addresses and frames.
 
     Every count and every what-if stays the same. Names of processes and files, PIDs, page frames and cgroups
-    become numbers. Addresses move by whole GiB. Command lines, the kernel's builder and the time of day are
-    left out. What stays: sizes, permissions and flags of VMAs, their places within a GiB, what is shared, THP
-    settings, the day and the kernel's version.
+    become new numbers. Addresses move by whole GiB. Command lines, the kernel's builder and the time of day
+    are left out. What stays: sizes, permissions and flags of VMAs, their places within a GiB, what is shared,
+    THP settings, the day and the kernel's version.
 
     \b
     Example:

@@ -56,7 +56,7 @@ def report(
     ] = "0,2,3,4,6,9",
     force: Force = False,
 ) -> None:
-    """Make a page with charts: cost by algorithm and folio order.
+    """Make a page with charts: counts by algorithm and folio order.
 
     The page is one file that loads nothing else. It shows the names of processes and files. To show it to
     others, make it of traces that 'replay redact' wrote.

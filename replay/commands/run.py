@@ -75,7 +75,8 @@ def run(
             "--output",
             readable=False,
             metavar="FILE",
-            help="Write all counters to this file: .csv, .json or .parquet. An existing file is replaced.",
+            help="Write all counters to this file: .csv, .json or .parquet. An existing file is replaced, "
+            "without --force.",
             rich_help_panel=help.OUTPUT,
         ),
     ] = None,
@@ -130,7 +131,7 @@ def run(
         str | None,
         typer.Option(
             metavar="PID,...",
-            help="With --together: these processes exit first, in this order.",
+            help="With --together: the order of exits, not of folios. These processes exit first.",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,

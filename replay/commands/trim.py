@@ -64,7 +64,7 @@ def trim(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Cut some processes, VMAs or addresses out of a trace.
+    """Keep only some processes, VMAs or addresses of a trace.
 
     A page is kept if it meets every kind of option given, and any one value of a repeated option. The new
     trace is marked as a part. It counts only the page tables that its pages need. A page that is mapped

@@ -51,7 +51,10 @@ def trim(
         rows = _within(rows, addresses, page_size)
     said = _said(pids, mms, vmas, addresses)
     if rows.is_empty():
-        raise TraceError(f"nothing of {trace.name} is in the part asked for ({said}): see 'replay inspect'")
+        raise TraceError(
+            f"nothing of {trace.name} is in the part asked for ({said}): 'replay inspect --json' lists all "
+            "processes and VMAs"
+        )
     whole = not vmas and not addresses
     if not whole:
         rows = _own_recounted(rows)

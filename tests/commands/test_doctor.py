@@ -5,8 +5,15 @@ from __future__ import annotations
 
 import json
 
-from replay.doctor import State
+from replay.doctor import State, _sizes_on
 from tests.commands.running import call
+
+
+def test_sizes_that_inherit_say_what() -> None:
+    sizes = {f"hugepages-{size}kB/enabled": "never" for size in (16, 64, 2048)}
+    assert _sizes_on(sizes, "always") == "3 sizes, all never"
+    sizes |= {"hugepages-64kB/enabled": "always", "hugepages-2048kB/enabled": "inherit"}
+    assert _sizes_on(sizes, "madvise") == "3 sizes, not never: 64kB (always), 2048kB (inherit: madvise)"
 
 
 def test_what_it_says() -> None:

@@ -14,7 +14,7 @@ from tests.commands.running import call
 
 def test_a_command_is_needed() -> None:
     done = call("record")
-    assert done.returncode == 2 and "Missing argument" in done.stderr
+    assert done.returncode == 2 and "missing argument" in done.stderr
 
 
 @needs_root()

@@ -15,7 +15,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "note: a part of a trace: VMA [heap]" in call("run", path).stderr
     assert "exists" in line(call("trim", path, "--mm", "0", "-o", path))
     missing = tmp_path / "missing.parquet"
-    assert "nothing of heap is in the part" in line(call("trim", path, "--pid", "1", "-o", missing))
+    assert "'replay inspect --json' lists all" in line(call("trim", path, "--pid", "1", "-o", missing))
     assert "say which part" in line(call("trim", path, "-o", missing), 2)
     assert "no range of addresses" in line(call("trim", path, "--address", "12", "-o", missing), 2)
     assert not missing.exists()
