@@ -12,7 +12,7 @@ import typer
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Say what works on this machine, and how to get the rest.
 
-    The exit status is 1 if anything fails that a capture needs, or that 'replay validate' needs.
+    The exit status is 1 if any line says 'fails'.
 
     \b
     Example:

@@ -36,8 +36,8 @@ Output = Annotated[
         "--output",
         readable=False,
         metavar="FILE",
-        help="Trace to write. In the default, NAME is that of the process, command or cgroup, 'all' or "
-        "'N-processes', and PID is the process or, if it is not one alone, replay.",
+        help="Trace to write. NAME in the default is the name of the process, command or cgroup, 'all', or "
+        "'N-processes'. PID is that of a single process, else that of replay.",
         show_default="replay-NAME-PID-UTC.parquet",
         rich_help_panel=help.OUTPUT,
     ),
