@@ -28,8 +28,8 @@ from replay.teardown.pages import (
     N_SEEN_MAPCOUNT,
     W_CLAIMED,
     W_MAPPED,
-    Notes,
-    Words,
+    NoteTable,
+    WordTable,
     add_note,
     claim,
     index_slot,
@@ -76,8 +76,8 @@ from replay.teardown.state import (
     TABLE_END,
     UFFD_WP,
     VPN,
-    Extents,
-    Folios,
+    ExtentTable,
+    FolioTable,
 )
 from replay.trace.accept import Row
 from replay.trace.kpageflags import (
@@ -185,11 +185,11 @@ class Tables(NamedTuple):
     """
 
     registers: I64
-    words: Words
-    notes: Notes
+    words: WordTable
+    notes: NoteTable
     note_index: I64
-    extents: Extents
-    folios: Folios
+    extents: ExtentTable
+    folios: FolioTable
 
 
 @inline
@@ -484,7 +484,7 @@ def is_old(place: int, k: Tables) -> bool:
 
 
 @inline
-def fill_folio(row: Row, f: Folios, place: int) -> None:
+def fill_folio(row: Row, f: FolioTable, place: int) -> None:
     """The state of a folio at capture.
 
     References: one per PTE mapping by anyone, one per page in the page cache or swap cache. Anonymous folios
@@ -552,7 +552,7 @@ def flags_of(row: Row, offset: int) -> int:
 
 
 @inline
-def joins(e: Extents, n: int) -> bool:
+def joins(e: ExtentTable, n: int) -> bool:
     """Whether no algorithm tells extent n from the one before: order-0 pages without a state, swap entries.
 
     An order-0 page is an entry of its own wherever its frame lies: what counts is that the next page is its

@@ -112,10 +112,10 @@ from replay.teardown.state import (
     TLB_FLUSHES,
     USED,
     VPN,
-    Extents,
-    Folios,
+    ExtentTable,
+    FolioTable,
     Rules,
-    Segments,
+    SegmentTable,
 )
 
 ENTRY_PAGE_RUN, ENTRY_RANGE = int(Entry.PAGE_RUN), int(Entry.RANGE)
@@ -162,7 +162,14 @@ def most_segments(r: Rules) -> int:
 
 @compiled
 def exit_mmap(
-    e: Extents, f: Folios, g: Segments, rules: I64, c: I64, start: int, is_complete: int, page_tables: int
+    e: ExtentTable,
+    f: FolioTable,
+    g: SegmentTable,
+    rules: I64,
+    c: I64,
+    start: int,
+    is_complete: int,
+    page_tables: int,
 ) -> int:
     """Zap the extents from `start` on, and end the teardown if they are the last -> how many there were.
 
@@ -183,7 +190,7 @@ def begin(c: I64) -> None:
 
 
 @inline
-def unmap_vmas(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, start: int) -> None:
+def unmap_vmas(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, start: int) -> None:
     """Zap the extents from `start` on: whole page-table pages and huge mappings.
 
     e: extents. f: folios, changed. g: the gather. r: `Rules`. c: counts and registers,
@@ -202,14 +209,14 @@ def unmap_vmas(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, start: int)
 
 
 @inline
-def finish(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, page_tables: int) -> None:
+def finish(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, page_tables: int) -> None:
     """What exit_mmap() does behind unmap_vmas(). page_tables: those that free_pgtables() finds."""
     free_pgtables(e, f, g, r, c, page_tables)
     force_flush(e, f, g, r, c)
 
 
 @inline
-def zap_huge(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int) -> int:
+def zap_huge(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, first: int) -> int:
     """One PMD mapping or huge page -> the extent behind it: one rmap removal, one entry, one reference."""
     folio = e[first, FOLIO]
     unmapped = 0
@@ -241,7 +248,7 @@ def zap_huge(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int) -
 
 
 @inline
-def zap_pte_range(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int) -> int:
+def zap_pte_range(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, first: int) -> int:
     """One page-table page, restarted behind the entry that filled the gather -> the extent behind it."""
     end = first
     while end < len(e) and e[end, TABLE] == e[first, TABLE]:
@@ -261,7 +268,7 @@ def zap_pte_range(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: i
 
 
 @inline
-def next_vpn(e: Extents, i: int, offset: int) -> int:
+def next_vpn(e: ExtentTable, i: int, offset: int) -> int:
     """The page behind the last one that was zapped."""
     if offset > 0:
         return e[i, VPN] + offset
@@ -270,7 +277,7 @@ def next_vpn(e: Extents, i: int, offset: int) -> int:
 
 @inline
 def zap_pass(
-    e: Extents, f: Folios, g: Segments, r: Rules, c: I64, i: int, offset: int, end: int
+    e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, int, bool, bool]:
     """Entries from page `offset` of extent i on, until the gather is full -> (extent, page, flush, full)."""
     flush = False
@@ -300,7 +307,7 @@ def zap_pass(
 
 
 @inline
-def zap_other(e: Extents, c: I64, i: int) -> None:
+def zap_other(e: ExtentTable, c: I64, i: int) -> None:
     """Entries without a page that has an rmap."""
     if e[i, KIND] == SWAP:
         c[SWAP_ENTRIES] += e[i, PAGES]
@@ -312,7 +319,7 @@ def zap_other(e: Extents, c: I64, i: int) -> None:
 
 
 @inline
-def continues_run(e: Extents, r: Rules, i: int) -> bool:
+def continues_run(e: ExtentTable, r: Rules, i: int) -> bool:
     """Whether extent i goes on with the run that the extent before it is in."""
     return (
         e[i, KIND] == PAGE
@@ -324,7 +331,9 @@ def continues_run(e: Extents, r: Rules, i: int) -> bool:
 
 
 @inline
-def zap_pages(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, i: int, offset: int) -> tuple[int, bool]:
+def zap_pages(
+    e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, i: int, offset: int
+) -> tuple[int, bool]:
     """The rest of an extent, each page for itself -> (pages done, full)."""
     waits = r.defers_rmap
     if r.delayed_rmap and e[i, FLAGS] & DIRTY != 0:
@@ -338,7 +347,7 @@ def zap_pages(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, i: int, offs
 
 @inline
 def zap_run(
-    e: Extents, f: Folios, g: Segments, r: Rules, c: I64, i: int, offset: int, end: int
+    e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, i: int, offset: int, end: int
 ) -> tuple[int, bool, bool]:
     """A run of one large folio, over several extents maybe -> (pages done, full, dirty)."""
     first = c[SEGMENTS]
@@ -364,7 +373,7 @@ def zap_run(
 
 @inline
 def gather_run(
-    e: Extents, g: Segments, r: Rules, c: I64, i: int, offset: int, last: int, pages: int, waits: bool
+    e: ExtentTable, g: SegmentTable, r: Rules, c: I64, i: int, offset: int, last: int, pages: int, waits: bool
 ) -> tuple[int, bool]:
     """Add a run of so many pages, up to extent `last`, as one entry or several -> (pages added, full)."""
     if r.entry == ENTRY_PAGE_RUN:
@@ -389,7 +398,7 @@ def gather_run(
 
 @inline
 def gather_extent(
-    e: Extents, g: Segments, r: Rules, c: I64, i: int, offset: int, waits: bool
+    e: ExtentTable, g: SegmentTable, r: Rules, c: I64, i: int, offset: int, waits: bool
 ) -> tuple[int, bool]:
     """Add the rest of an extent as single pages or as ranges -> (pages added, full)."""
     if r.entry == ENTRY_RANGE and e[i, ORDER] > 0:
@@ -400,7 +409,7 @@ def gather_extent(
 
 @inline
 def gather_range(
-    e: Extents, g: Segments, r: Rules, c: I64, i: int, offset: int, waits: bool
+    e: ExtentTable, g: SegmentTable, r: Rules, c: I64, i: int, offset: int, waits: bool
 ) -> tuple[int, bool]:
     """The rest of an extent of a large folio, in the open range or in new ones -> (pages added, full)."""
     total = e[i, PAGES] - offset
@@ -421,7 +430,7 @@ def gather_range(
 
 
 @inline
-def open_range(e: Extents, c: I64, i: int, offset: int) -> None:
+def open_range(e: ExtentTable, c: I64, i: int, offset: int) -> None:
     """The last range ends before page `offset` of extent i: it stays open unless that is its folio's end."""
     following = e[i, PFN] + offset
     c[RANGE_NEXT] = following if following < e[i, FOLIO_END] else -1
@@ -429,7 +438,7 @@ def open_range(e: Extents, c: I64, i: int, offset: int) -> None:
 
 @inline
 def gather_pages(
-    g: Segments, r: Rules, c: I64, extent: int, offset: int, pages: int, waits: bool
+    g: SegmentTable, r: Rules, c: I64, extent: int, offset: int, pages: int, waits: bool
 ) -> tuple[int, bool]:
     """Add pages as one entry each, over as many batches as it takes -> (pages added, full)."""
     added = 0
@@ -448,7 +457,7 @@ def gather_pages(
 
 @inline
 def tlb_remove(
-    g: Segments,
+    g: SegmentTable,
     r: Rules,
     c: I64,
     extent: int,
@@ -505,7 +514,7 @@ def next_batch(r: Rules, c: I64) -> bool:
 
 
 @inline
-def free_pgtables(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, page_tables: int) -> None:
+def free_pgtables(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, page_tables: int) -> None:
     """free_pgtables(): every page-table page is an entry of the gather, or goes to RCU."""
     c[PAGE_TABLES] += page_tables
     if r.tables_by_rcu:
@@ -532,7 +541,7 @@ def remove_tables(r: Rules, c: I64, page_tables: int) -> None:
 
 
 @inline
-def force_flush(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
+def force_flush(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64) -> None:
     """tlb_flush_mmu()."""
     tlb_flush(r, c)
     flush_gather(e, f, g, r, c)
@@ -548,7 +557,7 @@ def tlb_flush(r: Rules, c: I64) -> None:
 
 
 @inline
-def flush_gather(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
+def flush_gather(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64) -> None:
     """tlb_flush_mmu_free(): hand every batch over, in chunks, and begin anew with the bundle."""
     segments = c[SEGMENTS]
     c[GATHER_FLUSHES] += 1 if segments > 0 else 0
@@ -568,7 +577,7 @@ def flush_gather(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
 
 
 @inline
-def flush_rmaps(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
+def flush_rmaps(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64) -> None:
     """tlb_flush_rmaps(): the rmaps that wait for the end of the page-table page."""
     segments = c[SEGMENTS]
     first = 0
@@ -598,7 +607,9 @@ def flush_rmaps(e: Extents, f: Folios, g: Segments, r: Rules, c: I64) -> None:
 
 
 @inline
-def remove_rmap_each(e: Extents, f: Folios, r: Rules, c: I64, i: int, offset: int, pages: int) -> None:
+def remove_rmap_each(
+    e: ExtentTable, f: FolioTable, r: Rules, c: I64, i: int, offset: int, pages: int
+) -> None:
     """One call of page_remove_rmap(), or of what came after it, for each page."""
     c[RMAP_CALLS] += pages
     c[RMAP_PAGES] += pages
@@ -624,7 +635,9 @@ def remove_rmap_each(e: Extents, f: Folios, r: Rules, c: I64, i: int, offset: in
 
 
 @inline
-def remove_rmap_run(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int, last: int) -> None:
+def remove_rmap_run(
+    e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, first: int, last: int
+) -> None:
     """One call for the pages of one large folio in segments first to last."""
     i = g[first, S_EXTENT]
     folio = e[i, FOLIO]
@@ -649,7 +662,9 @@ def remove_rmap_run(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first:
 
 
 @inline
-def count_large(f: Folios, r: Rules, c: I64, folio: int, mapcounts: int, unmapped: int, cleared: int) -> int:
+def count_large(
+    f: FolioTable, r: Rules, c: I64, folio: int, mapcounts: int, unmapped: int, cleared: int
+) -> int:
     """Count what an rmap call does to a large folio -> calls of deferred_split_folio() if it is anonymous.
 
     unmapped: pages of the call that nothing maps any more; cleared: that no PTE maps any more.
@@ -668,7 +683,7 @@ def count_large(f: Folios, r: Rules, c: I64, folio: int, mapcounts: int, unmappe
 
 
 @inline
-def drop_mapcounts(e: Extents, f: Folios, i: int, offset: int, pages: int) -> tuple[int, int]:
+def drop_mapcounts(e: ExtentTable, f: FolioTable, i: int, offset: int, pages: int) -> tuple[int, int]:
     """Lower the mapcounts of pages of one extent -> how many (are mapped no more, no more by a PTE)."""
     folio = e[i, FOLIO]
     if folio < 0:
@@ -697,7 +712,7 @@ def drop_mapcounts(e: Extents, f: Folios, i: int, offset: int, pages: int) -> tu
 
 
 @inline
-def deferred_split(f: Folios, r: Rules, c: I64, folio: int, calls: int) -> None:
+def deferred_split(f: FolioTable, r: Rules, c: I64, folio: int, calls: int) -> None:
     """deferred_split_folio(), called so often in a row, and what its callers check before it."""
     if r.splits_once and f[folio, F_PARTIALLY_MAPPED]:
         return
@@ -711,7 +726,7 @@ def deferred_split(f: Folios, r: Rules, c: I64, folio: int, calls: int) -> None:
 
 
 @inline
-def munlock_folio(f: Folios, r: Rules, c: I64, folio: int) -> None:
+def munlock_folio(f: FolioTable, r: Rules, c: I64, folio: int) -> None:
     """munlock_folio(): into the mlock batch, which holds a reference until it is emptied.
 
     Kernels that drain the batch before each release free no folio later by it.
@@ -726,7 +741,7 @@ def munlock_folio(f: Folios, r: Rules, c: I64, folio: int) -> None:
 
 
 @inline
-def mlock_folio_batch(f: Folios, c: I64) -> None:
+def mlock_folio_batch(f: FolioTable, c: I64) -> None:
     """mlock_folio_batch(): empty the batch and drop its references, which may be the last ones."""
     for n in range(MLOCKED + 1, MLOCKED + 1 + c[MLOCKED]):
         folio = c[n]
@@ -740,7 +755,9 @@ def mlock_folio_batch(f: Folios, c: I64) -> None:
 
 
 @inline
-def free_chunk(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int, last: int) -> None:
+def free_chunk(
+    e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64, first: int, last: int
+) -> None:
     """free_pages_and_swap_cache() for segments first to last: the swap cache first, then the references."""
     c[FREE_CALLS] += 1
     entries = 0
@@ -770,7 +787,7 @@ def free_chunk(e: Extents, f: Folios, g: Segments, r: Rules, c: I64, first: int,
 
 
 @inline
-def free_swap_cache(e: Extents, f: Folios, c: I64, i: int, offset: int, pages: int) -> None:
+def free_swap_cache(e: ExtentTable, f: FolioTable, c: I64, i: int, offset: int, pages: int) -> None:
     """free_swap_cache() for pages of one extent: folios that are no longer mapped leave the swap cache."""
     if not e[i, FLAGS] & SWAPCACHE:
         return
@@ -790,7 +807,7 @@ def free_swap_cache(e: Extents, f: Folios, c: I64, i: int, offset: int, pages: i
 
 
 @inline
-def release_alike(e: Extents, r: Rules, c: I64, i: int, pages: int) -> None:
+def release_alike(e: ExtentTable, r: Rules, c: I64, i: int, pages: int) -> None:
     """References of order-0 pages that this address space maps once: all are freed or none."""
     waits = e[i, FLAGS] & OFF_LRU and not r.drains_lru
     if waits or not (e[i, FLAGS] & ANON and e[i, MAPCOUNT] == 1):
@@ -814,7 +831,7 @@ def release_alike(e: Extents, r: Rules, c: I64, i: int, pages: int) -> None:
 
 
 @inline
-def release_folio(f: Folios, r: Rules, c: I64, folio: int, entries: int, pages: int) -> None:
+def release_folio(f: FolioTable, r: Rules, c: I64, folio: int, entries: int, pages: int) -> None:
     """So many entries of one folio, `pages` references; the last of them may free it."""
     pass_entries(r, c, entries)
     f[folio, F_REFS] -= pages
@@ -884,7 +901,7 @@ def lock_calls(r: Rules, c: I64, position: int, entries: int, memcg: int) -> Non
 
 
 @inline
-def free_folio(f: Folios, c: I64, folio: int) -> None:
+def free_folio(f: FolioTable, c: I64, folio: int) -> None:
     """A folio whose last reference is gone."""
     if f[folio, F_QUEUED]:
         f[folio, F_QUEUED] = False
@@ -899,7 +916,7 @@ def free_folio(f: Folios, c: I64, folio: int) -> None:
 
 
 @inline
-def mapcounts_of(e: Extents, r: Rules, i: int) -> int:
+def mapcounts_of(e: ExtentTable, r: Rules, i: int) -> int:
     """How the mappings of a folio are counted: folio_remove_rmap_range() is for runs and ranges only."""
     if r.mapcounts == OF_RANGE and not (r.defers_rmap or in_runs(e, r, i)):
         return OF_PAGES
@@ -907,6 +924,6 @@ def mapcounts_of(e: Extents, r: Rules, i: int) -> int:
 
 
 @inline
-def in_runs(e: Extents, r: Rules, i: int) -> bool:
+def in_runs(e: ExtentTable, r: Rules, i: int) -> bool:
     """Whether PTEs that map a folio one after the other are taken together."""
     return e[i, ORDER] > 0 and r.runs & (ANON_RUNS if e[i, FLAGS] & ANON else FILE_RUNS) != 0

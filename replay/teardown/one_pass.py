@@ -68,8 +68,8 @@ from replay.teardown.pages import (
     W_NUMBER,
     W_STAMP,
     WORD_COLUMNS,
-    Notes,
-    Words,
+    NoteTable,
+    WordTable,
     first_slot,
     forget,
     index_slot,
@@ -91,10 +91,10 @@ from replay.teardown.state import (
     REGISTERS,
     S_EXTENT,
     SEGMENTS,
-    Folios,
-    FolioStack,
+    FolioTable,
+    FolioTables,
     Rules,
-    SegmentStack,
+    SegmentTables,
 )
 from replay.trace.accept import Row, can_follow, is_possible, lacks_first, lacks_last, row_at
 from replay.trace.columns import Columns
@@ -110,8 +110,8 @@ class States(NamedTuple):
 
     owners: Owners
     rules: I64s
-    folios: FolioStack
-    gathers: SegmentStack
+    folios: FolioTables
+    gathers: SegmentTables
     counts: I64s
     results: I64Stack
 
@@ -273,7 +273,7 @@ def drop_extents(k: Tables, m: States, first: int) -> None:
 
 
 @inline
-def copy_folios(k: Tables, f: Folios, r: Rules, c: I64) -> None:
+def copy_folios(k: Tables, f: FolioTable, r: Rules, c: I64) -> None:
     """Give an algorithm its copies of the folios that are new to it."""
     s = k.registers
     size = len(k.extents)
@@ -284,7 +284,7 @@ def copy_folios(k: Tables, f: Folios, r: Rules, c: I64) -> None:
 
 
 @inline
-def copy_folio(folios: Folios, f: Folios, r: Rules, c: I64, place: int) -> None:
+def copy_folio(folios: FolioTable, f: FolioTable, r: Rules, c: I64, place: int) -> None:
     """Copy a folio at capture, and put into it what depends on the algorithm."""
     for column in range(FOLIO_COLUMNS):
         f[place, column] = folios[place, column]
@@ -309,7 +309,7 @@ def copy_folio(folios: Folios, f: Folios, r: Rules, c: I64, place: int) -> None:
 
 
 @compiled
-def move_words(words: Words, larger: Words, stamp: int) -> int:
+def move_words(words: WordTable, larger: WordTable, stamp: int) -> int:
     """Enter the words of an address space into a larger, empty table -> how many."""
     moved = 0
     for old in range(len(words)):
@@ -324,7 +324,7 @@ def move_words(words: Words, larger: Words, stamp: int) -> int:
 
 
 @compiled
-def index_notes(notes: Notes, index: I64, count: int) -> int:
+def index_notes(notes: NoteTable, index: I64, count: int) -> int:
     """Enter the first notes into an empty index -> how many."""
     for note in range(count):
         slot = index_slot(notes, index, notes[note, N_KEY])

@@ -41,8 +41,8 @@ WORD: Final = 1 << WORD_BITS
     NOTE_COLUMNS,
 ) = range(9)
 
-Words = Annotated[npt.NDArray[np.int64], Array("int64", 2, WORD_COLUMNS)]
-Notes = Annotated[npt.NDArray[np.int64], Array("int64", 2, NOTE_COLUMNS)]
+WordTable = Annotated[npt.NDArray[np.int64], Array("int64", 2, WORD_COLUMNS)]
+NoteTable = Annotated[npt.NDArray[np.int64], Array("int64", 2, NOTE_COLUMNS)]
 
 FREE: Final = -1
 """An unused slot of an index."""
@@ -55,7 +55,7 @@ def words_needed(frames: int) -> int:
 
 
 @inline
-def claim(words: Words, used: I64, stamp: int, first: int, frames: int, column: int) -> bool:
+def claim(words: WordTable, used: I64, stamp: int, first: int, frames: int, column: int) -> bool:
     """Set the bits of some frames -> whether none of them was set. used: [words in use]."""
     frame = first
     end = first + frames
@@ -72,7 +72,7 @@ def claim(words: Words, used: I64, stamp: int, first: int, frames: int, column: 
 
 
 @inline
-def word_slot(words: Words, used: I64, stamp: int, number: int) -> int:
+def word_slot(words: WordTable, used: I64, stamp: int, number: int) -> int:
     """The row of a word, which is made if it is not there."""
     slot = first_slot(words, number)
     while words[slot, W_STAMP] == stamp and words[slot, W_NUMBER] != number:
@@ -87,7 +87,7 @@ def word_slot(words: Words, used: I64, stamp: int, number: int) -> int:
 
 
 @inline
-def first_slot(words: Words, number: int) -> int:
+def first_slot(words: WordTable, number: int) -> int:
     """Where a word is looked for first: neighbours lie beside each other."""
     return (number ^ (number >> 20)) & (len(words) - 1)
 
@@ -105,7 +105,7 @@ def is_page_key(key: int) -> bool:
 
 
 @inline
-def index_slot(notes: Notes, index: I64, key: int) -> int:
+def index_slot(notes: NoteTable, index: I64, key: int) -> int:
     """The slot of a note in the index, or the free slot where it belongs."""
     slot = (key ^ (key >> 10) ^ (key >> 21)) & (len(index) - 1)
     while index[slot] != FREE and notes[index[slot], N_KEY] != key:
@@ -114,7 +114,7 @@ def index_slot(notes: Notes, index: I64, key: int) -> int:
 
 
 @inline
-def add_note(notes: Notes, index: I64, slot: int, note: int, key: int) -> None:
+def add_note(notes: NoteTable, index: I64, slot: int, note: int, key: int) -> None:
     """Begin a note, in a free slot of the index."""
     index[slot] = note
     for column in range(NOTE_COLUMNS):
@@ -124,7 +124,7 @@ def add_note(notes: Notes, index: I64, slot: int, note: int, key: int) -> None:
 
 
 @inline
-def forget(notes: Notes, index: I64, count: int) -> None:
+def forget(notes: NoteTable, index: I64, count: int) -> None:
     """Empty an index that has so many notes."""
     for note in range(count):
         index[notes[note, N_SLOT]] = FREE

@@ -80,13 +80,13 @@ LRU_ADD_BATCH, MLOCK_BATCH = 1, 2
 PAGE_TABLE: Final = -1
 """Extent of a segment of page-table pages."""
 
-Extents = Annotated[npt.NDArray[np.int64], Array("int64", 2, EXTENT_COLUMNS)]
-Folios = Annotated[npt.NDArray[np.int64], Array("int64", 2, FOLIO_COLUMNS)]
-Segments = Annotated[npt.NDArray[np.int64], Array("int64", 2, SEGMENT_COLUMNS)]
+ExtentTable = Annotated[npt.NDArray[np.int64], Array("int64", 2, EXTENT_COLUMNS)]
+FolioTable = Annotated[npt.NDArray[np.int64], Array("int64", 2, FOLIO_COLUMNS)]
+SegmentTable = Annotated[npt.NDArray[np.int64], Array("int64", 2, SEGMENT_COLUMNS)]
 
 # of each algorithm one
-FolioStack = Annotated[npt.NDArray[np.int64], Array("int64", 3, FOLIO_COLUMNS)]
-SegmentStack = Annotated[npt.NDArray[np.int64], Array("int64", 3, SEGMENT_COLUMNS)]
+FolioTables = Annotated[npt.NDArray[np.int64], Array("int64", 3, FOLIO_COLUMNS)]
+SegmentTables = Annotated[npt.NDArray[np.int64], Array("int64", 3, SEGMENT_COLUMNS)]
 
 # -- the counts ----------------------------------------------------------------------------------------------
 COUNTS: Final = (*COUNTED, "freed_while_mapped", "references_dropped", "references_dropped_twice")
