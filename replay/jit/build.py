@@ -6,12 +6,10 @@ This runs in a child process (`main`): numba takes half a second to import, and 
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import inspect
 import marshal
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +21,7 @@ from numba.extending import overload, register_jitable
 
 from replay.jit import compiled, pread
 from replay.jit.compiled import Array, Group, arrays_of
+from replay.support.parent import end_with
 
 if TYPE_CHECKING:
     from replay.jit.compiled import Compiled
@@ -30,12 +29,10 @@ if TYPE_CHECKING:
 LIBRARY: Final = frozenset({"pread", "memcpy", "memmove", "memset"})
 """What an object may call: pread(2), and what LLVM makes of loops that copy or fill."""
 
-OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy"}
+OPTIONS: Final[Any] = {"error_model": "numpy"}
 """A division by zero gives a number: nothing raises."""
 
 SPEED_LEVEL: Final = 3
-
-PR_SET_PDEATHSIG: Final = 1
 
 _pread: Any = types.ExternalFunction(
     "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
@@ -56,9 +53,7 @@ def main(parent: int) -> None:
 
     parent: PID of the process that started this one, which ends with it, however that ends.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        return
+    end_with(parent)
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no object
     for module in sys.argv[1:]:
@@ -83,7 +78,7 @@ def _declare(function: Compiled) -> None:
     wanted: list[Any] = []
     for name, argument in zip(names, function.arguments, strict=True):
         if isinstance(argument, Group):
-            raise NotImplementedError(f"{function.name} takes a group of arrays: only Python can call it")
+            raise TypeError(f"{function.name} takes a group of arrays: only Python can call it")
         wanted.append(argument and (_dtype(argument), argument.ndim, "C"))
         if argument:
             values += [f"{name}.ctypes.data", *(f"{name}.shape[{axis}]" for axis in range(argument.ndim))]
@@ -100,8 +95,7 @@ def _declare(function: Compiled) -> None:
                 raise TypeError(f"{function.name} takes no {kind} as {name}")
         return space["call"]
 
-    options: Any = OPTIONS
-    overload(function, jit_options=options, strict=False)(typed)
+    overload(function, jit_options=OPTIONS, strict=False)(typed)
     # numba links what it compiles, also here, where nothing of it runs: any address will do
     llvm.add_symbol(function.name, 1)
 
@@ -130,7 +124,7 @@ def object_of(module: str) -> bytes:
     elsewhere = {function.name for function in compiled.callees(module)}
     missing = sorted(name for name in needed - LIBRARY - elsewhere if not name.startswith("llvm."))
     if missing:
-        raise NotImplementedError(f"{module} calls {', '.join(missing)}: it may allocate or raise")
+        raise TypeError(f"{module} calls {', '.join(missing)}: it may allocate or raise")
     return machine.emit_object(linked)
 
 

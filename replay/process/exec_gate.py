@@ -13,7 +13,6 @@ is traced too and does nothing: a signal to it makes it stop, and that ends the 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import gc
 import os
@@ -32,6 +31,7 @@ from typing import Final, NamedTuple, NoReturn
 from replay.errors import ReplayError
 from replay.process import fanotify, programs, ptrace
 from replay.process.programs import Next
+from replay.support.parent import end_with
 
 OLDEST: Final = (5, 7)
 """Kernel from which on the memory of a task inside execve can be read: before commit 3e74fabd39710 "exec: Fix
@@ -55,7 +55,6 @@ STATUS_BYTES: Final = 4096
 
 _WORD: Final = struct.Struct("=iiB")
 _ANSWER: Final = struct.Struct("=i")
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class NoGateError(ReplayError):
@@ -245,11 +244,12 @@ def _cause(error: OSError) -> str:
 
 
 def _forked_bell(group: int, channel: socket.socket) -> int:
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with(parent)
         os.close(group)
         channel.close()
         _be_prompt()
