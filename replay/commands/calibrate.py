@@ -17,7 +17,6 @@ def calibrate(
         typer.Option(
             "-o",
             "--output",
-            readable=False,
             metavar="FILE",
             help="Write the costs to this file.",
             show_default="one file for each kernel in the user's data folder",

@@ -57,7 +57,6 @@ def capture(
         Path,
         typer.Option(
             "--procfs",
-            readable=False,
             metavar="DIR",
             help="Read this procfs: /host/proc, or a saved copy.",
             rich_help_panel=help.HOW,

@@ -17,13 +17,11 @@ from replay.support.text import counted
 def diff(
     before: Annotated[
         Path,
-        typer.Argument(
-            help="A trace, or a file of 'replay run -o'.", metavar="A", show_default=False, readable=False
-        ),
+        typer.Argument(help="A trace, or a file of 'replay run -o'.", metavar="A", show_default=False),
     ],
     after: Annotated[
         Path,
-        typer.Argument(help="Another one, compared with A.", metavar="B", show_default=False, readable=False),
+        typer.Argument(help="Another one, compared with A.", metavar="B", show_default=False),
     ],
     algorithms: Annotated[
         list[str] | None,

@@ -60,6 +60,13 @@ def _write(groups: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
 class Command(TyperCommand):
     """A command whose help shows its options in groups."""
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        for param in self.params:
+            # a file that cannot be read is no wrong command line: the command itself tells it
+            if hasattr(param.type, "readable"):
+                param.type.readable = False
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, then each group of options."""
         _write(_in_groups(self.get_params(ctx), ctx), formatter)

@@ -14,9 +14,7 @@ from replay.support.text import printable
 
 
 def inspect(
-    trace: Annotated[
-        Path, typer.Argument(help="Trace to show.", metavar="TRACE", show_default=False, readable=False)
-    ],
+    trace: Annotated[Path, typer.Argument(help="Trace to show.", metavar="TRACE", show_default=False)],
     vmas: Annotated[int, typer.Option(min=0, metavar="N", help="List this many VMAs.")] = 20,
     shape: Annotated[
         str,

@@ -34,7 +34,6 @@ Output = Annotated[
     typer.Option(
         "-o",
         "--output",
-        readable=False,
         metavar="FILE",
         help="Trace to write. NAME in the default is the name of the process, command or cgroup, 'all', or "
         "'N-processes'. PID is that of a single process, else that of replay.",

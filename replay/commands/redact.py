@@ -14,12 +14,8 @@ from replay.errors import UsageError
 
 
 def redact(
-    trace: Annotated[
-        Path, typer.Argument(help="Trace to redact.", metavar="IN", show_default=False, readable=False)
-    ],
-    output: Annotated[
-        Path, typer.Argument(help="Trace to write.", metavar="OUT", show_default=False, readable=False)
-    ],
+    trace: Annotated[Path, typer.Argument(help="Trace to redact.", metavar="IN", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Trace to write.", metavar="OUT", show_default=False)],
     force: Force = False,
 ) -> None:
     """Write a trace without names, PIDs, addresses and frames.

@@ -30,7 +30,6 @@ def report(
             help="Traces to show.",
             metavar="TRACE...",
             show_default=False,
-            readable=False,
         ),
     ],
     output: Annotated[
@@ -38,7 +37,6 @@ def report(
         typer.Option(
             "-o",
             "--output",
-            readable=False,
             metavar="FILE",
             help="Write a page (.html) or a picture (.svg, .png).",
             show_default="TRACE.html",

@@ -37,7 +37,6 @@ def run(
             help="Traces, or the folder that 'replay sweep' wrote.",
             metavar="TRACE...",
             show_default=False,
-            readable=False,
         ),
     ],
     algorithms: Annotated[
@@ -73,7 +72,6 @@ def run(
         typer.Option(
             "-o",
             "--output",
-            readable=False,
             metavar="FILE",
             help="Write all counters to this file: .csv, .json or .parquet. An existing file is replaced, "
             "without --force.",

@@ -37,7 +37,6 @@ def sweep(
         typer.Option(
             "-o",
             "--output",
-            readable=False,
             metavar="DIR",
             help="Write the results to this folder, one part for each trace.",
             show_default=False,

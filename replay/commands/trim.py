@@ -17,15 +17,12 @@ from replay.support.text import counted
 
 
 def trim(
-    trace: Annotated[
-        Path, typer.Argument(help="Trace to cut.", metavar="TRACE", show_default=False, readable=False)
-    ],
+    trace: Annotated[Path, typer.Argument(help="Trace to cut.", metavar="TRACE", show_default=False)],
     output: Annotated[
         Path,
         typer.Option(
             "-o",
             "--output",
-            readable=False,
             metavar="FILE",
             help="Write the part to this file.",
             show_default=False,

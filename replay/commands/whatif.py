@@ -35,7 +35,7 @@ WhatIfOrders = Annotated[
 def whatif(
     trace: Annotated[
         Path,
-        typer.Argument(help="Trace as captured.", metavar="TRACE", show_default=False, readable=False),
+        typer.Argument(help="Trace as captured.", metavar="TRACE", show_default=False),
     ],
     order: Annotated[
         str | None,
@@ -86,7 +86,6 @@ def whatif(
         typer.Option(
             "-o",
             "--output",
-            readable=False,
             metavar="FILE",
             help="Trace to write.",
             show_default="TRACE-whatif-ORDERS.parquet",
