@@ -14,7 +14,7 @@ SIZES_MIB: Final = {
     "small": (320, 960),
     "scattered": (160, 480),
     "sparse": (160, 480),
-    "tables": (16, 48),
+    "tables": (8, 16),
     "split": (1200, 2400),
     "vmas": (200, 500),
     "file": (192, 384),

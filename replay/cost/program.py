@@ -24,7 +24,7 @@ SPARSE_STEP: Final = 16
 """Kind `sparse` touches one page in so many."""
 
 MAP_NORESERVE: Final = 0x4000
-"""`mmap` has it from Python 3.13 on."""
+"""Kinds that touch few of their pages map more than overcommit allows. `mmap` has it from Python 3.13 on."""
 
 VMA_PAGES: Final = 4
 """Kind `vmas` makes VMAs of so many pages."""

@@ -20,6 +20,8 @@ from typing import Any, Final, NamedTuple
 
 from replay.errors import ReplayError
 from replay.fleet.sources import Source, fetched
+from replay.jit import compiled
+from replay.teardown import one_pass
 
 ATTEMPTS: Final = 3
 """How often a trace is tried if its worker is lost."""
@@ -69,6 +71,8 @@ def local(sources: Sequence[Source], task: Task, jobs: int) -> Iterator[Outcome]
     When a process is killed, its whole pool ends, and nobody knows which trace it had. The traces that were
     under way are then tried again one by one, each up to `ATTEMPTS` times.
     """
+    # else each of them would compile what the cache does not have
+    compiled.prepare(one_pass)
     waiting = deque(sources)
     while waiting:
         suspects: list[Source] = []

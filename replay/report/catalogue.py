@@ -20,7 +20,7 @@ def described(algorithm: Algorithm) -> dict[str, str]:
         "name": algorithm.name,
         "title": algorithm.title,
         "source": algorithm.source,
-        "stands for": algorithm.stands_for if algorithm.since is not None else "",
+        "stands for": algorithm.stands_for,
         "gather entry": algorithm.entry.text,
         "rmap removal": algorithm.rmap.text + delayed,
         "counts of a large folio": algorithm.mapcounts.text,

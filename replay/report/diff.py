@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,8 +46,13 @@ def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str |
 
     Raises `ReplayError` if the file is neither, and whatever reading a trace raises.
     """
-    _check_kind(path)
-    if path.suffix.lower() not in (".csv", ".json") and (_is_trace(path) or not _is_parquet(path)):
+    is_text = path.suffix.lower() in (".csv", ".json")
+    if not is_text and path.is_file() and os.access(path, os.R_OK) and not _is_parquet(path):
+        raise ReplayError(
+            f"{path} is not a Parquet file: give a trace made by 'replay capture', or a file of 'replay run "
+            "-o'"
+        )
+    if not is_text and (_is_trace(path) or not _is_parquet(path)):
         trace = read(path)
         names = None if algorithms is None else list(algorithms)
         results = replayer.run_checked(trace, names, page_tables=page_tables).drop(list(CHECKS))
@@ -55,16 +61,6 @@ def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str |
     if algorithms is not None:
         frame = frame.filter(pl.col("algorithm").is_in(list(algorithms)))
     return Side(path.stem, compare.total(frame), None)
-
-
-def _check_kind(path: Path) -> None:
-    """Refuse a file with content that is neither a trace nor a result, by its first bytes and its ending."""
-    is_file = path.is_file() and path.stat().st_size > 0
-    if is_file and path.suffix.lower() not in (".csv", ".json") and not _is_parquet(path):
-        raise ReplayError(
-            f"{path} is not a Parquet file: give a trace made by 'replay capture', or a file of 'replay run "
-            "-o'"
-        )
 
 
 def _is_parquet(path: Path) -> bool:
@@ -241,8 +237,9 @@ def exceeded(thresholds: Sequence[Threshold], changes: pl.DataFrame, before: Sid
     """
     lines = []
     for threshold in thresholds:
-        unit = " bytes" if threshold.name in MEMORY else ""
-        if unit:
+        unit = ""
+        if threshold.name in MEMORY:
+            unit = " bytes"
             if before.trace is None or after.trace is None:
                 raise UsageError(f"a result has no {threshold.name}: compare the traces instead")
             old, new = (memory(side.trace.meta)[threshold.name] for side in (before, after) if side.trace)

@@ -154,8 +154,8 @@ class Algorithm:
 
     The choices: `entry`, `rmap`, `mapcounts`, `release`, `page_tables`. The rest are sizes and habits of its
     kernel: `variants.PARAMETERS` says what each stands for. `since`: the first release that
-    does this, None for what none does. `stands_for`: the releases that do, and which of them were traced; of
-    no meaning where `since` is None. `shown_by`: what tells a running kernel that does it from older ones:
+    does this, None for what none does. `stands_for`: the releases that do, and which of them were traced.
+    `shown_by`: what tells a running kernel that does it from older ones:
     functions of /proc/kallsyms and lines of its configuration. `in_summaries`: false for what counts
     nearly as another one, where there is no room for all.
     """
@@ -287,6 +287,7 @@ _V2: Final = dataclasses.replace(
     release=Release.FOLIOS_PUT_RANGES,
     delayed_rmap=False,
     since=None,
+    stands_for="",
     shown_by=(),
     note="A folio may be mapped by a PMD entry and, in the next page-table page, by PTEs from its page 1 on. "
     "v1 and v2 add these PTEs to the range of the PMD entry, and take their rmap for removed. rmap_missed "
@@ -347,6 +348,7 @@ ALGORITHMS: Final = {
             rmap=Rmap.ANON_RUN,
             mapcounts=Mapcounts.RANGE,
             since=None,
+            stands_for="",
             shown_by=(),
         ),
         dataclasses.replace(
@@ -368,6 +370,7 @@ ALGORITHMS: Final = {
             release_batch=15,
             relocks=False,
             since=None,
+            stands_for="",
             shown_by=(),
         ),
         _V6_12,
