@@ -195,11 +195,17 @@ def _title() -> str:
     )
 
 
+def listed(names: Sequence[str]) -> str:
+    """`a`, `b` and `c`, each as code."""
+    quoted = [f"`{name}`" for name in names]
+    return f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
 def _left_out() -> str:
     """What the tables do not show, and why."""
-    names = [f"`{name}`" for name in ALGORITHMS if name not in SHOWN]
+    names = [name for name in ALGORITHMS if name not in SHOWN]
     return (
-        f"The tables leave out {', '.join(names[:-1])} and {names[-1]}: each counts as an algorithm that is "
+        f"The tables leave out {listed(names)}: each counts as an algorithm that is "
         "shown, in all but the counters that the list below names. To keep the page short, they also leave out "
         f"{len(ALL_COUNTERS) - len(COUNTERS)} counters. "
         "All counters and algorithms are in [comparison.csv](comparison.csv)."

@@ -71,7 +71,7 @@ def numpy_thp_split(packages: Packages, folder: Path) -> Iterator[Running]:
     """The same, with huge pages in part given back or protected: mapped by PTEs."""
     state = (
         "as numpy-thp; of every three huge pages of an array the first lost 64 kB, "
-        "the second has a read-only page, the third is whole (27, 18 and 18 huge pages)"
+        "the second has a read-only page, the third is whole"
     )
     with thp.unchanged(), _arrays(packages, state, True, "split") as ready:
         yield ready

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import polars as pl
 
-from corpus.comparison import SUMS, percent
+from corpus.comparison import SUMS, listed, percent
 from replay.cost.calibration import FEATURES
 
 ALGORITHMS = ("baseline", "v1", "v2", "v6.12", "mainline")
@@ -41,12 +40,6 @@ class About(NamedTuple):
     program: str
     command: str
     machine: str
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a`, `b` and `c`."""
-    quoted = [f"`{name}`" for name in names]
-    return f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def page(totals: pl.DataFrame, about: About) -> str:
