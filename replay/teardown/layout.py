@@ -90,7 +90,7 @@ from replay.trace.kpageflags import (
     KPF_SWAPCACHE,
     bit,
 )
-from replay.trace.schema import HUGETLB, PMD, SPECIAL, SWAP
+from replay.trace.schema import HUGETLB, PAGE, PMD, SPECIAL, SWAP
 
 FLAG_ANON: Final = bit(KPF_ANON)
 FLAG_HUGE: Final = bit(KPF_HUGE)
@@ -321,6 +321,11 @@ def take_large(row: Row, k: Tables) -> int:
     s = k.registers
     own = own_of(row, s)
     note = NO_NOTE
+    if own == 1 and is_whole_folio(row):
+        if s[CHECKED] and not claim(k.words, s, s[STAMP], row.folio, row.size, W_CLAIMED):
+            return WRONG
+        put(row, k, 0, row.pages, NO_FOLIO, NO_FOLIO)
+        return TAKEN
     if own == 1 and row.pages == row.size:
         # the row alone maps the folio: its place serves again when the extent is gone
         folio = s[PASSING] % len(k.extents)
@@ -350,6 +355,19 @@ def take_large(row: Row, k: Tables) -> int:
         k.notes[note, N_SEEN_MAPCOUNT] += row.pages * row.mapcount
     put(row, k, 0, row.pages, folio, NO_FOLIO)
     return TAKEN
+
+
+@inline
+def is_whole_folio(row: Row) -> bool:
+    """Whether the row maps each page of a large folio alike, and nothing else tells of its state."""
+    return (
+        row.kind == PAGE
+        and row.pages == row.size
+        and row.folio_mapped == row.size
+        and row.folio_mapcount == row.size * row.mapcount
+        and row.kpageflags & (FLAG_SWAPCACHE | FLAG_HUGE) == 0
+        and not gets_locked(row)
+    )
 
 
 @inline
@@ -553,17 +571,18 @@ def flags_of(row: Row, offset: int) -> int:
 
 @inline
 def joins(e: ExtentTable, n: int) -> bool:
-    """Whether no algorithm tells extent n from the one before: order-0 pages without a state, swap entries.
+    """Whether no algorithm tells extent n from the one before: folios without a state, swap entries.
 
-    An order-0 page is an entry of its own wherever its frame lies: what counts is that the next page is its
-    neighbour in the address space, is dirty or clean like it, and is freed like it or not. This makes
-    scattered pages as quick as contiguous ones.
+    An order-0 page, or a whole large folio, is gathered by itself wherever its frames lie: what counts is
+    that the next one is its neighbour in the address space, is dirty or clean like it, and is freed like it
+    or not. This makes scattered pages as quick as contiguous ones.
     """
     return (
         e[n, FOLIO] == NO_FOLIO
         and e[n - 1, FOLIO] == NO_FOLIO
         and e[n, KIND] == e[n - 1, KIND]
         and e[n, KIND] != HUGE_ZERO
+        and e[n, ORDER] == e[n - 1, ORDER]
         and e[n, VPN] == e[n - 1, VPN] + e[n - 1, PAGES]
         and e[n, FLAGS] == e[n - 1, FLAGS]
         and e[n, MEMCG] == e[n - 1, MEMCG]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The literal replay: one Python object per PTE, page and folio, each step as the kernel makes it.
 
-Slow, and easy to hold against the description of the algorithms: this is what `machine.py` must equal,
-and what is held against the traced calls of real kernels. It records the calls themselves beside the
-counters. Kernel functions named here are those of the kernels in `algorithms.py`. The functions stand in the
-same order as in `machine.py`, under the same names.
+Slow, and easy to compare with the description of the algorithms. The machine must equal it, and it is
+compared with the traced calls of real kernels. It records the calls themselves beside the counters. Kernel
+functions named here are those of the kernels in `algorithms.py`. The functions stand in the same order as in
+the machine (`machine.py`, `gather.py`, `rmap.py`, `release.py`), under the same names.
 """
 
 from __future__ import annotations

@@ -44,7 +44,10 @@ LRU or mlock batch. LOCKED: the VMA is VM_LOCKED.
 """
 
 NO_FOLIO: Final = -1
-"""No state is needed: order-0 pages that the address space maps once, and that no mlock batch gets."""
+"""No state is needed: the address space maps each page once, whole folios, and no mlock batch gets them.
+
+An extent of large folios without a state is one or more of one order, one behind the other.
+"""
 
 # -- the folios table, changed by the replay -----------------------------------------------------------------
 (
@@ -71,7 +74,7 @@ LRU_ADD_BATCH, MLOCK_BATCH = 1, 2
     S_EXTENT,  # row in the extents table, or PAGE_TABLE
     S_OFFSET,  # first page in the extent
     S_PAGES,
-    S_ENTRIES,  # as many as pages, 1, or 0 for pages that join the entry before
+    S_ENTRIES,  # as many as pages, as folios, or 0 for pages that join the entry before
     S_CHUNK,  # chunks of batches, numbered since the last flush
     S_PENDING,  # its rmap waits for the end of the page-table page
     SEGMENT_COLUMNS,

@@ -198,6 +198,21 @@ def test_machine_equals_reference_with_any_parameters(
     assert_equal(some, tables, architecture, algorithms=[algorithm])
 
 
+@pytest.mark.parametrize("name", ["baseline", "anon-batch", "v1", "v2", "v6.12", "mainline"])
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_whole_folios_are_cut_where_a_batch_or_the_gather_is_full(name: str, order: int):
+    some = [Piece(order=order, count=6 << order), Piece(type="file", dirty=1, order=order, count=5 << order)]
+    some += [Piece(order=order, count=4 << order, others=1, off_lru=True)]
+    sizes = (2, 3, 7) if WITHOUT_JIT else range(2, 20)
+    texts = [
+        f"{name},bundle={size},batch_slots={size + 1},max_gather_entries={most},max_folios_per_free=5,"
+        f"name=of-{size}-{most}"
+        for size in sizes
+        for most in (1, 40)
+    ]
+    assert_equal(some, 2, algorithms=[parse(text)[0] for text in texts])
+
+
 @FEW
 @given(st.lists(pieces(st.integers(1, 40)), max_size=6), st.integers(1, 4), variants())
 def test_machine_equals_reference_together(some: list[Piece], processes: int, algorithm: Algorithm):

@@ -87,6 +87,23 @@ def test_a_larger_address_space_is_torn_down_in_parts() -> None:
     assert len(k.states.folios) == len(ALL)
 
 
+def test_whole_folios_share_extents() -> None:
+    """Those of a page-table page are one extent: 384 folios need room for 12, and for the next row."""
+    trace = trace_of([Piece(count=512, order=4, new_table=True)] * 12, 3)
+    codes = Codes(trace.meta.format_version)
+    rules = [replayer.rules(one, 4096, "x86_64") for one in ALL]
+    [space] = trace.meta.address_spaces
+    owners = np.array([[space.pid, codes.of("comm", space.comm), 3]])
+
+    def rows() -> Iterator[Columns]:
+        return batches(trace.frame.select(READ).to_arrow().to_batches(), codes, "t")
+
+    k = workspace.replay_all(rows, owners, rules, 4096, checked=True, extents=13)
+    assert len(trace.frame) == 12 * 32
+    assert len(k.tables.extents) == 13
+    assert len(k.states.folios) == 1, "it was torn down in parts"
+
+
 def frames(trace: Trace) -> Iterator[tuple[str, pl.DataFrame]]:
     """Frames of a trace that is right, with one thing wrong."""
     frame = trace.frame
