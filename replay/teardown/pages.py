@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages and folios that an address space was seen to map so far: sets and tables for compiled code.
 
-Frames are bits of words of 32, in an open hash table. Folios that are mapped in more than one row, or not as
+Frames are bits of words of 64, in an open hash table. Folios that are mapped in more than one row, or not as
 a whole, and pages that are mapped more than once have notes, found by a hash index. Nothing here allocates:
 `one_pass` asks for room before a row is taken.
 """
@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from replay.jit.compiled import I64, Array, inline
 
-WORD_BITS: Final = 5
+WORD_BITS: Final = 6
 WORD: Final = 1 << WORD_BITS
 """Frames of one word."""
 
-# -- the words table: one row per 32 frames, valid if its stamp is that of the address space -----------------
+# -- the words table: one row per 64 frames, valid if its stamp is that of the address space -----------------
 (
     W_STAMP,
     W_NUMBER,
@@ -62,7 +62,9 @@ def claim(words: WordTable, used: I64, stamp: int, first: int, frames: int, colu
     while frame < end:
         number = frame >> WORD_BITS
         stop = min(end, (number + 1) << WORD_BITS)
-        mask = ((1 << (stop - frame)) - 1) << (frame & (WORD - 1))
+        # -1 has all bits: those from the frame on, up to the end of the word, are a number with a sign
+        bits = -1 if stop & (WORD - 1) == 0 else (1 << (stop - frame)) - 1
+        mask = bits << (frame & (WORD - 1))
         slot = word_slot(words, used, stamp, number)
         if words[slot, column] & mask:
             return False

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from replay.errors import TraceError
 from replay.teardown import layout, replayer, workspace
 from replay.teardown.algorithms import ALGORITHMS
+from replay.teardown.pages import W_CLAIMED, WORD_COLUMNS, claim
 from replay.teardown.replayer import replayed, replayed_file, run_checked
 from replay.trace import file, totals
 from replay.trace.check import check_frame
@@ -85,6 +86,21 @@ def test_a_larger_address_space_is_torn_down_in_parts() -> None:
     assert len(k.tables.extents) == 12_000 < len(trace.frame)
     # each algorithm had to keep a state of its own
     assert len(k.states.folios) == len(ALL)
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 200)), max_size=20))
+@example([(0, 64), (64, 1), (127, 1), (63, 1)])
+@example([(63, 2), (65, 63), (128, 128)])
+def test_a_frame_is_claimed_once(ranges: list[tuple[int, int]]) -> None:
+    words = np.zeros((64, WORD_COLUMNS), np.int64)
+    used = np.zeros(1, np.int64)
+    claimed: set[int] = set()
+    for first, frames in ranges:
+        wanted = set(range(first, first + frames))
+        assert claim(words, used, 1, first, frames, W_CLAIMED) == claimed.isdisjoint(wanted)
+        if not claimed.isdisjoint(wanted):
+            break
+        claimed |= wanted
 
 
 def test_whole_folios_share_extents() -> None:
