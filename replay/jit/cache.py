@@ -237,7 +237,10 @@ def _compile(contents: Mapping[str, str]) -> dict[str, bytes]:
                     stderr=subprocess.PIPE,
                 )
             except OSError as error:
-                raise ReplayError(f"cannot start Python to compile: {error.strerror}") from None
+                raise ReplayError(
+                    f"cannot start {sys.executable}, which compiles the loops: {error.strerror}: "
+                    "let your user execute it"
+                ) from None
             stack.enter_context(child)
             stack.callback(child.kill)
             children.append(child)
