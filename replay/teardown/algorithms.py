@@ -89,7 +89,8 @@ class Mapcounts(Choice):
     PAGES = (
         0,
         "page_remove_rmap(): each page has a mapcount, and each page that reaches zero lowers "
-        "_nr_pages_mapped; an anonymous folio goes to deferred_split_folio() each time, even at the last",
+        "_nr_pages_mapped; an anonymous folio goes to deferred_split_folio() for each page that is "
+        "removed, also for the last one",
     )
     RANGE = (
         1,
@@ -143,7 +144,11 @@ class Release(Choice):
 class PageTables(Choice):
     """Where free_pgtables() puts page-table pages."""
 
-    GATHER_ON_X86 = 0, "through the gather on x86, by RCU on arm64; others, unchecked, as arm64"
+    GATHER_ON_X86 = (
+        0,
+        "through the gather on x86, by RCU on arm64; other architectures are taken to do as arm64, which was "
+        "not checked",
+    )
     GATHER = 1, "through the gather"
     RCU = 2, "by RCU, in batches of their own"
 
@@ -427,7 +432,7 @@ NEWEST_TRACED: Final = (7, 3)
 
 NOT_MODELLED: Final = (
     "Preemption: need_resched() breaks zap_pte_range() off; where dirty PTEs wait, that flushes what was "
-    "gathered. In the builds of 'replay validate' no free moved by it.",
+    "gathered. In the builds that 'replay validate' compared, it moved no free.",
     "References that procfs does not show (pins, pipes, buffers): folios with one are freed later.",
     "LRU and mlock batches hold a reference to each of their folios until they are emptied. Procfs shows "
     "that a folio is not on the LRU, not in whose batch it waits. If the algorithm drains, the replay treats "
@@ -436,8 +441,8 @@ NOT_MODELLED: Final = (
     "MADV_FREE and mark_page_accessed().",
     "The PTE dirty bit: inferred as not anonymous, VMA shared and writable, folio dirty; it moves flushes "
     "and with them release calls, never rmap counts.",
-    "The contiguous bit of arm64's PTEs: since v6.9 a run of PTEs ends where a block of them does. The "
-    "replay infers the bit: every aligned block of one folio has it that can (16 entries with 4 KiB pages).",
+    "The contiguous bit of arm64's PTEs: since v6.9 a run of PTEs ends where a contiguous block ends (16 "
+    "entries with 4 KiB pages). The replay takes the bit as set in every aligned block that can have it.",
     "Page tables of hugetlb that processes share (huge_pmd_unshare()): their pages count in each process.",
     "page_poisoning and init_on_free, which make kernels since v6.9 release chunks of fewer pages.",
     "NUMA hinting: entries that it has made PROT_NONE end runs since v6.9; pagemap does not show them.",
