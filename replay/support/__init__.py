@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small tools that every room may use."""
+"""Small tools that every package may use."""

@@ -26,7 +26,7 @@ COUNTERS: Final = {
     "gather_slots": "mmu_gather slots used, page tables included where they go through the gather",
     "gather_pages_peak": "pages allocated for the gather's batches",
     "gather_flushes": "flushes of the gather that released at least one entry, the last one included",
-    "tlb_flushes": "TLB flushes; on arm64 those for freed page tables, the others do nothing at exit",
+    "tlb_flushes": "TLB flushes; on arm64 those for freed page tables: at exit tlb_flush() does nothing else",
     "rmap_flushes": "removals of pending rmaps, at the ends of page-table pages",
     "swapcache_checks": "calls of free_swap_cache()",
     "swapcache_frees": "folios removed from the swap cache",
@@ -46,7 +46,7 @@ COUNTED: Final = tuple(name for name in COUNTERS if name not in ("rmap_missed", 
 """The counters that a replay counts; the others are sums and differences of them."""
 
 CHECKS: Final = {
-    "freed_while_mapped": "pages freed though their rmap was never removed",
+    "freed_while_mapped": "mappings that are left when this exit frees their folio",
     "references_left": "references of the process that were never dropped",
     "references_dropped_twice": "references dropped below zero",
 }

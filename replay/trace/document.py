@@ -44,7 +44,7 @@ DESCRIPTIONS: Final = {
     "dirty": Column(
         "bool",
         "inferred",
-        "The PTE is dirty. Inferred: not anonymous, VMA shared and writable, folio dirty. The metadata say `known` where it was given.",
+        "The PTE is dirty. Inferred: not anonymous, VMA shared and writable, folio dirty. The metadata say `known` if the true bits were given to capture.",
     ),
     "folio": Column(
         "page frame", "kpageflags", "The head page of the folio; of order-0 neighbours the first page."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the rows of each address space add up to, held against the figures of /proc/PID/status.
+"""What the rows of each address space add up to, compared with the figures of /proc/PID/status.
 
 Rows that were lost, or that are not of this trace, show here and nowhere else.
 """
@@ -114,7 +114,7 @@ def checked(trace: Trace, where: str, *, partial: bool = False) -> Trace:
 
 
 def held(rows: I64, trace: Trace, where: str, *, partial: bool = False) -> Trace:
-    """What the rows add up to, held against the metadata -> the trace with its `left_out` and `notes`.
+    """What the rows add up to, compared with the metadata -> the trace with its `left_out` and `notes`.
 
     rows: as of `sums`. where: how a message names the trace. partial: rows that are missing are noted, not
     refused. Raises `TraceError` where rows are missing, or where there are more than the figures account for.

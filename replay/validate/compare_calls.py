@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from replay.support.text import counted, times
@@ -85,8 +85,8 @@ def _why(
         why = _why_by_mapcount(counter, abs(seen - said), prediction, freed)
     if why:
         return why
-    changed = sum(each.cause == "changed" for each in freed.differences)
-    if abs(seen - said) <= changed:
+    changed = [each for each in freed.differences if each.cause == "changed"]
+    if abs(seen - said) <= len(changed):
         return "changed", _same_cause(changed)
     earlier = doubts.before()[counter]
     if earlier != said:
@@ -127,13 +127,19 @@ def _why_by_mapcount(
         of_it = [each for each in freed.differences if each.cause == cause]
         most = sum(_own_pages(each, prediction) for each in of_it) if split else len(of_it)
         if 0 < by <= most:
-            return cause, _same_cause(len(of_it))
+            return cause, _same_cause(of_it)
     return None
 
 
-def _same_cause(folios: int) -> str:
-    """Evidence: folios that replay and kernel do not both free, for the same cause."""
-    return f"for the same cause only the replay or only the kernel frees {counted(folios, 'folio')}"
+def _same_cause(differences: Sequence[Difference]) -> str:
+    """Evidence: folios that replay and kernel do not free alike, for the same cause."""
+    kept = sum(each.what == "stayed" for each in differences)
+    freed = sum(each.what == "freed" for each in differences)
+    others = len(differences) - kept - freed
+    parts = [f"the replay frees {counted(kept, 'folio')} that the kernel keeps"] if kept else []
+    parts += [f"the kernel frees {counted(freed, 'folio')} that the replay keeps"] if freed else []
+    parts += [f"{counted(others, 'folio')} are freed in another way"] if others else []
+    return f"for the same cause {', '.join(parts)}"
 
 
 def _own_pages(difference: Difference, prediction: Prediction) -> int:

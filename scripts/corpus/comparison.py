@@ -17,7 +17,7 @@ COUNTERS = {
     "rmap_calls": "Calls that remove rmaps: each takes one page down, or a run or range of one folio.",
     "atomics": "Atomic operations on mapcounts, on `_nr_pages_mapped`, on `_large_mapcount` or the lock of "
     "`_mm_ids`, and on refcounts.",
-    "locks": "Acquisitions of the split queue's and of the LRU list's lock.",
+    "locks": "Acquisitions of the deferred split queue's lock and of the lruvec locks.",
     "release_entries": "Entries handed to the release code: one refcount operation each.",
     "release_calls": "Calls of the release function. `folio-batch` passes at most 15 entries in one, "
     "`v6.12` and `mainline` 31, the others 512: more calls, but short ones.",
@@ -59,7 +59,7 @@ SUMMARY = {
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-FOLIOS = {BUILD_LARGE: "32 kB folios", BUILD: "4 kB pages"}
+FOLIOS = {BUILD_LARGE: "32 KiB folios", BUILD: "4 KiB pages"}
 
 
 def pages(results: pl.DataFrame) -> dict[str, str]:
@@ -141,7 +141,7 @@ Compared: {len(ALGORITHMS)} teardown algorithms over {base["address_spaces"].sum
 ![Counts of each algorithm in percent of the baseline](comparison.svg)
 
 Two builds of the same C project, {traces[BUILD].base("address_spaces"):,} processes each: one with ordinary pages, one
-with anonymous folios of 32 kB. The first row has counts, the others the change against it. A minus is less work.
+with anonymous folios of 32 KiB. The first row has counts, the others the change against it. A minus is less work.
 
 {_table(head, rows)}
 1. Where large anonymous folios are mapped by PTEs ({len(large)} traces), `v2` changes rmap calls by
@@ -163,12 +163,29 @@ with anonymous folios of 32 kB. The first row has counts, the others the change 
 | [series.md](series.md) | A kernel compile of 13,861 address spaces, with ordinary pages and with order-3 folios, beside what the series measured. |
 | [kernel_lab.md](kernel_lab.md), [kernel_lab_nomapcount.md](kernel_lab_nomapcount.md), [kernel_lab_arm64.md](kernel_lab_arm64.md) | The replay against kernels booted for it, call by call. |
 | [validate.md](validate.md), [validate_lab.md](validate_lab.md), [validate_lab_v7.3.md](validate_lab_v7.3.md) | `replay validate` on a running kernel and in the lab. |
-| [bench.csv](bench.csv), [bench.svg](bench.svg) | How fast `replay run` is, against three rivals. |
+| [bench.csv](bench.csv), [bench.svg](bench.svg) | How fast `replay run` is, against three rivals: see [below](#the-columns-of-benchcsv). |
 | [captures/README.md](../captures/README.md) | What the traces are, and how to make them again. |
 
 [comparison.csv](comparison.csv) has every counter of each trace. For each address space:
 `replay run captures/*.parquet -o all.csv`. `scripts/compare_corpus` writes this page, `by_trace.md`, `experiment.md`
 and the table; CI runs it with `--check`. `scripts/draw_comparison` draws the picture.
+
+## The columns of bench.csv
+
+`scripts/bench_replay` writes them. Each figure is the median of its runs; a cell is empty where nothing was measured.
+
+| column | unit | meaning |
+| --- | --- | --- |
+| `trace` | | A bundled capture, or a synthetic trace and its size: order-0 pages of many processes (`scattered`) or of one (`one`), order-4 folios (`folios`), THPs mapped by PTEs (`THPs`). |
+| `extents`, `pages` | | Rows of the trace, and PTEs of these. |
+| `run_s`, `run_mib` | s, MiB | `replay run` with the seven algorithms up to `v6.12`: time of the whole, peak of memory. |
+| `read_table_s`, `read_table_mib` | s, MiB | `pyarrow.parquet.read_table` of the same file with as many threads. |
+| `numpy_sum_s` | s | `numpy.sum` over the columns of numbers, once they are read. |
+| `check_ns_per_extent` | ns | Processor time of the compiled pass without algorithms: it checks each row and lays it out. |
+| `machine_ns_per_extent` | ns | Processor time that each of the seven algorithms adds, per extent. |
+| `machine_s` | s | Processor time of `baseline` alone over the whole trace. |
+| `c_s` | s | The C program that replays `baseline` PTE by PTE, once it has the rows in memory. |
+| `agrees` | | Whether the C program counts what the replay counts. |
 """
 
 
@@ -205,8 +222,8 @@ def _left_out() -> str:
     """What the tables do not show, and why."""
     names = [name for name in ALGORITHMS if name not in SHOWN]
     return (
-        f"The tables leave out {listed(names)}: each counts as an algorithm that is "
-        "shown, in all but the counters that the list below names. To keep the page short, they also leave out "
+        f"The tables leave out {listed(names)}: each equals an algorithm that is shown, except in the counters "
+        "that the list below names. To keep the page short, they also leave out "
         f"{len(ALL_COUNTERS) - len(COUNTERS)} counters. "
         "All counters and algorithms are in [comparison.csv](comparison.csv)."
     )
@@ -293,7 +310,7 @@ def _by_trace(traces: dict[str, Counts], counter: str, text: str) -> str:
 def _experiment(small: Counts, large: Counts) -> str:
     """The series' own experiment, a build with and without large anonymous folios, beside its claims."""
     algorithms = ("baseline", "v2", "mainline")
-    head = ["", *(f"{folios}, {name}" for folios in ("4 kB", "32 kB") for name in algorithms)]
+    head = ["", *(f"{folios}, {name}" for folios in ("4 KiB", "32 KiB") for name in algorithms)]
     rows = [
         [name, *(counts.cell(algorithm, name) for counts in (small, large) for algorithm in algorithms)]
         for name in EXPERIMENT
@@ -306,13 +323,14 @@ def _experiment(small: Counts, large: Counts) -> str:
 The series is *Optimize mmap_exit for large folios* v2 (30 Aug 2023). Here the same C project is built twice, and every
 process is captured at its exit: {small.base("address_spaces"):,} processes and {small.base("ptes"):,} PTEs with
 ordinary pages, {large.base("address_spaces"):,} processes and {large.base("ptes"):,} PTEs with anonymous folios of
-order 3 (32 kB). {_share(large):.0f} % of the latter PTEs map such a folio. Most others map the page cache, above all
+order 3 (32 KiB). {_share(large):.0f} % of the latter PTEs map such a folio. Most others map the page cache, above all
 the compiler itself.
 
 ## What is counted
 
 {_table(head, rows)}
-{SUMS}
+{SUMS} `gather_bytes` is `gather_slots` times the bytes of a slot: 16 for `v1` and `v2`, 8 for
+the others.
 
 Under `baseline`, large folios cost more at exit than ordinary pages: {percent(_more(small, large, "atomics"))} atomics
 and {percent(_more(small, large, "locks"))} locks. `v2` with large folios, compared with `baseline` and ordinary pages:
@@ -335,15 +353,16 @@ def _claims(small: Counts, large: Counts) -> list[list[str]]:
     rmap = ("mapcount_atomics", "nr_mapped_atomics")
     atomics = [sum(large(algorithm, counter) for counter in rmap) for algorithm in ("baseline", "v2")]
 
-    def both(counter: str) -> str:
+    def both(counter: str, of_small: str = "", of_large: str = "") -> str:
         changes = (small.change("v2", counter), large.change("v2", counter))
-        return " and ".join("no count" if change is None else percent(change) for change in changes)
+        texts = ["no count" if change is None else percent(change) for change in changes]
+        return f"{texts[0]}{of_small} and {texts[1]}{of_large}"
 
     return [
         [
             "cycles in rmap removal, order-3 folios: 24.7 → 5.5 billion (÷ 4.5)",
             f"all rmap calls ÷ {large.base('rmap_calls') / large('v2', 'rmap_calls'):,.1f}, their atomics "
-            f"÷ {atomics[0] / atomics[1]:,.1f}; calls for order-3 folios alone, by anon-batch: "
+            f"÷ {atomics[0] / atomics[1]:,.1f}; calls for order-3 folios alone, baseline → anon-batch: "
             f"{before:,} → {after:,} (÷ {before / after:,.1f})",
             "only the direction: a call for more pages costs more, because their mapcounts are still dropped "
             "one by one, and the share of the page cache differs",
@@ -362,7 +381,7 @@ def _claims(small: Counts, large: Counts) -> list[list[str]]:
         ],
         [
             "gather memory with small folios: twice the bytes for an entry",
-            f"bytes {both('gather_bytes')}",
+            f"bytes {both('gather_bytes', ' with ordinary pages', ' with order-3 folios')}",
             "yes: not quite twice with small folios, because pages of a large folio of the page cache share "
             "an entry",
         ],

@@ -70,7 +70,7 @@ def numpy_thp(packages: Packages, folder: Path) -> Iterator[Running]:
 def numpy_thp_split(packages: Packages, folder: Path) -> Iterator[Running]:
     """The same, with huge pages in part given back or protected: mapped by PTEs."""
     state = (
-        "as numpy-thp; of every three huge pages of an array the first lost 64 kB, "
+        "as numpy-thp; of every three huge pages of an array the first lost 64 KiB, "
         "the second has a read-only page, the third is whole"
     )
     with thp.unchanged(), _arrays(packages, state, True, "split") as ready:
@@ -80,7 +80,7 @@ def numpy_thp_split(packages: Packages, folder: Path) -> Iterator[Running]:
 @contextlib.contextmanager
 def numpy_32k(packages: Packages, folder: Path) -> Iterator[Running]:
     """Arrays, heap and stack in folios of order 3."""
-    with thp.folios_of(32), _arrays(packages, "as numpy; anonymous folios of 32 kB", False) as ready:
+    with thp.folios_of(32), _arrays(packages, "as numpy; anonymous folios of 32 KiB", False) as ready:
         yield ready
 
 
@@ -103,7 +103,7 @@ def cc1(packages: Packages, folder: Path) -> Iterator[Running]:
             f"cc1, {done('gcc', '--version').splitlines()[0]}",
             "gcc -O2 -c sqlite3.c -o sqlite3.o",
             f"in the middle of the amalgamation of sqlite3 {packages.source_version(tree)}, {lines:,} lines; "
-            "192 MiB resident",
+            "captured when it had reached 192 MiB",
         )
 
 
@@ -234,7 +234,7 @@ def jvm(packages: Packages, folder: Path) -> Iterator[Running]:
             f"javac of openjdk-17-jdk-headless {packages.version('openjdk-17-jdk-headless')}",
             "javac -J-Xms256m -encoding UTF-8 -nowarn -d classes @sources",
             f"in the middle of {len(sources)} files of libcommons-lang3-java "
-            f"{packages.source_version(tree)}; 200 MiB resident",
+            f"{packages.source_version(tree)}; captured when it had reached 200 MiB",
         )
 
 

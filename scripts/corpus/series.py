@@ -80,8 +80,8 @@ def page(totals: pl.DataFrame, about: About) -> str:
         return lines
 
     timed = (
-        "The times are estimates by the calibration of the machine named above (`replay calibrate`): firm for "
-        "the algorithm that its kernel runs, extrapolated for the others. `scripts/bench_time` says how far "
+        "The times are estimates by the calibration of the machine named above (`replay calibrate`). It measured "
+        "the algorithm that its kernel runs; for the others the times are extrapolated. `scripts/bench_time` says how far "
         "such estimates are from the exits of real programs: compare them with each other only."
         if "estimated_s" in totals.columns
         else "There are no times: the machine was not calibrated."
@@ -136,7 +136,7 @@ def page(totals: pl.DataFrame, about: About) -> str:
             "| the series measured | the replay counts, baseline to v2 | do they agree? |",
             "| --- | --- | --- |",
             "| rmap removal with order-3 folios: 24.7 to 5.5 billion cycles (÷ 4.5) | rmap calls "
-            f"{ratio('order-3', 'v2', 'rmap_calls')}, atomics of folios' mapped pages "
+            f"{ratio('order-3', 'v2', 'rmap_calls')}, `nr_mapped_atomics` "
             f"{ratio('order-3', 'v2', 'nr_mapped_atomics')}, deferred split calls "
             f"{ratio('order-3', 'v2', 'deferred_split_calls')} | In direction. Cycles of rmap removal contain all "
             "three, and the share of the page cache, which stays as it is, differs. |",

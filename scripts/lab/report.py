@@ -15,13 +15,15 @@ _INTRO = """\
 Every case is a process in a virtual machine (QEMU's emulated CPU, one virtual CPU) under
 {kernel}.
 It was stopped at `PTRACE_EVENT_EXIT`, its procfs state was dumped, and its `exit_mmap()` was traced
-call by call (kprobe events with arguments and the tracepoint `kmem:mm_page_free`, nothing lost). The dump
-then went through capture, as `replay capture --procfs` makes it, and the replay of the kernel's algorithm,
-which its functions and its configuration tell; what procfs cannot show was fed in from the page tables
-({fed_in}). Made by `{command}`; all values are in `{csv}`. `ptes`,
-`special_ptes` and `hugetlb_pages` are read from the page tables, all else from the trace. `rmap_sizes` (pages
-per call: calls), `release_sizes`, `flush_groups` and `freed_in_order` (a digest of the frames and orders)
-compare whole sequences.
+call by call (kprobe events with arguments and the tracepoint `kmem:mm_page_free`, nothing lost).
+`replay capture --procfs` read the dump. The replay then ran the algorithm that the kernel's functions and
+configuration show. What procfs cannot show was read from the page tables and told to the replay
+({fed_in}).
+
+Made by `{command}`; all values are in `{csv}`. `ptes`, `special_ptes` and `hugetlb_pages`
+are read from the page tables, all else from the traced calls. `rmap_sizes` (how many calls had how many
+pages), `release_sizes`, `flush_groups` and `freed_in_order` (a digest of the frames and orders) compare whole
+sequences.
 
 A case agrees if every counter and every sequence is the same. A case that differs is *explained* if each of
 its differences has a known cause. The causes are:
@@ -29,7 +31,7 @@ its differences has a known cause. The causes are:
 - References that procfs does not show: pins, pages in a pipe, the batches of `MADV_COLD` and `MADV_FREE`. The
   kernel kept folios that the replay frees. At the dump each of them had more references than the process has
   page-table entries for it. The kernel freed all other folios that the replay frees, in the same order.
-{causes}- Another task ran during `exit_mmap()`, or background work moved between the dump and the exit.
+{causes}- Another task ran during `exit_mmap()`, or background work ran between the dump and the exit.
 """
 
 _CAUSE_AVERAGES = """\
@@ -91,11 +93,11 @@ def _counter_table(results: list[Result]) -> list[str]:
     agreeing = Counter((row.kernel, row.counter) for row in rows if row.agrees)
     active = Counter((row.kernel, row.counter) for row in rows if row.kernel_value not in ("0", ""))
     kernels = [result.kernel for result in results]
-    lines = ["| counter | " + " | ".join(f"{name}: agree, of which not 0" for name in kernels) + " |"]
+    lines = ["| counter | " + " | ".join(f"{name}: agree; not 0" for name in kernels) + " |"]
     lines.append("|---|" + "---|" * len(kernels))
     for name in names:
         cells = [
-            f"{agreeing[kernel, name]:,} of {seen[kernel, name]:,}, {active[kernel, name]:,}"
+            f"{agreeing[kernel, name]:,} of {seen[kernel, name]:,}; {active[kernel, name]:,}"
             if seen[kernel, name]
             else "not shown by the trace"
             for kernel in kernels
@@ -131,7 +133,8 @@ def _value(row: Row, text: str) -> str:
 
 def _kernel_lines(results: list[Result]) -> list[str]:
     lines = [
-        "| kernel | release | algorithm | cases | agree | explained | unexplained | comparisons | agree |",
+        "| kernel | release | algorithm | cases | agree | explained | unexplained | comparisons "
+        "| comparisons that agree |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -173,7 +176,7 @@ def summary(results: list[Result], architecture: Architecture, csv_name: str) ->
     built = [each.kernel for each in results if isinstance(architecture.kernels.get(each.kernel), Built)]
     averages = any(each.averages for each in results)
     intro = _INTRO.format(
-        title=" on arm64" if arm64 else f": {built[0]}" if built else "",
+        title=" on arm64" if arm64 else f" on x86-64: {built[0]}" if built else " on x86-64",
         fed_in="PTE dirty bits, contiguous PTEs, PMD mappings" if arm64 else "PTE dirty bits, PMD mappings",
         command=" ".join([command, *(f"--kernel {name}" for name in built)]),
         csv=csv_name,
@@ -188,12 +191,15 @@ def summary(results: list[Result], architecture: Architecture, csv_name: str) ->
         "",
         "## By counter",
         "",
+        "Of each kernel: in how many cases the counter agrees, of those compared; and in how many the",
+        "kernel's figure is not 0.",
+        "",
         *_counter_table(results),
     ]
     lines += ["", "## Differences", "", *_differences(results), "", "## Cases", ""]
     lines += [
         "A case is run again, up to four times, when background work (collapse, migration, compaction, swap,",
-        "reclaim) moved between its dump and its exit.",
+        "reclaim) ran between its dump and its exit.",
         "",
     ]
     for result in results:

@@ -8,13 +8,13 @@ from lab.validate import MEMORY_MIB, WORKLOADS, Validated
 from replay.teardown.counters import COUNTERS
 
 _INTRO = f"""\
-# `replay validate` on kernels with kprobes
+# `replay validate` in the lab: {{kernels}}
 
-Written by `scripts/kernel_lab --validate`. Debian's kernels, unmodified, in QEMU's emulated CPU
-({MEMORY_MIB} MiB), run `replay validate` itself: its built-in workloads, and commands.
+Written by `scripts/kernel_lab --validate`. Debian's kernels, unmodified, run `replay validate`
+itself in QEMU (emulated CPU, {MEMORY_MIB} MiB of memory): its built-in workloads, and commands.
 Each exit is captured at its exit stop and replayed with what procfs shows, no more. The folios that the
-kernel frees are held against the replay one by one (*exact*: the same ones in the same order), and the
-calls that it makes from the entry of `exit_mmap()` to the return of its `tlb_finish_mmu()` counter by
+kernel frees are compared with the replay one by one (*exact*: the same ones in the same order). The calls
+that it makes from the entry of `exit_mmap()` to the return of its `tlb_finish_mmu()` are compared counter by
 counter. [validate.md](validate.md) says what the workloads do, and defines the [causes](validate.md#causes)
 of differences.
 
@@ -121,7 +121,7 @@ def _differences(results: list[Validated]) -> list[str]:
 
 def summary(results: list[Validated]) -> str:
     """The whole report."""
-    lines = [_INTRO]
+    lines = [_INTRO.replace("{kernels}", ", ".join(each.kernel for each in results))]
     lines += [f"- {totals(result)}" for result in results]
     for result in results:
         for document in result.documents.values():
@@ -135,9 +135,12 @@ def summary(results: list[Validated]) -> str:
     lines.append("|---|---|---|---|---|---|---|---|---|")
     lines += [row for result in results for row in _run_rows(result)]
     lines += ["", "## By counter", ""]
-    lines.append(
-        "| counter | " + " | ".join(f"{each.kernel}: agree, of which not 0" for each in results) + " |"
-    )
+    lines += [
+        "Of each kernel: at how many exits the counter agrees, of those compared; and at how many the",
+        "kernel's figure is not 0.",
+        "",
+    ]
+    lines.append("| counter | " + " | ".join(f"{each.kernel}: agree; not 0" for each in results) + " |")
     lines.append("|---|" + "---|" * len(results))
     lines += _counter_rows(results)
     lines += ["", "## Call counts that differ", ""]

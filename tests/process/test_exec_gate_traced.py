@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read of execs, held against what the kernel then frees: exec_mmap(), mmput(), exit_mmap()."""
+"""What is read of execs, compared with what the kernel then frees: exec_mmap(), mmput(), exit_mmap()."""
 
 from __future__ import annotations
 

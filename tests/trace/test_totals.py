@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows are held against the figures of their address space: lost ones are refused or noted."""
+"""Rows are compared with the figures of their address space: lost ones are refused or noted."""
 
 from __future__ import annotations
 
