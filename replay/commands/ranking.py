@@ -55,7 +55,10 @@ def ranking(sort: str | None, top: int | None, *, table: bool) -> tuple[str, int
     from replay.teardown.counters import COUNTERS
 
     if (sort or top) and not table:
-        raise UsageError("--sort and --top rank the table of --per mm: without it they change nothing")
+        raise UsageError(
+            "--sort and --top rank the table of --per mm, and without it they change nothing: add --per mm "
+            "--format table"
+        )
     if sort not in (None, *COUNTERS, "pid"):
         raise UsageError(f"cannot sort by '{sort}': give 'pid' or a counter of 'replay algorithms'")
     return sort or "ptes", top or MOST
@@ -101,5 +104,5 @@ def sheets(
     for name in wanted:
         rows = compared.filter(pl.col("algorithm") == name)
         rows = rows.sort(sort, descending=sort != "pid", maintain_order=True)
-        ranked.append(terminal.ranked(rows, cmdlines, (name, baseline), top, width))
+        ranked.append(terminal.ranked(rows, cmdlines, (name, baseline), sort, top, width))
     return ranked

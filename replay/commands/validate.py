@@ -17,10 +17,13 @@ VERDICT_COLUMNS = (
     *("workload", "pid", "comm", "spaces", "exact", "predicted", "observed", "prefix", "causes", "calls"),
 )
 
-MEANINGS = (
-    "exact: exits that freed exactly the predicted folios in order; predicted, observed: folios freed; "
-    "prefix: folios before the first difference; causes: why folios differ, and how many."
-)
+MEANINGS = {
+    "exact": "exits that freed exactly the predicted folios in order",
+    "predicted": "folios that the replay frees",
+    "observed": "folios that the kernel has freed",
+    "prefix": "folios before the first difference",
+    "causes": "why folios differ, and how many",
+}
 
 
 def validate(
@@ -113,7 +116,7 @@ def validate(
             shown.remove("calls")
         table = table.select(shown)
         columns = width()
-        show([terminal.plain(table, "Folios freed at exit", columns, note=MEANINGS)], columns)
+        show([terminal.plain(table, "Folios freed at exit", columns, meanings=MEANINGS)], columns)
     for name, why in result.notes.items():
         note(f"{name}: {why}")
     for missed, missing in result.missed.items():
