@@ -345,11 +345,7 @@ def _add_time(
         ),
         found,
     )
-    error = (
-        f"error of the calibration: {100 * found.error_median:.0f} % in the median, "
-        f"{100 * found.error_high:.0f} % or more for one exit in ten"
-    )
-    lines = [f"estimated teardown time on this machine ({found.kernel}; {error}):"]
+    lines = [f"estimated teardown time on this machine ({found.kernel}; {kept.off(found)}):"]
     for name, total in seconds.items():
         against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
         kind = "  measured" if name == found.algorithm else "  extrapolated"
