@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from replay.commands import help
+from replay.commands.naming import check_target
 from replay.commands.options import Force, Per, Shape
 from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.errors import UsageError
@@ -114,7 +115,6 @@ def whatif(
       replay whatif T.parquet --policy collapse --max-ptes-none 64
     """
     load_numpy()
-    from replay.support.atomic_file import atomic_file
     from replay.trace.file import read
     from replay.trace.whatif import Policy, parse_orders, pmd_order, what_if
 
@@ -126,7 +126,7 @@ def whatif(
     if order is None and chosen is Policy.FAULT:
         raise UsageError("name the folio size: --order 3, or --order 64k")
     path = output or Path(f"{trace.stem}-whatif-{(order or 'collapse').replace(',', '-')}.parquet")
-    atomic_file(path, force=force)
+    check_target(path, force)
     before = read(trace)
     page_size = before.meta.page_size
     orders = [pmd_order(page_size)] if order is None else parse_orders(order, page_size)

@@ -71,7 +71,8 @@ def sweep(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ReplayError(f"cannot make the folder {folder}: {error.strerror}") from None
+        raise ReplayError(f"cannot make the folder '{folder}': {error.strerror}") from None
+    atomic_file(folder / FAILURES, force=True)
     parts.check_options(folder, sources, options)
     task = workers.Task(replayed, options)
     left = [source for source in sources if not parts.is_finished(folder, source, options)]
