@@ -86,7 +86,7 @@ def sheets(
     top: int,
     width: int,
 ) -> list[Sheet]:
-    """One table for each algorithm that is named, else for the newest one.
+    """One table for each algorithm that is named, else for the newest one that the results have.
 
     compared: rows of `compare` for each address space.
     """
@@ -99,7 +99,9 @@ def sheets(
         for trace in traces
         for mm, space in enumerate(trace.meta.address_spaces)
     }
-    wanted = [name for name in names or [answers.NEWEST] if name != baseline] or [baseline]
+    there = compared["algorithm"].unique(maintain_order=True).to_list()
+    newest = answers.NEWEST if answers.NEWEST in there else there[-1]
+    wanted = [name for name in names or [newest] if name != baseline] or [baseline]
     ranked = []
     for name in wanted:
         rows = compared.filter(pl.col("algorithm") == name)

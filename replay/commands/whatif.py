@@ -179,10 +179,11 @@ def run_what_if(
     output: Path | None,
     shape: Shape | None,
     per: Per | None,
+    csv_safe: bool,
 ) -> None:
     """`replay run --what-if`: algorithm by folio order.
 
-    algorithms: to replay, with the baseline; names: those to show, all if None.
+    algorithms: to replay, with the baseline; names: those to show, all if None; csv_safe: as of `files.safe`.
     """
     import polars as pl
 
@@ -193,6 +194,8 @@ def run_what_if(
     results = folio_orders.by_order(traces, orders, algorithms)
     keys = {None: [], Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: ["trace", "mm", "pid", "comm"]}[per]
     frame = folio_orders.compared(results, keys, baseline)
+    if csv_safe:
+        frame = files.safe(frame)
     if output is not None:
         files.write(frame, output)
         note(f"wrote {output}: {len(frame):,} rows")

@@ -118,9 +118,10 @@ def parse_orders(text: str, page_size: int) -> list[int]:
 
     Raises `UsageError` for what is no order or size, or none that anonymous memory can have.
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UsageError("no order is named: give orders (3) or sizes (32k), separated by commas")
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        missing = "no order is named" if words == [""] else f"'{text}' has an empty value between its commas"
+        raise UsageError(f"{missing}: give orders (3) or sizes (32k), separated by commas")
     return sorted({_order(word, page_size) for word in words})
 
 
