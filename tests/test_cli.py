@@ -148,7 +148,18 @@ def test_version():
     assert call("--version").stdout == f"replay {replay.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [["algorithms"], ["--help"], ["inspect", "captures/redis.parquet"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["algorithms"],
+        ["--help"],
+        ["inspect", REDIS],
+        ["doctor", "--json"],
+        ["run", REDIS, "--format", "table"],
+        ["diff", REDIS, REDIS, "-a", "v2"],
+        ["diff", REDIS, "captures/nodejs.parquet", "-a", "v2"],
+    ],
+)
 def test_a_reader_that_has_seen_enough_is_no_failure(command: list[str]) -> None:
     here, there = os.pipe()
     os.close(here)
