@@ -47,7 +47,7 @@ def validate(
         bool | None,
         typer.Option(
             help="Empty the LRU batches of all CPUs before each exit.",
-            show_default="drain where exit_mmap() empties those of its CPU: before v6.16",
+            show_default="on for kernels before v6.16, whose exit_mmap() empties the batches of its own CPU",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,
@@ -75,9 +75,9 @@ def validate(
 ) -> None:
     """Check the replay against exits of the running kernel.
 
-    For each exit this compares the folios that the kernel frees, in order, with those that the replay
-    predicts. Where the kernel has kprobe events, it compares the numbers of calls too. The exit status is 3
-    if anything differs without a known cause.
+    It needs root. For each exit this compares the folios that the kernel frees, in order, with those that the
+    replay predicts. Where the kernel has kprobe events, it compares the numbers of calls too. The exit status
+    is 3 if anything differs without a known cause.
 
     \b
     Examples:

@@ -69,8 +69,9 @@ def whatif(
         bool,
         typer.Option(
             "--file",
-            help="Put the page cache in folios too: of the largest order, aligned in the file. Each file is "
-            "taken to be mapped from its start. The same pages stay mapped.",
+            help="Put the page cache in folios too, aligned in the file. The largest order is used. File "
+            "offsets are unknown: the first mapping of a file is taken to begin at offset 0, unless its "
+            "large folios show where it begins. The same pages stay mapped.",
             rich_help_panel=help.MEMORY,
         ),
     ] = False,
