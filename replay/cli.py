@@ -44,8 +44,8 @@ COMMANDS: Final[dict[str, tuple[str, str, dict[str, Any] | None]]] = {
 
 
 STATUSES: Final = (
-    "Exit status: 0 done, 1 what was asked for cannot be done, 2 the command line is wrong. Commands name "
-    "others in their help."
+    "Exit status: 0 done, 1 what was asked for cannot be done, 2 the command line is wrong. A command's help "
+    "names its other exit statuses."
 )
 
 
@@ -197,6 +197,7 @@ def _wrong_command_line(error: Any) -> int:
         typer.echo(text, err=True)
         return int(error.exit_code)
     text = text.rstrip(".").replace("a valid int range", "a whole number")
+    text = re.sub(r"(\S+) is not in the range x>=(\d+)", r"\1 is too small, give at least \2", text)
     text = re.sub(r"\.? Did you mean (.*)\?$", r" (did you mean \1?)", text)
     command = " ".join(["replay", *(name for name in arguments[:1] if name in COMMANDS)])
     note(f"replay: {text[:1].lower()}{text[1:]}: see '{command} --help'")

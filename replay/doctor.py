@@ -14,6 +14,7 @@ from replay.errors import ReplayError
 from replay.jit import cache
 from replay.process import rights
 from replay.procfs import files, kernel, own_page, pagemap_scan
+from replay.support.text import counted
 
 TRACEPOINTS: Final = ("kmem/mm_page_free", "kmem/mm_page_free_batched", "tlb/tlb_flush", "mmap/exit_mmap")
 
@@ -35,6 +36,20 @@ class Check(NamedTuple):
     state: State
     found: str
     remedy: str = ""
+
+
+ONLY_VALIDATE: Final = "; only 'replay validate' needs them"
+
+
+def _failed(name: str, error: ReplayError, more: str = "") -> Check:
+    """A check that an error ended: its message names the cause, and behind the last colon the remedy.
+
+    Only a message of the system, which begins with a capital letter, has no remedy.
+    """
+    found, _, remedy = str(error).rpartition(": ")
+    if not remedy[:1].islower():
+        found, remedy = str(error), "run replay as root of the host, outside of any container"
+    return Check(name, State.FAILS, found, remedy + more)
 
 
 def examine() -> Iterator[Check]:
@@ -101,8 +116,8 @@ def _page_frames() -> Check:
             if frame:
                 return Check("pagemap", State.WORKS, "page frames are shown")
     except ReplayError as error:
-        return Check("pagemap", State.FAILS, str(error), "a kernel with CONFIG_PROC_PAGE_MONITOR")
-    return Check("pagemap", State.FAILS, "page frames read as 0", f"CAP_SYS_ADMIN: run as root; {DOCKER}")
+        return _failed("pagemap", error)
+    return Check("pagemap", State.FAILS, "page frames read as 0", f"run as root; {DOCKER}")
 
 
 def _kpage(name: str) -> Check:
@@ -114,7 +129,7 @@ def _kpage(name: str) -> Check:
             finally:
                 os.close(descriptor)
     except ReplayError as error:
-        return Check(name, State.FAILS, str(error), "run as root, on a kernel with CONFIG_PROC_PAGE_MONITOR")
+        return _failed(name, error)
     if not frame:
         return Check(name, State.LIMITED, "can be opened; without page frames it says nothing", DOCKER)
     return Check(name, State.WORKS, f"says of a page of our own: {own_page.EXPECTED[name]}")
@@ -123,13 +138,15 @@ def _kpage(name: str) -> Check:
 def _pagemap_scan() -> Check:
     if pagemap_scan.supported():
         return Check(
-            "PAGEMAP_SCAN", State.WORKS, "present, swapped, huge: populated regions and PMD mappings"
+            "PAGEMAP_SCAN",
+            State.WORKS,
+            "tells which parts of an address space are populated, and PMD mappings",
         )
     return Check(
         "PAGEMAP_SCAN",
         State.LIMITED,
-        "missing (before v6.7): address spaces are read whole, PMD mappings told by smaps' totals",
-        "a newer kernel; traces say where a PMD mapping is a guess",
+        "missing (before v6.7): address spaces are read whole, and smaps tells only the sum of PMD mappings",
+        "use a newer kernel; traces say where a PMD mapping is a guess",
     )
 
 
@@ -180,7 +197,7 @@ def _tracepoints() -> Check:
         with tracefs.mounted() as (path, _):
             missing = [name for name in TRACEPOINTS if not (path / "events" / name).is_dir()]
     except ReplayError as error:
-        return Check("tracepoints", State.FAILS, str(error), "only 'replay validate' needs them")
+        return _failed("tracepoints", error, ONLY_VALIDATE)
     if missing:
         return Check("tracepoints", State.LIMITED, f"without {', '.join(missing)}")
     return Check("tracepoints", State.WORKS, ", ".join(TRACEPOINTS))
@@ -194,7 +211,7 @@ def _call_counts() -> Check:
         with tracefs.mounted() as (path, _):
             available = probes.available(path)
     except ReplayError as error:
-        return Check(name, State.FAILS, str(error), "only 'replay validate' needs them")
+        return _failed(name, error, ONLY_VALIDATE)
     if not available:
         return Check(
             name,
@@ -226,23 +243,27 @@ def _mthp() -> Check:
     found = {name: value for name, value in kernel.thp(True).items() if name.endswith("/enabled")}
     if not found:
         return Check("mTHP", State.LIMITED, "no sizes but the PMD's", "large anonymous folios need v6.8")
-    return Check("mTHP", State.WORKS, _sizes_on(found, kernel.thp(True).get("enabled", "")))
+    return Check("mTHP", State.WORKS, _sizes_on(found, kernel.thp(True).get("enabled", "unknown")))
 
 
 def _sizes_on(switches: Mapping[str, str], of_all: str) -> str:
     """The sizes that are not off. of_all: the switch of THP, which a size may inherit."""
     on = {
-        name.split("/")[0].removeprefix("hugepages-"): f"inherit: {of_all}" if value == "inherit" else value
+        name.split("/")[0].removeprefix("hugepages-"): f"inherit, so {of_all}"
+        if value == "inherit"
+        else value
         for name, value in switches.items()
         if value != "never"
     }
     told = ", ".join(f"{size} ({value})" for size, value in on.items())
-    return f"{len(switches)} sizes, not never: {told}" if on else f"{len(switches)} sizes, all never"
+    return f"{len(switches)} sizes; enabled: {told or 'none'}"
 
 
 def _swap() -> Check:
     devices = _text("/proc/swaps").splitlines()[1:]
-    return Check("swap", State.WORKS, f"{len(devices)} devices" if devices else "none")
+    if not devices:
+        return Check("swap", State.WORKS, "no device: no page is swapped out here")
+    return Check("swap", State.WORKS, f"{counted(len(devices), 'device')}: swap entries are captured")
 
 
 def machine() -> str:

@@ -82,6 +82,8 @@ def test_wrong_usage_is_status_2(path: Path):
         ["trim", REDIS, "--pid", "3", "-o", "part.parquet"],
         ["capture", "999999999"],
         ["capture", "nosuchprog"],
+        ["capture", "999999998", "999999999"],
+        ["run", str(CAPTURES / "pipeline.parquet"), "--together", "--order", "1"],
     ],
 )
 def test_a_world_that_is_not_as_asked_is_status_1(arguments: list[str], tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_world_that_is_not_as_asked_is_status_1(arguments: list[str], tmp_path
         (["whatif", REDIS, "-o"], "option '-o' requires an argument: see 'replay whatif --help'"),
         (["nothing"], "no such command 'nothing': see 'replay --help'"),
         (["rn"], "no such command 'rn' (did you mean 'run'?): see 'replay --help'"),
-        (["calibrate", "--runs", "0"], "invalid value for '--runs': 0 is not in the range x>=1: see"),
+        (["calibrate", "--runs", "0"], "invalid value for '--runs': 0 is too small, give at least 1: see"),
     ],
 )
 def test_a_wrong_command_line_is_told_in_one_line(arguments: list[str], line: str) -> None:
@@ -148,7 +150,18 @@ def test_version():
     assert call("--version").stdout == f"replay {replay.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [["algorithms"], ["--help"], ["inspect", "captures/redis.parquet"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["algorithms"],
+        ["--help"],
+        ["inspect", REDIS],
+        ["doctor", "--json"],
+        ["run", REDIS, "--format", "table"],
+        ["diff", REDIS, REDIS, "-a", "v2"],
+        ["diff", REDIS, "captures/nodejs.parquet", "-a", "v2"],
+    ],
+)
 def test_a_reader_that_has_seen_enough_is_no_failure(command: list[str]) -> None:
     here, there = os.pipe()
     os.close(here)

@@ -50,9 +50,13 @@ def calibrate(
     from replay.cost import calibration as kept
     from replay.report import terminal
 
+    measuring.check_rights()
+    path = kept.target(output)
     with progress("exits") as report:
         found = measuring.calibrate(runs=runs, algorithm=algorithm, progress=report)
     result = found.calibration
+    # first of all: where nobody reads the table, the command ends while it prints it
+    kept.write(result, path)
     table = pl.DataFrame(
         {
             "operation": list(result.costs),
@@ -72,7 +76,5 @@ def calibrate(
         f"in the median, {100 * result.error_high:.1f} % at the 90th percentile"
     )
     note(f"the costs leave out: {kept.UNSEEN}")
-    path = output or kept.path_here()
-    kept.write(result, path)
     note(f"wrote {path}")
     note("next: replay run --time TRACE")

@@ -12,10 +12,10 @@ import typer
 
 from replay.commands import help
 from replay.commands.naming import command_name, default_name, process_number, target, write_redacted
-from replay.commands.options import Force, Output, PagemapScan, Redact
+from replay.commands.options import Force, PagemapScan, Redact, output_option
 from replay.commands.output import load_numpy, note, progress
 from replay.commands.record import after_record
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 
 if TYPE_CHECKING:
     from replay.capture.live import Capture
@@ -32,7 +32,13 @@ def capture(
             show_default=False,
         ),
     ] = None,
-    output: Output = None,
+    output: Annotated[
+        Path | None,
+        output_option(
+            "NAME in the default is the name of the process or cgroup, 'all', or 'N-processes'. PID is the "
+            "number of the process; if there are several, that of replay."
+        ),
+    ] = None,
     cgroup: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +80,8 @@ def capture(
 ) -> None:
     """Capture the page tables of running processes into a trace.
 
+    It needs root, because Linux shows page frames to nobody else. A saved copy (--procfs DIR) needs no root.
+
     \b
     Examples:
       replay capture 4711
@@ -95,6 +103,9 @@ def capture(
 
     if procfs == Path("/proc"):
         require_procfs()
+    if len(pids) > 1 and not any((procfs / str(number)).exists() for number in pids):
+        listed = ", ".join(map(str, pids))
+        raise ReplayError(f"no processes {listed}: they have ended, or never were")
     path = output or default_name(*_subject(procfs, pids, cgroup), redact)
     written_to = target(path, redact, force)
     if at_exit and pid is not None:
@@ -162,7 +173,12 @@ def _after_capture(done: Capture, path: Path, force: bool) -> None:
         note(f"captured {len(spaces):,} address spaces, {agree} /proc/PID/status says{others}")
     note(*(f"not captured: {line}" for line in done.refused))
     if done.vanished:
-        note(f"not captured: {done.vanished:,} processes that ended before they could be read")
+        gone = (
+            "1 process: it has ended, or never was"
+            if done.vanished == 1
+            else f"{done.vanished:,} processes: they have ended, or never were"
+        )
+        note(f"not captured: {gone}")
     note(*notes.limits(done.meta), *notes.markers(done.meta))
     note(f"wrote {path}: {done.extents:,} extents{_held_for(done.meta)}")
     note(f"next: replay run {shlex.quote(str(path))}")

@@ -39,8 +39,8 @@ def diff(
         typer.Option(
             metavar="COUNTER=P%",
             help="End with status 3 if this counter grows by more than P percent of A in any algorithm. "
-            "'locks=1000' is a limit in counts. rss, rss_anon, rss_file, rss_shmem and swap have limits too, "
-            "without % in bytes. Repeatable.",
+            "'locks=1000' is a limit in counts. rss, rss_anon, rss_file, rss_shmem and swap also take "
+            "limits; without % these are in bytes. Repeatable.",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,
@@ -60,7 +60,8 @@ def diff(
 ) -> None:
     """Show what changed between two traces or results.
 
-    The largest change of a counter comes first. Kinds of VMA and sizes of memory follow.
+    Of two traces this shows sizes of memory and kinds of pages first. Counters follow, the largest change in
+    percent first.
 
     \b
     Examples:
@@ -70,8 +71,8 @@ def diff(
     Two recordings of one workload differ a little. Some counters also depend on other processes, which may
     map a page or use its folio: locks, lruvec_locks, folios_freed, pages_freed,
     swapcache_frees, nr_mapped_atomics and the counters of the deferred split. ptes, rmap_calls,
-    mapcount_atomics, release_entries and refcount_atomics do not. But which pages of a file are mapped
-    depends on what the page cache holds (fault-around).
+    mapcount_atomics, release_entries and refcount_atomics depend on them only through the page cache: it
+    decides which file pages fault-around maps.
     """
     load_numpy()
     from replay.commands.run import names_of
@@ -93,7 +94,7 @@ def diff(
             "before": one.name,
             "after": other.name,
             "counters": changes.to_dicts(),
-            "vmas": report.vmas(*traces).to_dicts() if traces else None,
+            "kinds": report.kinds(*traces).to_dicts() if traces else None,
             "memory_bytes": [report.memory(trace.meta) for trace in traces] if traces else None,
             "exceeded": failures,
         }
@@ -103,7 +104,7 @@ def diff(
         show(list(terminal.difference(one, other, changes, top, columns)), columns)
     if one.spaces != other.spaces:
         note(
-            f"note: {one.name} holds {counted(one.spaces, 'address space')}, {other.name} "
+            f"note: '{one.name}' holds {counted(one.spaces, 'address space')}, '{other.name}' "
             f"{counted(other.spaces, 'address space')}: their sums are compared"
         )
     note(*(f"above the limit: {line}" for line in failures))

@@ -31,6 +31,8 @@ TRACES: Final = "Look at traces and change them"
 CHECK: Final = "Check and measure"
 """Groups of commands."""
 
+_RANGE: Final = re.compile(r"([\[ ])x>=(\d+)\]$")
+"""What typer calls the smallest number that an option takes."""
 _DEFAULT_IN_BRACKETS: Final = re.compile(r"\[default: \((.*)\)(; [^)]*)?\]$")
 """A default that is told in words: typer puts it in brackets of its own."""
 
@@ -43,7 +45,8 @@ def _in_groups(params: list[Any], context: Any) -> dict[str, list[tuple[str, str
         if record is None:
             continue
         name, text = record
-        record = (name, _DEFAULT_IN_BRACKETS.sub(r"[default: \1\2]", text))
+        text = _DEFAULT_IN_BRACKETS.sub(r"[default: \1\2]", text)
+        record = (name, _RANGE.sub(r"\1at least \2]", text))
         is_argument = param.param_type_name == "argument"
         group = "Arguments" if is_argument else getattr(param, "rich_help_panel", None) or "Options"
         groups[group].append(record)

@@ -5,19 +5,33 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from replay.errors import ReplayError
+from replay.errors import ReplayError, UsageError
 
 if TYPE_CHECKING:
     from replay.trace.frame import Trace
 
 
-def target(path: Path, redact: bool, force: bool) -> Path | None:
-    """Where capture writes to: None if the rows must be redacted first."""
+ENDING: Final = ".parquet"
+"""How the name of a trace ends."""
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Raise, before any work is done, if a trace cannot be written there.
+
+    Raises `UsageError` for a name that does not end as one of a Parquet file, `ReplayError` as `atomic_file`.
+    """
     from replay.support.atomic_file import atomic_file
 
+    if path.suffix.lower() != ENDING:
+        raise UsageError(f"a trace is a Parquet file: let the name '{path}' end in {ENDING}")
     atomic_file(path, force=force)
+
+
+def target(path: Path, redact: bool, force: bool) -> Path | None:
+    """Where capture writes to: None if the rows must be redacted first. Raises as `check_target`."""
+    check_target(path, force)
     return None if redact else path
 
 

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,18 +28,18 @@ class Per(StrEnum):
     MM = "mm"
 
 
-Output = Annotated[
-    Path | None,
-    typer.Option(
+def output_option(named: str) -> Any:
+    """The option for the trace that is written. named: what its default name says."""
+    return typer.Option(
         "-o",
         "--output",
         metavar="FILE",
-        help="Trace to write. NAME in the default is the name of the process, command or cgroup, 'all', or "
-        "'N-processes'. PID is that of a single process, else that of replay.",
+        help=f"Trace to write. {named}",
         show_default="replay-NAME-PID-UTC.parquet",
         rich_help_panel=help.OUTPUT,
-    ),
-]
+    )
+
+
 Force = Annotated[
     bool, typer.Option("-f", "--force", help="Overwrite an existing file.", rich_help_panel=help.OUTPUT)
 ]
@@ -57,8 +56,8 @@ PagemapScan = Annotated[
     bool,
     typer.Option(
         "--pagemap-scan/--no-pagemap-scan",
-        help="Use PAGEMAP_SCAN where the kernel has it (v6.7). Without it, the capture leaves out the zero "
-        "pages of VMAs that are larger than 16 GiB (with pages of 4 KiB) and hold no other page.",
+        help="Use PAGEMAP_SCAN where the kernel has it (v6.7). Without it, zero pages are not captured in a "
+        "VMA that maps nothing else and is larger than 16 GiB (base pages of 4 KiB).",
         show_default="on",
         rich_help_panel=help.HOW,
     ),

@@ -105,7 +105,14 @@ def show(renderables: list[Any], columns: int) -> None:
     """Print tables as they are: names in them may hold anything, so no markup is interpreted."""
     from rich.console import Console
 
-    console = Console(width=columns, height=HEIGHT, markup=False, emoji=False, highlight=False)
+    class Output(Console):
+        """Standard output. A reader that has seen enough ends the command as any other write does."""
+
+        def on_broken_pipe(self) -> None:
+            """Pass the error on: rich would end with status 1."""
+            raise
+
+    console = Output(width=columns, height=HEIGHT, markup=False, emoji=False, highlight=False)
     for renderable in renderables:
         console.print(renderable)
 

@@ -55,7 +55,10 @@ def ranking(sort: str | None, top: int | None, *, table: bool) -> tuple[str, int
     from replay.teardown.counters import COUNTERS
 
     if (sort or top) and not table:
-        raise UsageError("--sort and --top rank the table of --per mm: without it they change nothing")
+        raise UsageError(
+            "--sort and --top rank the table of --per mm, and without it they change nothing: add --per mm "
+            "--format table"
+        )
     if sort not in (None, *COUNTERS, "pid"):
         raise UsageError(f"cannot sort by '{sort}': give 'pid' or a counter of 'replay algorithms'")
     return sort or "ptes", top or MOST
@@ -83,7 +86,7 @@ def sheets(
     top: int,
     width: int,
 ) -> list[Sheet]:
-    """One table for each algorithm that is named, else for the newest one.
+    """One table for each algorithm that is named, else for the newest one that the results have.
 
     compared: rows of `compare` for each address space.
     """
@@ -96,10 +99,12 @@ def sheets(
         for trace in traces
         for mm, space in enumerate(trace.meta.address_spaces)
     }
-    wanted = [name for name in names or [answers.NEWEST] if name != baseline] or [baseline]
+    there = compared["algorithm"].unique(maintain_order=True).to_list()
+    newest = answers.NEWEST if answers.NEWEST in there else there[-1]
+    wanted = [name for name in names or [newest] if name != baseline] or [baseline]
     ranked = []
     for name in wanted:
         rows = compared.filter(pl.col("algorithm") == name)
         rows = rows.sort(sort, descending=sort != "pid", maintain_order=True)
-        ranked.append(terminal.ranked(rows, cmdlines, (name, baseline), top, width))
+        ranked.append(terminal.ranked(rows, cmdlines, (name, baseline), sort, top, width))
     return ranked

@@ -13,7 +13,7 @@ import typer
 
 from replay.commands import help
 from replay.commands.naming import default_name, target, write_redacted
-from replay.commands.options import Force, Output, PagemapScan, Redact
+from replay.commands.options import Force, PagemapScan, Redact, output_option
 from replay.commands.output import load_numpy, note
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ def record(
         list[str],
         typer.Argument(help="A command and its arguments.", metavar="-- CMD ARGS...", show_default=False),
     ],
-    output: Output = None,
+    output: Annotated[
+        Path | None, output_option("NAME in the default is that of the command, PID that of replay.")
+    ] = None,
     pagemap_scan: PagemapScan = True,
     execs: Annotated[
         bool,
@@ -41,8 +43,8 @@ def record(
 ) -> None:
     """Run a command and capture each of its processes as it exits.
 
-    All go into one trace. An address space that an exec replaces is captured too, for example the copy of a
-    shell that fork made.
+    It needs root. All processes go into one trace. An address space that an exec replaces is captured too,
+    for example the copy of a shell that fork made.
 
     \b
     Examples:
@@ -53,9 +55,10 @@ def record(
     the command cannot be executed.
 
     The command runs as without replay, but slower. It can notice replay by TracerPid, Seccomp and
-    Seccomp_filters in /proc/PID/status, and SECCOMP_MODE_STRICT fails. A process that the command traces
-    itself is not captured. In such a process, and in one that outlives the recording, the seccomp filter
-    stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED, fail with ENOSYS.
+    Seccomp_filters in /proc/PID/status, and SECCOMP_MODE_STRICT fails. If the command traces one of its
+    processes (strace, gdb), that process is not captured. In such a process, and in one that outlives the
+    recording, the seccomp filter stays: PTRACE_TRACEME, ATTACH and SEIZE, and clone with CLONE_UNTRACED, fail
+    with ENOSYS.
     """
     load_numpy()
     from replay.recording import recorder

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from replay.commands.naming import check_target
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
@@ -30,12 +31,11 @@ def redact(
       replay redact T.parquet T-redacted.parquet
     """
     load_numpy()
-    from replay.support.atomic_file import atomic_file
     from replay.trace.file import read
     from replay.trace.redact import redact as redacted
 
     if output.exists() and output.samefile(trace):
-        raise UsageError(f"{output} is the trace itself: name another file for the redacted one")
-    atomic_file(output, force=force)
+        raise UsageError(f"'{output}' is the trace itself: name another file for the redacted one")
+    check_target(output, force)
     redacted(read(trace)).write(output, force=force)
     note(f"wrote {output}: names, PIDs, addresses and page frames are replaced")

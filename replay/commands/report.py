@@ -66,7 +66,7 @@ def report(
     """
     path = output or Path(f"{traces[0].stem}.html")
     if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"cannot tell the format of {path}: let it end in {', '.join(ENDINGS)}")
+        raise UsageError(f"cannot tell the format of '{path}': let it end in {', '.join(ENDINGS)}")
     load_numpy()
     from replay.report import charts, folio_orders, page
     from replay.support.atomic_file import atomic_file
@@ -118,7 +118,6 @@ def _times(traces: list[Trace], results: pl.DataFrame) -> page.Times | None:
         seconds,
         costs.algorithm,
         costs.kernel,
-        costs.error_median,
-        costs.error_high,
+        calibration.off(costs),
         f"{calibration.priced(costs)}. The costs leave out {calibration.UNSEEN}.",
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,9 @@ def run(
             "-a",
             "--algorithms",
             metavar="NAME,...",
-            help="Algorithms to replay. Changed parameters follow a name: 'v2,bundle=8'. A .toml file "
-            "defines several algorithms. Repeatable. See 'replay algorithms'.",
+            help="Algorithms to replay. Changed parameters follow a name: 'v2,bundle=8'. A .toml file has a "
+            'table for each algorithm: [mine], base = "mainline", release_batch = 15. Repeatable. See '
+            "'replay algorithms'.",
             show_default="all",
             rich_help_panel=help.ALGORITHMS,
         ),
@@ -121,7 +123,8 @@ def run(
         typer.Option(
             "--together",
             help="Tear down the address spaces one after the other, by PID: the last one that maps a page "
-            "frees it. Without this, each is torn down as if the others stayed.",
+            "frees it. Without this, each is torn down as if the others stayed. It changes nothing in a "
+            "trace that was captured at exits: there each address space is as the exits before left it.",
             rich_help_panel=help.COMPARED,
         ),
     ] = False,
@@ -188,31 +191,47 @@ def run(
     if order is not None and not together:
         raise UsageError("--order says in what order processes exit one after the other: add --together")
     exits = None if order is None else _pids(order)
+    if shape is None and output is None:
+        shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
+    if csv_safe and shape is not Shape.CSV and (output is None or output.suffix.lower() != ".csv"):
+        raise UsageError("--csv-safe changes only CSV: add --format csv, or -o FILE.csv")
+    ranked = ranking(sort, top, table=per is Per.MM and shape in (Shape.TABLE, Shape.MD))
+    for text in [*(algorithms or []), *(values.partition("=")[2] for values in vary or [])]:
+        names_of(text)
+    if any(path.is_dir() for path in traces):
+        if what_if is not None or together or check or time or partial or page_tables:
+            raise UsageError(
+                "the parts of a sweep are counts already: leave out --what-if, --together, --check, --time, "
+                "--partial and --page-tables, or name the traces"
+            )
+        results, names = _swept(traces, algorithms, vary, baseline)
+        _show_results([], of_pids(results, pid), names, baseline, output, shape, per, csv_safe, *ranked)
+        if verbose:
+            note(_peak_memory())
+        return
     wanted = _wanted(algorithms, vary, page_tables)
     base = variants.chosen(variants.one(baseline, {one.name: one for one in wanted}), page_tables)[0]
     replayed = wanted if base.name in {one.name for one in wanted} else [base, *wanted]
 
     from replay.trace import file
 
-    parts = [path for path in traces if path.is_dir()]
-    if shape is None and output is None:
-        shape = Shape.TABLE if sys.stdout.isatty() else Shape.CSV
-    ranked = ranking(sort, top, table=per is Per.MM and shape in (Shape.TABLE, Shape.MD))
     names = None if algorithms is None and vary is None else [one.name for one in wanted]
     if what_if is not None:
-        if together or check or time or pid or parts:
-            raise UsageError("--what-if goes without --together, --check, --time, --pid and parts of a sweep")
+        if together or check or time or pid:
+            raise UsageError("--what-if goes without --together, --check, --time and --pid")
         loaded = file.read_all(traces, partial=partial)
-        run_what_if(loaded, what_if, replayed, names, base.name, output, shape, per)
+        run_what_if(loaded, what_if, replayed, names, base.name, output, shape, per, csv_safe)
         return
-    costs = _costs(parts) if time else None
-    found = [] if parts else _replay(traces, replayed, partial, together, exits)
+    costs = _costs() if time else None
+    found = _replay(traces, replayed, partial, together, exits)
     loaded = [one.trace for one in found]
-    results = of_pids(_swept(traces, replayed) if parts else _results(found), pid)
+    results = of_pids(_results(found), pid)
     if costs:
         note(*_add_time(found, results, base.name, costs))
     _show_results(loaded, results, names, base.name, output, shape, per, csv_safe, *ranked)
-    if not together:
+    if together:
+        note(*_without_effect(loaded, exits))
+    else:
         _note_shared(traces, found)
     if check:
         _check(file.read_all(traces, partial=partial), replayed)
@@ -221,14 +240,21 @@ def run(
 
 
 def names_of(text: str) -> list[str]:
-    """Names separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Names or values separated by commas. Raises `UsageError` if one of several is empty."""
+    names = [name.strip() for name in text.split(",")]
+    if names == [""]:
+        return []
+    if not all(names):
+        raise UsageError(f"'{text}' has an empty value between its commas: fill it in, or leave a comma out")
+    return names
 
 
 def _pids(text: str) -> list[int]:
     names = names_of(text)
     if not names or not all(name.isascii() and name.isdigit() and len(name) < 10 for name in names):
         raise UsageError(f"--order takes process numbers separated by commas, not '{text}'")
+    if len(set(names)) < len(names):
+        raise UsageError("--order names a process twice: name it once")
     return [int(name) for name in names]
 
 
@@ -257,11 +283,32 @@ def _replay(
     for path, name in zip(paths, file.names(paths), strict=True):
         if together:
             trace = dataclasses.replace(file.read(path, partial=partial), name=name)
+            _check_order(trace, order or ())
             results = replayer.run_checked(trace, algorithms, together=True, order=order)
             found.append(replayer.Replayed(trace, results, None))
         else:
             found.append(replayer.replayed_file(path, algorithms, partial=partial, name=name))
     return found
+
+
+def _check_order(trace: Trace, order: Sequence[int]) -> None:
+    """Raise `ReplayError` if --order names a process that the trace does not have."""
+    unknown = set(order) - {space.pid for space in trace.meta.address_spaces}
+    if unknown:
+        raise ReplayError(
+            f"--order names process {min(unknown)}, which '{trace.name}' does not have: 'replay inspect "
+            "--json' lists all"
+        )
+
+
+def _without_effect(traces: Sequence[Trace], order: Sequence[int] | None) -> list[str]:
+    """A note for each trace in which --together, and --order if it is given, change nothing."""
+    options = "--together changes" if order is None else "--together and --order change"
+    return [
+        f"note: '{trace.name}' was captured at its exits, one after the other: {options} nothing"
+        for trace in traces
+        if trace.meta.mode != "live"
+    ]
 
 
 def _results(found: list[Replayed]) -> pl.DataFrame:
@@ -298,8 +345,10 @@ def _peak_memory() -> str:
     return f"peak memory: {peak / 1024:,.0f} MiB"
 
 
-def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
-    """The results of a sweep: rows of the wanted algorithms of its parts."""
+def _swept(
+    folders: list[Path], algorithms: list[str] | None, vary: list[str] | None, baseline: str
+) -> tuple[pl.DataFrame, list[str] | None]:
+    """The results of a sweep, and the algorithms of its parts that the options name; None for all."""
     import polars as pl
 
     from replay.fleet import parts
@@ -307,23 +356,35 @@ def _swept(folders: list[Path], algorithms: list[Algorithm]) -> pl.DataFrame:
     if len(folders) > 1:
         raise UsageError("name one folder of parts, or traces: not both, nor several folders")
     results = parts.read_all(folders[0])
-    wanted = [algorithm.name for algorithm in algorithms]
-    there = set(results["algorithm"])
+    there = results["algorithm"].unique(maintain_order=True).to_list()
+    listed = ", ".join(f"'{name}'" for name in there)
+    if baseline not in there:
+        raise ReplayError(
+            f"the parts in '{folders[0]}' have no '{baseline}': sweep it too, or name another one: "
+            f"--baseline {shlex.quote(there[0])}"
+        )
+    if algorithms is None and vary is None:
+        return results, None
+    # names of the parts stand for themselves: also those of the user's own, which only the sweep was told
+    unknown = [text for text in algorithms or [] if text not in there]
+    if vary or any("=" in text or text.endswith(".toml") for text in unknown):
+        wanted = [algorithm.name for algorithm in _wanted(algorithms, vary, None)]
+    else:
+        wanted = [name for text in algorithms or [] for name in ([text] if text in there else names_of(text))]
+    if not wanted:
+        raise UsageError(f"no algorithm is named: choose from {listed}")
     missing = [name for name in wanted if name not in there]
     if missing:
         raise ReplayError(
-            f"the parts in {folders[0]} have no '{missing[0]}': with -a, name some of "
-            f"{', '.join(sorted(there))}"
+            f"the parts in '{folders[0]}' have no '{missing[0]}': with -a, name some of {listed}"
         )
-    return results.filter(pl.col("algorithm").is_in(wanted))
+    return results.filter(pl.col("algorithm").is_in([baseline, *wanted])), wanted
 
 
-def _costs(parts: list[Path]) -> Calibration:
+def _costs() -> Calibration:
     """The calibration of this machine and kernel, before anything is replayed."""
     from replay.cost import calibration
 
-    if parts:
-        raise UsageError("--time needs the traces: a sweep's parts do not say how many VMAs there are")
     return calibration.read()
 
 
@@ -345,11 +406,7 @@ def _add_time(
         ),
         found,
     )
-    error = (
-        f"error of the calibration: {100 * found.error_median:.0f} % in the median, "
-        f"{100 * found.error_high:.0f} % or more for one exit in ten"
-    )
-    lines = [f"estimated teardown time on this machine ({found.kernel}; {error}):"]
+    lines = [f"estimated teardown time on this machine ({found.kernel}; {kept.off(found)}):"]
     for name, total in seconds.items():
         against = f", {(total / seconds[baseline] - 1) * 100:+.1f} %" if seconds.get(baseline) else ""
         kind = "  measured" if name == found.algorithm else "  extrapolated"
@@ -418,7 +475,7 @@ def _show_results(
     for trace in traces:
         note(*notes.noticed(trace, several=len(traces) > 1))
         if not trace.meta.address_spaces:
-            note(f"note: {trace.name} holds no address space")
+            note(f"note: '{trace.name}' holds no address space")
     shown = results if names is None else results.filter(pl.col("algorithm").is_in(names))
     note(*notes.bugs(shown))
 
@@ -444,7 +501,7 @@ def _check(traces: list[Trace], algorithms: list[Algorithm]) -> None:
         agreed = found.replays - len(found.differing)
         part = f", {found.cut:,} of them in part" if found.cut else ""
         note(
-            f"check of {trace.name}: the compiled replay and the reference agree in {agreed:,} "
+            f"check of '{trace.name}': the compiled replay and the reference agree in {agreed:,} "
             f"of {found.replays:,} replays of {found.compared:,} of {found.total:,} address spaces{part}"
         )
     if denied:

@@ -7,17 +7,21 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from replay.commands import help
 from replay.commands.output import load_numpy, note
+from replay.commands.run import names_of
 from replay.errors import UsageError
 from replay.support.text import counted
+
+if TYPE_CHECKING:
+    from replay.teardown.algorithms import Algorithm
 
 DEFECTIVE = 4
 """Exit status of a sweep that finished, but could not replay some of its traces."""
@@ -79,7 +83,8 @@ def sweep(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Replay on the Dask cluster of this scheduler. 'local' starts a cluster here.",
+            help="Replay on the Dask cluster of the scheduler at tcp://HOST:PORT. 'local' starts a cluster "
+            "here.",
             rich_help_panel=help.WORKERS,
         ),
     ] = None,
@@ -101,7 +106,10 @@ def sweep(
     from replay.fleet import sweep as fleet
     from replay.teardown.variants import chosen, encoded
 
-    wanted = None if algorithms is None else [encoded(algorithm) for algorithm in chosen(algorithms)]
+    for text in algorithms or []:
+        names_of(text)
+    replayed = chosen(algorithms)
+    wanted = None if algorithms is None else [encoded(algorithm) for algorithm in replayed]
     found = sources.find(traces)
     began = time.monotonic()
     with _progress(len(found)) as report:
@@ -110,21 +118,33 @@ def sweep(
             output,
             fleet.options_text(wanted, page_tables),
             jobs=jobs or os.cpu_count() or 1,
-            dask="" if dask == "local" else dask,
+            dask=dask,
             progress=report,
         )
     seconds = max(time.monotonic() - began, 1e-9)
-    skipped = f", {swept.skipped:,} were finished before" if swept.skipped else ""
-    note(
-        f"wrote {counted(swept.traces, 'part')} to {output}{skipped}: {swept.extents:,} extents, "
-        f"{swept.extents / seconds:,.0f} per second"
-    )
+    if swept.skipped == len(found):
+        parts = f"all {swept.skipped:,} parts are" if swept.skipped > 1 else "the part is"
+        note(f"nothing to do: {parts} there")
+    else:
+        skipped = f", {swept.skipped:,} were finished before" if swept.skipped else ""
+        note(
+            f"wrote {counted(swept.traces, 'part')} to '{output}'{skipped}: {swept.extents:,} extents, "
+            f"{swept.extents / seconds:,.0f} per second"
+        )
     for uri, error in list(swept.failures.items())[:5]:
         note(f"not replayed: {error if uri in error else f'{uri}: {error}'}")
     if swept.failures:
-        note(f"not replayed: {counted(len(swept.failures), 'trace')}, listed in {output / fleet.FAILURES}")
+        note(f"not replayed: {counted(len(swept.failures), 'trace')}, listed in '{output / fleet.FAILURES}'")
         sys.exit(DEFECTIVE)
-    note(f"next: replay run {shlex.quote(str(output))}")
+    note(f"next: replay run {shlex.quote(str(output))}{_against(replayed)}")
+
+
+def _against(replayed: Sequence[Algorithm]) -> str:
+    """The option that 'replay run' needs to compare these algorithms, with a space before it."""
+    from replay.teardown.algorithms import BASELINE
+
+    names = [algorithm.name for algorithm in replayed]
+    return "" if BASELINE in names else f" --baseline {shlex.quote(names[0])}"
 
 
 @contextmanager
@@ -142,7 +162,7 @@ def _progress(total: int) -> Iterator[Callable[[int, int], None] | None]:
         task = bar.add_task("", total=total, rate="")
 
         def report(done: int, extents: int) -> None:
-            rate = f"{extents / (time.monotonic() - began) / 1e6:.1f} M extents/s"
+            rate = f"{extents / (time.monotonic() - began):,.0f} extents per second"
             bar.update(task, completed=done, rate=rate)
 
         yield report

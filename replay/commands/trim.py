@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from replay.commands import help
+from replay.commands.naming import check_target
 from replay.commands.options import Force
 from replay.commands.output import load_numpy, note
 from replay.errors import UsageError
@@ -75,12 +76,11 @@ def trim(
     if not (pid or mm or vma or address):
         raise UsageError("say which part to keep: --pid, --mm, --vma or --address")
     load_numpy()
-    from replay.support.atomic_file import atomic_file
     from replay.trace import trim as trimming
     from replay.trace.file import read
 
     ranges = [trimming.parse_range(text) for text in address or []]
-    atomic_file(output, force=force)
+    check_target(output, force)
     part = trimming.trim(read(trace), pids=pid or [], mms=mm or [], vmas=vma or [], addresses=ranges)
     part.write(output, force=force)
     spaces = len(part.meta.address_spaces)

@@ -17,10 +17,13 @@ VERDICT_COLUMNS = (
     *("workload", "pid", "comm", "spaces", "exact", "predicted", "observed", "prefix", "causes", "calls"),
 )
 
-MEANINGS = (
-    "exact: exits that freed exactly the predicted folios in order; predicted, observed: folios freed; "
-    "prefix: folios before the first difference; causes: why folios differ, and how many."
-)
+MEANINGS = {
+    "exact": "exits that freed exactly the predicted folios in order",
+    "predicted": "folios that the replay frees",
+    "observed": "folios that the kernel has freed",
+    "prefix": "folios before the first difference",
+    "causes": "why folios differ, and how many",
+}
 
 
 def validate(
@@ -44,7 +47,7 @@ def validate(
         bool | None,
         typer.Option(
             help="Empty the LRU batches of all CPUs before each exit.",
-            show_default="drain where exit_mmap() empties those of its CPU: before v6.16",
+            show_default="on for kernels before v6.16, whose exit_mmap() empties the batches of its own CPU",
             rich_help_panel=help.COMPARED,
         ),
     ] = None,
@@ -72,9 +75,9 @@ def validate(
 ) -> None:
     """Check the replay against exits of the running kernel.
 
-    For each exit this compares the folios that the kernel frees, in order, with those that the replay
-    predicts. Where the kernel has kprobe events, it compares the numbers of calls too. The exit status is 3
-    if anything differs without a known cause.
+    It needs root. For each exit this compares the folios that the kernel frees, in order, with those that the
+    replay predicts. Where the kernel has kprobe events, it compares the numbers of calls too. The exit status
+    is 3 if anything differs without a known cause.
 
     \b
     Examples:
@@ -113,7 +116,7 @@ def validate(
             shown.remove("calls")
         table = table.select(shown)
         columns = width()
-        show([terminal.plain(table, "Folios freed at exit", columns, note=MEANINGS)], columns)
+        show([terminal.plain(table, "Folios freed at exit", columns, meanings=MEANINGS)], columns)
     for name, why in result.notes.items():
         note(f"{name}: {why}")
     for missed, missing in result.missed.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from replay.commands import help
+from replay.commands.naming import check_target
 from replay.commands.options import Force, Per, Shape
 from replay.commands.output import load_numpy, note, show, show_markdown, width
 from replay.errors import UsageError
@@ -68,8 +69,9 @@ def whatif(
         bool,
         typer.Option(
             "--file",
-            help="Put the page cache in folios too: of the largest order, aligned in the file. Each file is "
-            "taken to be mapped from its start. The same pages stay mapped.",
+            help="Put the page cache in folios too, aligned in the file. The largest order is used. File "
+            "offsets are unknown: the first mapping of a file is taken to begin at offset 0, unless its "
+            "large folios show where it begins. The same pages stay mapped.",
             rich_help_panel=help.MEMORY,
         ),
     ] = False,
@@ -114,7 +116,6 @@ def whatif(
       replay whatif T.parquet --policy collapse --max-ptes-none 64
     """
     load_numpy()
-    from replay.support.atomic_file import atomic_file
     from replay.trace.file import read
     from replay.trace.whatif import Policy, parse_orders, pmd_order, what_if
 
@@ -126,7 +127,7 @@ def whatif(
     if order is None and chosen is Policy.FAULT:
         raise UsageError("name the folio size: --order 3, or --order 64k")
     path = output or Path(f"{trace.stem}-whatif-{(order or 'collapse').replace(',', '-')}.parquet")
-    atomic_file(path, force=force)
+    check_target(path, force)
     before = read(trace)
     page_size = before.meta.page_size
     orders = [pmd_order(page_size)] if order is None else parse_orders(order, page_size)
@@ -179,10 +180,11 @@ def run_what_if(
     output: Path | None,
     shape: Shape | None,
     per: Per | None,
+    csv_safe: bool,
 ) -> None:
     """`replay run --what-if`: algorithm by folio order.
 
-    algorithms: to replay, with the baseline; names: those to show, all if None.
+    algorithms: to replay, with the baseline; names: those to show, all if None; csv_safe: as of `files.safe`.
     """
     import polars as pl
 
@@ -193,6 +195,8 @@ def run_what_if(
     results = folio_orders.by_order(traces, orders, algorithms)
     keys = {None: [], Per.TOTAL: [], Per.TRACE: ["trace"], Per.MM: ["trace", "mm", "pid", "comm"]}[per]
     frame = folio_orders.compared(results, keys, baseline)
+    if csv_safe:
+        frame = files.safe(frame)
     if output is not None:
         files.write(frame, output)
         note(f"wrote {output}: {len(frame):,} rows")

@@ -23,6 +23,7 @@ from replay.cost.measure import Exit, empty_seconds, measure
 from replay.errors import ReplayError
 from replay.support.thp import THP
 from replay.teardown.replayer import run
+from replay.teardown.variants import one
 from replay.validate.predict import algorithm_of
 from replay.validate.watch import shown_here
 
@@ -47,9 +48,8 @@ def calibrate(
     runs: how often each process is measured. algorithm: the one that this kernel runs; None finds it out. THP
     switches are changed meanwhile and put back. Raises `ReplayError` without the rights to capture a process.
     """
-    if os.geteuid():
-        raise ReplayError("calibrate captures processes and changes THP settings: run it as root")
-    algorithm = algorithm or algorithm_of(shown_here()).name
+    check_rights()
+    algorithm = one(algorithm).name if algorithm else algorithm_of(shown_here()).name
     sizes, orders = cases.scale(), offered_orders()
     training, held_out = cases.training(sizes, orders), cases.held_out(sizes, orders)
     total = (len(training) + len(held_out)) * runs
@@ -83,6 +83,12 @@ def calibrate(
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return Calibrated(calibration, exits, checks, errors)
+
+
+def check_rights() -> None:
+    """Raise `ReplayError` without the rights to capture a process and to change settings."""
+    if os.geteuid():
+        raise ReplayError("calibrate captures processes and changes THP settings: run it as root")
 
 
 def offered_orders() -> list[int]:

@@ -106,7 +106,19 @@ def priced(found: Calibration) -> str:
     ]
     return (
         f"Only these have a cost: {', '.join(names)}. Algorithms that differ only in other counters get the "
-        "same time"
+        "same estimate"
+    )
+
+
+OFF_FOR_PROGRAMS: Final = "5 to 40 %, nearly always too low"
+"""How far estimates were off in the median for Redis, a JVM, Node.js and NumPy: `scripts/bench_time`."""
+
+
+def off(found: Calibration) -> str:
+    """How far estimates were off, without a full stop at the end."""
+    return (
+        f"{100 * found.error_median:.0f} % off in the median over exits of test processes, "
+        f"{100 * found.error_high:.0f} % or more for one in ten of them; real programs: {OFF_FOR_PROGRAMS}"
     )
 
 
@@ -118,12 +130,23 @@ def path_here() -> Path:
     return Path(platformdirs.user_data_dir("replay", appauthor=False)) / name
 
 
+def target(path: Path | None) -> Path:
+    """Where a calibration is written: the file itself, or that of this machine and kernel, with its folder.
+
+    Raises `ReplayError`, before any work is done, if it cannot be written there.
+    """
+    found = path or path_here()
+    try:
+        if path is None:
+            found.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReplayError(f"cannot make the folder '{found.parent}': {error.strerror}") from None
+    atomic_file(found, force=True)
+    return found
+
+
 def write(calibration: Calibration, path: Path) -> None:
     """Write a calibration to a file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReplayError(f"cannot make the folder {path.parent}: {error.strerror}") from None
     with atomic_file(path, force=True) as file:
         file.write(json.dumps(dataclasses.asdict(calibration), indent=1).encode())
 
@@ -141,14 +164,14 @@ def read(path: Path | None = None) -> Calibration:
             raise ValueError("another version")
     except FileNotFoundError:
         others = sorted(found.parent.glob(f"calibration-{machine()}-*.json")) if found.parent.is_dir() else []
-        hint = f" ({others[0].name} is of another kernel)" if others and path is None else ""
+        hint = f" ('{others[0].name}' is of another kernel)" if others and path is None else ""
+        what = "of this machine and kernel" if path is None else f"'{found}'"
         raise ReplayError(
-            f"no calibration {'of this machine and kernel' if path is None else found}{hint}: "
-            "make one with 'replay calibrate', which takes a few minutes"
+            f"no calibration {what}{hint}: make one with 'replay calibrate', which takes a few minutes"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise ReplayError(
-            f"{found} is no calibration ({error}): make it again with 'replay calibrate'"
+            f"'{found}' is no calibration ({error}): make it again with 'replay calibrate'"
         ) from None
     return calibration
 

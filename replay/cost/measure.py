@@ -73,7 +73,10 @@ def seconds_to_end(pid: int) -> float:
         began = time.perf_counter()
         os.kill(pid, signal.SIGKILL)
         if not poll.poll(TIMEOUT_MS):
-            raise ReplayError(f"process {pid} was killed but has not ended after {TIMEOUT_MS // 1000} s")
+            raise ReplayError(
+                f"process {pid} was killed but has not ended after {TIMEOUT_MS // 1000} s: something "
+                f"holds it in the kernel, see /proc/{pid}/stack"
+            )
         return time.perf_counter() - began
     finally:
         os.close(descriptor)

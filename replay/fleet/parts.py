@@ -48,7 +48,7 @@ def check_options(folder: Path, sources: Sequence[Source], options: str) -> None
     for path in sorted(folder.glob("*.parquet")):
         made_from = None if path in ours else _key_in(path)
         if made_from and json.loads(made_from)["options"] != options:
-            raise ReplayError(f"{path} was made with other options: sweep into an empty folder")
+            raise ReplayError(f"'{path}' was made with other options: sweep into an empty folder")
 
 
 def encoded(results: pl.DataFrame, source: Source, options: str) -> bytes:
@@ -91,20 +91,22 @@ def read_all(folder: Path) -> pl.DataFrame:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException):
-            raise ReplayError(f"{path} is a damaged part: remove it and run the sweep again") from None
+            raise ReplayError(f"'{path}' is a damaged part: remove it and run the sweep again") from None
         made_from = json.loads(table.schema.metadata[KEY])
         options.setdefault(made_from["options"], path)
         frames.append(pl.DataFrame(pl.from_arrow(table)))
     if len(options) > 1:
         one, other = list(options.values())[:2]
-        raise ReplayError(f"{one} and {other} were made with different options: sweep into an empty folder")
+        raise ReplayError(
+            f"'{one}' and '{other}' were made with different options: sweep into an empty folder"
+        )
     if not frames and any(folder.glob("*.parquet")):
         raise ReplayError(
-            f"{folder} holds no parts of a sweep: name its traces ({folder}/*.parquet), "
+            f"'{folder}' holds no parts of a sweep: name its traces ({folder}/*.parquet), "
             f"or make parts elsewhere with 'replay sweep {folder} -o PARTS'"
         )
     if not frames:
         raise ReplayError(
-            f"{folder} holds no parts of a sweep: make them with 'replay sweep TRACE... -o {folder}'"
+            f"'{folder}' holds no parts of a sweep: make them with 'replay sweep TRACE... -o {folder}'"
         )
     return pl.concat(frames).sort("trace", maintain_order=True)

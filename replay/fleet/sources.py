@@ -51,7 +51,9 @@ def find(words: Sequence[str]) -> list[Source]:
     for word in words:
         versions = dict(_remote(word) if is_remote(word) else _local(word))
         if not versions:
-            raise ReplayError(f"no trace in {word}: name traces, or a folder with files that end in {ENDING}")
+            raise ReplayError(
+                f"no trace in '{word}': name traces, or a folder with files that end in {ENDING}"
+            )
         found |= versions
     names = Counter(map(stem_of, found))
     return [

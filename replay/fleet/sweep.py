@@ -65,20 +65,24 @@ def sweep(
 ) -> Swept:
     """Replay the traces whose parts are not in `folder` yet.
 
-    options: of `options_text`. jobs: local worker processes. dask: address of a scheduler, "" for a local
-    cluster, None for plain processes. progress: called with (traces done, extents so far).
+    options: of `options_text`. jobs: local worker processes. dask: address of a scheduler, "local" for a
+    cluster on this machine, None for plain processes. progress: called with (traces done, extents so far).
     """
+    if dask is not None:
+        workers.check_address(dask)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ReplayError(f"cannot make the folder {folder}: {error.strerror}") from None
+        raise ReplayError(f"cannot make the folder '{folder}': {error.strerror}") from None
+    atomic_file(folder / FAILURES, force=True)
     parts.check_options(folder, sources, options)
     task = workers.Task(replayed, options)
     left = [source for source in sources if not parts.is_finished(folder, source, options)]
     outcomes = workers.local(left, task, jobs) if dask is None else workers.dask(left, task, jobs, dask)
     extents = done = 0
     failures: dict[str, str] = {}
-    for outcome in outcomes:
+    # without traces no cluster is asked for
+    for outcome in outcomes if left else ():
         if outcome.error:
             failures[outcome.source.uri] = outcome.error
             parts.path_of(folder, outcome.source).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from replay.errors import ReplayError
+from replay.errors import ReplayError, UsageError
 from replay.fleet.sources import Source, fetched
 from replay.jit import compiled
 from replay.teardown import one_pass
@@ -118,29 +118,51 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+LOCAL: Final = "local"
+"""In place of an address: a Dask cluster on this machine."""
+
+
+def check_address(address: str) -> None:
+    """Raise `UsageError` for what is no address of a Dask scheduler, `ReplayError` if there is no Dask."""
+    try:
+        from distributed.comm import get_address_host_port
+    except ImportError:
+        raise ReplayError("Dask is not installed: pip install 'mm-replay[dask]'") from None
+    try:
+        if address != LOCAL:
+            get_address_host_port(address)
+    except (ValueError, TypeError):
+        raise UsageError(f"'{address}' is no Dask address: give tcp://HOST:PORT, or '{LOCAL}'") from None
+
+
 def dask(sources: Sequence[Source], task: Task, jobs: int, address: str) -> Iterator[Outcome]:
     """Replay on a Dask cluster, in the order in which workers finish.
 
-    address: of the scheduler; empty for a cluster of `jobs` processes on this machine. Raises `ReplayError`
-    if Dask is not installed or the scheduler does not answer.
+    address: of the scheduler; `LOCAL` for a cluster of `jobs` processes on this machine. Raises `ReplayError`
+    if the scheduler does not answer.
     """
-    try:
-        import distributed
-    except ImportError:
-        raise ReplayError("Dask is not installed: pip install 'mm-replay[dask]'") from None
+    import distributed
+
     with contextlib.ExitStack() as stack:
         try:
-            if address:
-                client = stack.enter_context(distributed.Client(address, timeout="10s"))
-            else:
+            if address == LOCAL:
                 cluster = stack.enter_context(
                     distributed.LocalCluster(
                         n_workers=jobs, threads_per_worker=1, dashboard_address=None, silence_logs="CRITICAL"
                     )
                 )
                 client = stack.enter_context(distributed.Client(cluster))
-        except (OSError, TimeoutError) as error:
-            raise ReplayError(f"no Dask scheduler answers at {address}: {error}") from None
+            else:
+                client = stack.enter_context(distributed.Client(address, timeout="10s"))
+        except OSError as error:
+            raise ReplayError(
+                f"no Dask scheduler answers at '{address}' ({error}): start one there with 'dask scheduler'"
+            ) from None
+        except TypeError:
+            raise ReplayError(
+                f"Dask has no TLS certificates for '{address}': name them in its configuration, under "
+                "distributed.comm.tls"
+            ) from None
         waiting = deque(sources)
         limit = IN_FLIGHT_PER_WORKER * max(jobs, len(client.scheduler_info()["workers"]))
 

@@ -9,6 +9,7 @@ from typing import Final
 import polars as pl
 
 from replay.report import folio_orders, inspect, notes
+from replay.report.compare import percent
 from replay.teardown.algorithms import BASELINE
 from replay.trace.frame import Trace
 
@@ -60,9 +61,7 @@ def _change(count: int, base: int) -> str:
         return "as many"
     if not base:
         return f"{count:,}"
-    change = (count - base) / base * 100
-    digits = 1 if abs(change) >= 0.05 else 2
-    return f"{abs(change):.{digits}f} % {'more' if change > 0 else 'fewer'}"
+    return f"{percent(count, base)[1:]} % {'more' if count > base else 'fewer'}"
 
 
 def _best(frame: pl.DataFrame) -> str | None:
@@ -75,7 +74,15 @@ def _best(frame: pl.DataFrame) -> str | None:
     said = []
     for row in rows.sort("order").iter_rows(named=True):
         if row["order"] in (4, rows["order"].max()):
-            memory = row["pages_added"] / max(captured["resident_pages"], 1) * 100
             change = _change(row["rmap_calls"], captured["rmap_calls"])
-            said.append(f"of order {row['order']}, {change} rmap removals for {memory:.1f} % more memory")
-    return f"With anonymous folios {'; '.join(said)} (what-if, {name} against itself as captured)."
+            memory = _memory(row["pages_added"], captured["resident_pages"])
+            said.append(f"order {row['order']} makes {change} rmap removals and takes {memory}.")
+    sentences = " ".join([said[0], *(text.capitalize() for text in said[1:])])
+    return f"What-if, compared with {name} on the memory as captured: {sentences}"
+
+
+def _memory(added: int, resident: int) -> str:
+    """How much memory a what-if takes, in pages of the memory as captured."""
+    if not added or not resident:
+        return "no more memory"
+    return f"{percent(resident + added, resident)[1:]} % {'more' if added > 0 else 'less'} memory"

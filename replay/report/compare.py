@@ -45,6 +45,17 @@ def compare(results: pl.DataFrame, per: Sequence[str] = KEYS, baseline: str = BA
     return joined.with_columns(added).drop([f"{name}_base" for name in COUNTERS])
 
 
+def percent(count: float, base: float) -> str:
+    """The change from `base`, which is not 0, to `count`, in percent: `+12.3`.
+
+    A small change is never shown as 0, nor a small rest as -100.
+    """
+    change = (count - base) / base * 100
+    texts = [f"{change:+.{digits}f}" for digits in range(1, 7)]
+    told = (text for text in texts if float(text) != 0 and (float(text) != -100 or count == 0))
+    return next(told, texts[-1])
+
+
 def equal(results: pl.DataFrame) -> list[list[str]]:
     """Groups of algorithms that count alike in every counter of every address space, each of two or more."""
     groups: dict[tuple[object, ...], list[str]] = {}

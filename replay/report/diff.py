@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed from one trace or result to another: by counter, by kind of VMA, in memory."""
+"""What changed from one trace or result to another: by counter, by kind of page, in memory."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def load(path: Path, algorithms: Sequence[str] | None = None, page_tables: str |
     is_text = path.suffix.lower() in (".csv", ".json")
     if not is_text and path.is_file() and os.access(path, os.R_OK) and not _is_parquet(path):
         raise ReplayError(
-            f"{path} is not a Parquet file: give a trace made by 'replay capture', or a file of 'replay run "
-            "-o'"
+            f"'{path}' is not a Parquet file: give a trace made by 'replay capture', or a file of 'replay "
+            "run -o'"
         )
     if not is_text and (_is_trace(path) or not _is_parquet(path)):
         trace = read(path)
@@ -80,19 +80,19 @@ def _is_trace(path: Path) -> bool:
 
 
 def _result(path: Path) -> pl.DataFrame:
-    wrong = f"{path} is no result of 'replay run'"
+    wrong, again = f"'{path}' is no result of 'replay run'", "make one with 'replay run -o'"
     try:
         readers: dict[str, Callable[[Path], pl.DataFrame]] = {".csv": pl.read_csv, ".json": pl.read_json}
         frame = readers.get(path.suffix.lower(), pl.read_parquet)(path)
     except FileNotFoundError:
         raise ReplayError(f"no such file: {path}") from None
     except (pl.exceptions.PolarsError, OSError, ValueError):
-        raise ReplayError(f"{wrong}: it cannot be read as {path.suffix[1:] or 'parquet'}") from None
+        raise ReplayError(f"{wrong}: it cannot be read as {path.suffix[1:] or 'parquet'}: {again}") from None
     missing = [name for name in ("algorithm", *COUNTERS) if name not in frame.columns]
     if missing:
-        raise ReplayError(f"{wrong}: it has no column '{missing[0]}': make one with 'replay run -o'")
+        raise ReplayError(f"{wrong}: it has no column '{missing[0]}': {again}")
     if "what_if" in frame.columns:
-        raise ReplayError(f"{path} compares folio orders ('run --what-if'): compare results of one order")
+        raise ReplayError(f"'{path}' compares folio orders ('run --what-if'): compare results of one order")
     return frame.with_columns(pl.col(list(COUNTERS)).cast(pl.Int64))
 
 
@@ -113,8 +113,8 @@ def counters(before: Side, after: Side) -> pl.DataFrame:
     )
     if joined.is_empty():
         raise ReplayError(
-            f"{before.name} and {after.name} have no algorithm in common: make the results again, with the "
-            "same -a"
+            f"'{before.name}' and '{after.name}' have no algorithm in common: make the results again, with "
+            "the same -a"
         )
     old, new = pl.col("count"), pl.col("count_after")
     return joined.select(
@@ -139,15 +139,15 @@ def grouped(changes: pl.DataFrame) -> pl.DataFrame:
         changes.filter(pl.col("change") != 0)
         .group_by(alike, maintain_order=True)
         .agg(pl.col("algorithm").str.join(", ").alias("algorithms"))
-        .select("counter", "before", "after", "change", "change_pct", "algorithms")
+        .select("counter", "algorithms", "before", "after", "change", "change_pct")
     )
 
 
-KIND_OF_VMA: Final = "kind_of_vma"
+KIND: Final = "kind_of_page"
 
 
-def vma_kinds(trace: Trace) -> pl.DataFrame:
-    """Pages by kind of VMA: columns `kind_of_vma pages large extents`; large: in folios of order > 0."""
+def _by_kind(trace: Trace) -> pl.DataFrame:
+    """Columns `kind_of_page pages large extents`; large: in folios of order > 0."""
     rows = classified(trace)
     name = pl.col("vma_name").cast(pl.String)
     count = pl.col("pages").cast(pl.Int64)
@@ -166,27 +166,25 @@ def vma_kinds(trace: Trace) -> pl.DataFrame:
         .then(pl.lit("anonymous"))
         .otherwise(pl.lit("copies of file pages"))
     )
-    return rows.group_by(kind.alias(KIND_OF_VMA)).agg(
+    return rows.group_by(kind.alias(KIND)).agg(
         count.sum().alias("pages"),
         count.filter(pl.col("order") > 0).sum().alias("large"),
         pl.len().cast(pl.Int64).alias("extents"),
     )
 
 
-def vmas(before: Trace, after: Trace) -> pl.DataFrame:
-    """Columns `kind_of_vma before after change large_before large_after`, pages; the largest change first."""
-    joined = vma_kinds(before).join(
-        vma_kinds(after), on=KIND_OF_VMA, how="full", coalesce=True, suffix="_after"
-    )
-    filled = joined.with_columns(pl.exclude(KIND_OF_VMA).fill_null(0))
+def kinds(before: Trace, after: Trace) -> pl.DataFrame:
+    """Columns `kind_of_page before after change large_before large_after`, pages; largest change first."""
+    joined = _by_kind(before).join(_by_kind(after), on=KIND, how="full", coalesce=True, suffix="_after")
+    filled = joined.with_columns(pl.exclude(KIND).fill_null(0))
     return filled.select(
-        KIND_OF_VMA,
+        KIND,
         pl.col("pages").alias("before"),
         pl.col("pages_after").alias("after"),
         (pl.col("pages_after") - pl.col("pages")).alias("change"),
         pl.col("large").alias("large_before"),
         pl.col("large_after"),
-    ).sort(pl.col("change").abs(), "before", KIND_OF_VMA, descending=[True, True, False])
+    ).sort(pl.col("change").abs(), "before", KIND, descending=[True, True, False])
 
 
 def memory(meta: Metadata) -> dict[str, int]:
@@ -197,6 +195,19 @@ def memory(meta: Metadata) -> dict[str, int]:
 
     parts = {name: total(name) for name in MEMORY[1:]}
     return {"rss": parts["rss_anon"] + parts["rss_file"] + parts["rss_shmem"]} | parts
+
+
+def same_memory(before: Side, after: Side) -> bool:
+    """Whether two sides have the same memory; results say nothing about it, so that theirs is the same."""
+    if before.trace is None or after.trace is None:
+        return True
+    pages = kinds(before.trace, after.trace)
+    return (
+        before.trace.meta.page_size == after.trace.meta.page_size
+        and memory(before.trace.meta) == memory(after.trace.meta)
+        and pages["before"].equals(pages["after"])
+        and pages["large_before"].equals(pages["large_after"])
+    )
 
 
 # ------------------------------------------------------------------ thresholds
@@ -211,7 +222,7 @@ class Threshold:
     percent: bool
 
     def __str__(self) -> str:
-        return f"{self.name}={self.limit:g}{'%' if self.percent else ''}"
+        return f"{self.limit:,.15g}{' %' if self.percent else ''}"
 
 
 def parse_threshold(text: str) -> Threshold:
@@ -251,12 +262,17 @@ def exceeded(thresholds: Sequence[Threshold], changes: pl.DataFrame, before: Sid
                 for algorithm, old, new in rows.select("algorithm", "before", "after").iter_rows()
             ]
         lines += [
-            f"{threshold.name}{of} grew from {old:,} to {new:,}{unit}, more than {threshold}"
-            f"{'' if threshold.percent else unit}"
+            f"{threshold.name}{of} grew by {_growth(threshold, old, new, unit)}; the limit is {threshold}"
             for of, old, new in figures
             if _grew(threshold, old, new)
         ]
     return lines
+
+
+def _growth(threshold: Threshold, old: int, new: int, unit: str) -> str:
+    """By how much a figure grew, also in percent where the limit is in percent."""
+    share = f" ({compare.percent(new, old)} %)" if threshold.percent and old else ""
+    return f"{new - old:,}{unit}{share}"
 
 
 def _grew(threshold: Threshold, old: int, new: int) -> bool:

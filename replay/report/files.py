@@ -30,7 +30,7 @@ def format_of(path: Path) -> Format:
         return Format(path.suffix.lower().removeprefix("."))
     except ValueError:
         endings = ", ".join(f".{name}" for name in Format)
-        raise UsageError(f"cannot tell the format of {path}: let it end in {endings}") from None
+        raise UsageError(f"cannot tell the format of '{path}': let it end in {endings}") from None
 
 
 def check_target(path: Path, traces: Sequence[Path]) -> None:
@@ -43,7 +43,7 @@ def check_target(path: Path, traces: Sequence[Path]) -> None:
     atomic_file(path, force=True)
     if path.exists() and (any(path.samefile(trace) for trace in traces) or _is_trace(path)):
         raise ReplayError(
-            f"{path} is a trace, which cannot be made again: choose another name for the result"
+            f"'{path}' is a trace, which cannot be made again: choose another name for the result"
         )
 
 

@@ -117,12 +117,16 @@ def memory(frame: pl.DataFrame) -> dict[str, tuple[int, int]]:
 def summary(before: Trace, found: WhatIf) -> list[str]:
     """What a what-if did, as lines for people."""
     page = before.meta.page_size
-    made = ", ".join(f"{count:,} of order {order}" for order, count in found.folios.items())
+    made = ", ".join(
+        f"{count:,} folio{'' if count == 1 else 's'} of order {order}"
+        for order, count in found.folios.items()
+    )
     lines = [f"{before.name}: {found.trace.meta.what_if}"]
     if made:
+        number = sum(found.folios.values())
         lines.append(
-            f"folios made: {made}, from {found.taken:,} of {found.anonymous:,} private anonymous pages "
-            f"({size(found.taken * page)})"
+            f"made: {made}; {'it holds' if number == 1 else 'they hold'} {found.taken:,} of the "
+            f"{found.anonymous:,} private anonymous pages ({size(found.taken * page)})"
         )
     old, new = resident(before), resident(found.trace)
     share = f", {found.added / old * 100:+.1f} %" if old else ""

@@ -105,7 +105,7 @@ def differing(meta: Metadata) -> list[str]:
         return []
     return [
         f"note: captured pages differ from /proc/PID/status: {', '.join(parts)}. The replay counts the "
-        "captured pages; proc(5) calls these figures inaccurate"
+        "captured pages; proc(5) calls the figures of /proc/PID/status inaccurate"
     ]
 
 
@@ -207,6 +207,6 @@ def shared_anon(trace: Trace, frames: Iterable[pl.DataFrame] | None = None) -> l
     if not ((rows["pfn"] < previous["end"]) & (rows["mm"] != previous["mm"])).any():
         return []
     return [
-        f"note: address spaces of {trace.name} share anonymous pages. Each is torn down as if the others "
+        f"note: address spaces of '{trace.name}' share anonymous pages. Each is torn down as if the others "
         "stayed, so none of them frees these pages. --together tears them down one after the other"
     ]

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import polars as pl
 
 from replay.report import address_map, answers, charts, folio_orders, inspect, notes
+from replay.report.compare import percent
 from replay.support.text import printable
 from replay.teardown.algorithms import ALGORITHMS, BASELINE, NOT_MODELLED
 from replay.teardown.counters import COUNTERS
@@ -41,15 +42,14 @@ MOST_MAPS: Final = 4
 class Times(NamedTuple):
     """Estimated teardown times: seconds of each algorithm, and what is known of the costs behind them.
 
-    algorithm: the one under which the costs were measured. kernel: its release. error_median, error_high: of
-    held-out exits. limits: sentences on what has a cost and what the costs leave out.
+    algorithm: the one under which the costs were measured. kernel: its release. error: a sentence on how far
+    estimates were off. limits: sentences on what has a cost and what the costs leave out.
     """
 
     seconds: dict[str, float]
     algorithm: str
     kernel: str
-    error_median: float
-    error_high: float
+    error: str
     limits: str
 
 
@@ -140,8 +140,8 @@ def _comparison(total: pl.DataFrame) -> str:
     table = _table(["algorithm", *(name.replace("_", " ") for name in columns)], rows)
     meanings = "; ".join(f"{name.replace('_', ' ')}: {COUNTERS[name]}" for name in columns)
     return (
-        "<h2>Algorithms</h2>"
-        '<p class="soft">All address spaces together; the change is against the baseline.</p>'
+        f"<h2>Algorithms, compared with {BASELINE}</h2>"
+        '<p class="soft">All address spaces together.</p>'
         + f'<div class="charts">{"".join(f"<div>{picture}</div>" for picture in pictures)}</div>'
         + table
         + f'<p class="soft">{_text(meanings)}.</p>'
@@ -173,7 +173,8 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
             [_text(row["algorithm"]), *(_count(row[form], base) for form in forms)]
             for row in grid.iter_rows(named=True)
         ]
-        tables.append(f"<h3>{_text(SHOWN[name])}</h3>" + _table(["algorithm", *forms], rows))
+        title = f"{SHOWN[name]}, compared with {BASELINE} on the memory as captured"
+        tables.append(f"<h3>{_text(title)}</h3>" + _table(["algorithm", *forms], rows))
     sizes = [
         [_text(form), *(_text(folio_orders.size(pages * page_size)) for pages in reversed(found[form]))]
         for form in forms
@@ -189,7 +190,6 @@ def _by_order(total: pl.DataFrame, traces: Sequence[Trace]) -> str:
             "Tables by folio order",
             "".join(tables) + "<h3>Memory</h3>" + _table(["memory", "resident", "added"], sizes),
         )
-        + '<p class="soft">Changes in the tables are against the baseline on the memory as captured.</p>'
     )
 
 
@@ -201,25 +201,19 @@ def _time(times: Times | None) -> str:
         [
             _text(name),
             f"{1000 * seconds:,.1f} ms",
-            _change(seconds, base) if base and name != BASELINE else "",
+            f"{_percent(seconds, base)} %" if base and name != BASELINE else "",
             "this kernel's" if name == times.algorithm else "extrapolated",
         ]
         for name, seconds in times.seconds.items()
     ]
     return (
         "<h2>Estimated teardown time</h2>"
-        f"<p>By the calibration of the machine that wrote this page (Linux {_text(times.kernel)}): "
-        f"{100 * times.error_median:.0f} % off in the median, {100 * times.error_high:.0f} % or more for one "
-        "exit in ten. Costs were measured for the algorithm that its kernel runs; for the others they are "
-        "extrapolated.</p>"
+        f"<p>By the calibration of the machine that wrote this page (Linux {_text(times.kernel)}). "
+        f"{_text(times.error)}. Costs were measured for the algorithm that its kernel runs; for the others "
+        "they are extrapolated.</p>"
         + _table(["algorithm", "time", "against the baseline", "costs"], rows)
         + f'<p class="soft">An estimate, not a count. {_text(times.limits)}</p>'
     )
-
-
-def _change(after: float, before: float) -> str:
-    change = (after / before - 1) * 100
-    return _percent(change) if abs(change) >= 0.0001 else "±0"
 
 
 def _orders(traces: Sequence[Trace]) -> str:
@@ -411,7 +405,7 @@ def _bars(total: pl.DataFrame, counter: str, title: str) -> Any:
 def _label(count: int, base: int) -> str:
     if count == base or not base:
         return f"{count:,}"
-    return f"{count:,} ({_percent((count - base) / base * 100)})"
+    return f"{count:,} ({_percent(count, base)} %)"
 
 
 def _curve(total: pl.DataFrame, counter: str, title: str = "") -> Any:
@@ -479,15 +473,20 @@ def _count(count: int | None, base: int) -> str:
         return ""
     if count == base or not base:
         return f"{count:,}"
+    kind = "more" if count > base else "less"
+    return f'{count:,}<small class="{kind}">{_percent(count, base)} %</small>'
+
+
+def _percent(count: float, base: float) -> str:
+    """A change as `percent` says it, a large one without decimals; ±0 for none."""
     change = (count - base) / base * 100
-    return f'{count:,}<small class="{"more" if change > 0 else "less"}">{_percent(change)}</small>'
+    if abs(change) < SMALLEST:
+        return "±0"
+    return f"{change:+,.0f}" if abs(change) >= 1000 else percent(count, base)
 
 
-def _percent(change: float) -> str:
-    """A change in percent. A small change is never shown as 0."""
-    size = abs(change)
-    digits = 0 if size >= 1000 else 1 if size >= 0.05 else 2 if size >= 0.005 else 4
-    return f"{change:+,.{digits}f} %"
+SMALLEST: Final = 5e-7
+"""Changes in percent below this come from the rounding of times."""
 
 
 def _table(

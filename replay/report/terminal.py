@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that a terminal shows, as rich renderables. Nothing here prints.
 
-No number is cut or folded. Where the width is too small, the last columns are left out, and a line names
-them.
+No number is cut or folded. Where the width is too small, columns are left out, the last ones first, and a
+line names them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from replay.report import diff, folio_orders, inspect
+from replay.report.compare import percent
 from replay.support.text import printable
 from replay.teardown.algorithms import BASELINE
 from replay.teardown.counters import COUNTERS
@@ -32,6 +34,9 @@ GAP = 3
 FREE = ("name", "causes", "command line")
 """Columns of text that may be cut to `FREE_WIDTH`."""
 FREE_WIDTH = 12
+FOLDED = ("algorithms",)
+"""Columns of words that may take several lines of `FOLDED_WIDTH`."""
+FOLDED_WIDTH = 20
 
 
 RUNNING = " *"
@@ -54,8 +59,8 @@ def comparison(
     cells = {"algorithm": [f"{row['algorithm']}{mark}" for row, mark in zip(rows, marks, strict=True)]}
     cells |= {name: [_cell(row, name, baseline) for row in rows] for name in SHOWN}
     styles = ["dim" if row["algorithm"] == baseline else None for row in rows]
-    note = f"Changes are against {baseline}. {_meanings(SHOWN)}"
-    return _table(cells, title, width, right=SHOWN, styles=styles, note=note)
+    note = f"Changes are against {baseline}."
+    return Sheet(cells, title, width, SHOWN, styles, note, COUNTERS)
 
 
 def _cell(row: Mapping[str, object], name: str, baseline: str) -> str:
@@ -65,17 +70,8 @@ def _cell(row: Mapping[str, object], name: str, baseline: str) -> str:
         return count
     if share is None:
         return f"{count}\n(from 0)"
-    return f"{count}\n{_change(int(str(row[name])), int(str(avoided)))} %"
-
-
-def _change(count: int, avoided: int) -> str:
-    """The change against the baseline in percent. A small change is never shown as 0, nor a small rest as
-    -100.
-    """
-    change = -avoided / (count + avoided) * 100
-    texts = [f"{change:+.{digits}f}" for digits in range(1, 7)]
-    told = (text for text in texts if float(text) != 0 and (float(text) != -100 or count == 0))
-    return next(told, texts[-1])
+    after = int(str(row[name]))
+    return f"{count}\n{percent(after, after + int(str(avoided)))} %"
 
 
 RANKED = ("rmap_calls", "atomics", "locks", "release_calls")
@@ -86,17 +82,20 @@ def ranked(
     compared: pl.DataFrame,
     cmdlines: Mapping[tuple[str, int], str],
     names: tuple[str, str],
+    sort: str,
     top: int,
     width: int,
 ) -> Sheet:
     """A row for each address space, in the order of the frame, then one row for all of them together.
 
     compared: rows of one algorithm of `compare.compare`, each an address space; cmdlines: by trace and mm;
-    names: of the algorithm and of its baseline.
+    names: of the algorithm and of its baseline; sort: the counter that they are ranked by, or `pid`.
     """
     algorithm, baseline = names
     rows = compared.head(top).to_dicts()
-    counted = [*RANKED, *(f"{name}_avoided" for name in RANKED), "ptes"]
+    # what ranks the rows is the last to be left out
+    shown = list(RANKED if sort in ("pid", "ptes") else dict.fromkeys([sort, *RANKED]))
+    counted = [*shown, *(f"{name}_avoided" for name in shown), "ptes"]
     rows.append(compared.select(pl.col(counted).sum()).to_dicts()[0])
     last = len(rows) - 1
     lines = [cmdlines.get((row["trace"], row["mm"]), "") for row in rows[:last]]
@@ -107,19 +106,20 @@ def ranked(
     if compared["trace"].n_unique() > 1:
         cells = {"trace": [*(printable(row["trace"]) for row in rows[:last]), ""]} | cells
     cells["PTEs"] = [f"{row['ptes']:,}" for row in rows]
-    for name in RANKED:
+    for name in shown:
         cells[name] = [
             f"{row[name]:,}{_against(row[name], row[name] + row[f'{name}_avoided'])}" for row in rows
         ]
     if any(lines):
         cells["command line"] = [*map(printable, lines), ""]
-    note = f"Counts of {algorithm}, in brackets the change against {baseline}; no bracket: no change. "
-    note += _meanings(RANKED)
+    note = f"Counts of {algorithm}, in brackets the change against {baseline}; no bracket: no change."
     note += " -a NAME shows another algorithm."
     if len(compared) > top:
         note += f" Not shown: {len(compared) - top:,} address spaces. --top N shows more, -o FILE writes all."
     styles = [None] * last + ["bold"]
-    return _table(cells, f"Address spaces under {algorithm}", width, ("pid", "PTEs", *RANKED), styles, note)
+    ranked_by = {"pid": "PID", "ptes": "PTEs"}.get(sort, _heading(sort))
+    title = f"Address spaces under {algorithm}, ranked by {ranked_by}"
+    return Sheet(cells, title, width, ("pid", "PTEs", *shown), styles, note, COUNTERS)
 
 
 COUNTS_BY_ORDER = ("rmap_calls", "atomics", "locks", "release_calls")
@@ -137,15 +137,15 @@ def before_and_after(compared: pl.DataFrame, name: str, width: int) -> Sheet:
             f"{old[counter]:,}\n{new[counter]:,}{_against(new[counter], old[counter])}"
             for old, new in zip(before, after, strict=True)
         ]
-    title = "Counts: the memory as captured, and below it the what-if with its change, algorithm by algorithm"
-    return _table(cells, title, width, right=SHOWN, note=_meanings(SHOWN))
+    title = "First line: as captured. Second line: the what-if, and its change from the first."
+    return Sheet(cells, title, width, SHOWN, meanings=COUNTERS)
 
 
 def _against(count: int, base: int) -> str:
     """How a count differs from another, in brackets: nothing if it does not."""
     if count == base:
         return ""
-    return f" ({_change(count, base - count)} %)" if base else " (from 0)"
+    return f" ({percent(count, base)} %)" if base else " (from 0)"
 
 
 def by_order(
@@ -163,7 +163,7 @@ def by_order(
     found = folio_orders.memory(everything)
     memory = {
         "memory": list(found),
-        "folios": [
+        "folio size": [
             folio_orders.size(page_size << order) if order is not None else ""
             for order in everything.unique("what_if", maintain_order=True)["order"]
         ],
@@ -172,7 +172,7 @@ def by_order(
             folio_orders.size(added * page_size, sign=True) if added else "" for added, _ in found.values()
         ],
     }
-    yield _table(memory, title, width, right=("folios", "resident", "added"))
+    yield Sheet(memory, title, width, ("folio size", "resident", "added"))
     base = everything.filter((pl.col("algorithm") == baseline) & (pl.col("what_if") == folio_orders.CAPTURED))
     for counter in COUNTS_BY_ORDER:
         grid = folio_orders.grid(chosen, counter)
@@ -180,19 +180,24 @@ def by_order(
         for name in grid.columns[1:]:
             cells[name] = [f"{count:,}\n{_plain_change(count, base[counter][0])}" for count in grid[name]]
         title = f"{_heading(counter)} (change: against {baseline} without the what-if)"
-        yield _table(cells, title, width, right=grid.columns[1:], note=_meanings([counter]))
+        yield Sheet(cells, title, width, grid.columns[1:], note=_meanings({counter: COUNTERS[counter]}))
 
 
 def _plain_change(count: int, base: int) -> str:
     if count == base or not base:
         return ""
-    return f"{_change(count, base - count)} %"
+    return f"{percent(count, base)} %"
 
 
 def difference(
     before: diff.Side, after: diff.Side, changes: pl.DataFrame, top: int, width: int
-) -> Iterator[Sheet]:
-    """What changed between two traces or results: memory and kinds of VMA of traces, then counters."""
+) -> Iterator[RenderableType]:
+    """What changed between two traces or results: memory and kinds of pages of traces, then counters."""
+    between = f"from '{before.name}' to '{after.name}'"
+    changed = diff.grouped(changes)
+    if changed.is_empty() and diff.same_memory(before, after):
+        yield Text(f"Nothing changed {between}.")
+        return
     if before.trace is not None and after.trace is not None:
         figures = [diff.memory(trace.meta) for trace in (before.trace, after.trace)]
         memory = {
@@ -203,40 +208,48 @@ def difference(
             },
             "change": [_plain_change(figures[1][name], figures[0][name]) for name in diff.MEMORY],
         }
-        title = f"From {before.name} to {after.name}"
-        yield _table(memory, title, width, right=("before", "after", "change"))
-        pages = diff.vmas(before.trace, after.trace)
+        yield Sheet(memory, f"Memory {between}", width, ("before", "after", "change"))
+        pages = diff.kinds(before.trace, after.trace)
         if before.trace.meta.page_size == after.trace.meta.page_size:
-            yield plain(pages, "Pages by kind of VMA (large: of folios above order 0)", width)
-    changed = diff.grouped(changes)
+            yield plain(pages, "Pages by kind (large: of folios above order 0)", width)
     if changed.is_empty():
-        yield plain(changed.clear(), f"From {before.name} to {after.name}: no counter changed", width)
+        yield Text(f"No counter changed {between}.")
         return
     shown = changed.head(top).with_columns(
         pl.struct("before", "after")
         .map_elements(lambda pair: _plain_change(pair["after"], pair["before"]) or "new", pl.String)
         .alias("change_pct")
     )
-    title = f"Changes, largest first: rows 1 to {len(shown):,} of {len(changed):,}"
+    title = f"Changes, largest percentage first: rows 1 to {len(shown):,} of {len(changed):,}"
     note = CHANGES_NOTE + (" --top N shows more." if len(changed) > len(shown) else "")
-    yield plain(shown, title, width, right=("change_pct",), note=note)
+    sheet = plain(shown, title, width, right=("change_pct",), note=note)
+    yield dataclasses.replace(sheet, drop=("change",))
 
 
 CHANGES_NOTE = "A row is a counter and the algorithms in which it changed alike."
 
 
-def plain(frame: pl.DataFrame, title: str, width: int, right: Sequence[str] = (), note: str = "") -> Sheet:
+def plain(
+    frame: pl.DataFrame,
+    title: str,
+    width: int,
+    right: Sequence[str] = (),
+    note: str = "",
+    meanings: Mapping[str, str] | None = None,
+) -> Sheet:
     """A small table. Numbers and the columns of `right` are aligned to the right."""
     cells = {name: [_text(name, value) for value in frame[name]] for name in frame.columns}
     numbers = [name for name, dtype in frame.schema.items() if dtype.is_numeric()]
-    return _table(cells, title, width, right=[*numbers, *right], note=note)
+    return Sheet(cells, title, width, [*numbers, *right], note=note, meanings=meanings or {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """A table as text: `cells` by column, and a line that says what the columns mean.
+    """A table as text: `cells` by column, and a line below it.
 
-    right: columns set to the right. styles: of rich, for each row. width: columns of the terminal.
+    right: columns set to the right. styles: of rich, for each row. width: columns of the terminal. meanings:
+    what columns mean, by name; the line says it of those that are shown. drop: columns that are left out
+    before the last ones where the width is too small.
     """
 
     cells: Mapping[str, Sequence[str]]
@@ -245,6 +258,13 @@ class Sheet:
     right: Sequence[str] = ()
     styles: Sequence[str | None] = ()
     note: str = ""
+    meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    drop: Sequence[str] = ()
+
+    def text_below(self, shown: Iterable[str]) -> str:
+        """The line below a table of these columns."""
+        known = {name: self.meanings[name] for name in shown if name in self.meanings}
+        return " ".join(filter(None, (self.note, _meanings(known))))
 
     def __rich__(self) -> RenderableType:
         """The table with as many of its columns as fit."""
@@ -267,7 +287,8 @@ def markdown(sheet: Sheet) -> str:
         line("---:" if name in sheet.right else "---" for name in names),
         *(line(_one_line(cell) for cell in row) for row in rows),
     ]
-    return "\n".join([*parts, "", *([sheet.note, ""] if sheet.note else [])])
+    below = sheet.text_below(names)
+    return "\n".join([*parts, "", *([below, ""] if below else [])])
 
 
 def _one_line(cell: str) -> str:
@@ -276,28 +297,18 @@ def _one_line(cell: str) -> str:
     return f"{first} {below if below.startswith('(') else f'({below})'}" if below else first
 
 
-def _table(
-    cells: Mapping[str, Sequence[str]],
-    title: str,
-    width: int,
-    right: Sequence[str],
-    styles: Sequence[str | None] = (),
-    note: str = "",
-) -> Sheet:
-    return Sheet(cells, title, width, right, styles, note)
-
-
 def _drawn(sheet: Sheet) -> RenderableType:
     """A table of the columns that fit the terminal, with what they mean below it."""
     cells, width = sheet.cells, sheet.width
-    widths = {
-        name: min(_widest(name, column), FREE_WIDTH if name in FREE else width)
-        for name, column in cells.items()
-    }
+    widths = {name: min(_widest(name, column), _most(name, width)) for name, column in cells.items()}
     shown = list(cells)
+    leaving = list(reversed(sheet.drop))
     while len(shown) > 1 and sum(widths[name] + GAP for name in shown) - 1 > width:
-        # the last column, called name, says what the row is, so it stays
-        shown.pop(-2 if shown[-1] == "name" and len(shown) > 2 else -1)
+        if leaving:
+            shown.remove(leaving.pop())
+        else:
+            # the last column, called name, says what the row is, so it stays
+            shown.pop(-2 if shown[-1] == "name" and len(shown) > 2 else -1)
     hidden = [_heading(name) for name in cells if name not in shown]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name, columns in _spread(cells, {name: widths[name] for name in shown}, width).items():
@@ -312,9 +323,11 @@ def _drawn(sheet: Sheet) -> RenderableType:
         table.add_row(*row, style=sheet.styles[number] if sheet.styles else None)
     parts: list[RenderableType] = [Text(printable(sheet.title), style="bold"), table]
     if hidden:
-        parts.append(Text(f"too narrow for: {', '.join(hidden)}", style="italic"))
-    if sheet.note:
-        parts.append(Text(sheet.note + "\n", style="dim"))
+        parts.append(
+            Text(f"Columns left out, the terminal is too narrow: {', '.join(hidden)}", style="italic")
+        )
+    if below := sheet.text_below(shown):
+        parts.append(Text(f"{below}\n", style="dim"))
     return Group(*parts)
 
 
@@ -328,7 +341,7 @@ def _spread(cells: Mapping[str, Sequence[str]], least: Mapping[str, int], width:
     for name, columns in least.items():
         wanted = max(columns, len(_heading(name)), *map(_columns_of, cells[name]))
         more = min(wanted - columns, max(room, 0))
-        if name in FREE or columns + more == wanted:
+        if name in (*FREE, *FOLDED) or columns + more == wanted:
             widths[name] += more
             room -= more
     return widths
@@ -338,13 +351,20 @@ def _columns_of(cell: str) -> int:
     return max(map(cell_len, cell.split("\n")))
 
 
-def _meanings(names: Iterable[str]) -> str:
-    """What counters mean, as one line."""
-    return "; ".join(f"{_heading(name)}: {COUNTERS[name]}" for name in names) + "."
+def _meanings(meanings: Mapping[str, str]) -> str:
+    """What columns mean, as one line."""
+    return "; ".join(f"{_heading(name)}: {meaning}" for name, meaning in meanings.items()) + "." * bool(
+        meanings
+    )
 
 
 def _heading(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _most(name: str, width: int) -> int:
+    """How wide a column must be at most."""
+    return FREE_WIDTH if name in FREE else FOLDED_WIDTH if name in FOLDED else width
 
 
 def _widest(name: str, cells: Sequence[str]) -> int:
@@ -368,15 +388,15 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> 
     kinds = inspect.kinds(rows).select(
         "type", "kind", "pages", size("pages"), _share("pages"), _large("large", "pages"), "extents"
     )
-    yield plain(kinds, "What is mapped", width, SHARES, KINDS_NOTE)
+    yield plain(kinds, "What is mapped", width, SHARES, meanings=KINDS)
     if several:
         yield _processes(trace, rows, width)
     orders = inspect.orders(rows).select(
         "type", "kind", "order", "folios", "whole", "pages", size("pages"), _share("pages")
     )
-    yield plain(orders, "Folios by order", width, SHARES, ORDERS_NOTE)
+    yield plain(orders, "Folios by order", width, SHARES, ORDERS_NOTE, ORDERS)
     sharing = inspect.sharing(rows).select("type", "mapped_by", "pages", size("pages"), _share("pages"))
-    yield plain(sharing, "Who maps the pages", width, SHARES, SHARING_NOTE)
+    yield plain(sharing, "Who maps the pages", width, SHARES, SHARING_NOTE, SHARING)
     vmas = inspect.vmas(rows)
     largest = vmas.sort("mapped", "swapped", descending=True, maintain_order=True).head(most_vmas)
     shown = largest.select(
@@ -398,30 +418,36 @@ def inspection(trace: Trace, rows: pl.DataFrame, most_vmas: int, width: int) -> 
     if vmas["swapped"].sum() == 0:
         shown = shown.drop("swapped")
     title = f"VMAs with pages: the largest {len(shown):,} of {len(vmas):,}"
-    yield plain(shown, title, width, ("start", *SHARES), VMAS_NOTE)
+    yield plain(shown, title, width, ("start", *SHARES), meanings=VMAS)
 
 
 SHARES = ("share", "large")
 """Columns of percentages."""
 
-KINDS_NOTE = (
-    "type: as RssAnon, RssFile and RssShmem count it; kind: how it is mapped (page: by a PTE; pmd: by a PMD "
-    "entry; special: zero page or PFN map; swap, marker: not mapped); share: of all pages in the table; "
-    "large: share of the pages that are in folios above order 0; extents: rows of the trace."
-)
-ORDERS_NOTE = (
-    "A folio has 2^order pages. whole: every page of the folio is mapped here; share: of all mapped pages. A "
-    "folio that several address spaces map counts in each."
-)
-SHARING_NOTE = "this: the address space in which the page is counted; share: of all mapped pages."
-VMAS_NOTE = (
-    "size: of the VMA, in pages; mapped: its mapped pages; large: share of these in folios above order 0; "
-    "order: of its largest folio."
-)
-PROCESSES_NOTE = (
-    "A page that several address spaces map counts in each. large: share of the pages that are in folios "
-    "above order 0; large anon, large file: the same share of anonymous memory and of files alone."
-)
+KINDS: Final = {
+    "type": "as RssAnon, RssFile and RssShmem count it",
+    "kind": "how it is mapped (page: by a PTE; pmd: by a PMD entry; special: zero page or PFN map; swap, "
+    "marker: not mapped)",
+    "share": "of all pages in the table",
+    "large": "share of the pages that are in folios above order 0",
+    "extents": "rows of the trace",
+}
+ORDERS_NOTE = "A folio has 2^order pages. A folio that several address spaces map counts in each."
+ORDERS: Final = {"whole": "every page of the folio is mapped here", "share": "of all mapped pages"}
+SHARING_NOTE = "'this' is the address space in which the page is counted."
+SHARING: Final = {"share": "of all mapped pages"}
+VMAS: Final = {
+    "size": "of the VMA, in pages",
+    "mapped": "its mapped pages",
+    "large": "share of these in folios above order 0",
+    "order": "of its largest folio",
+}
+PROCESSES_NOTE = "A page that several address spaces map counts in each."
+PROCESSES: Final = {
+    "large": "share of the pages that are in folios above order 0",
+    "large anon": "the same share of anonymous memory alone",
+    "large file": "the same share of files alone",
+}
 MOST_PROCESSES = 20
 """Rows of the table of address spaces; JSON has all."""
 
@@ -459,4 +485,4 @@ def _processes(trace: Trace, rows: pl.DataFrame, width: int) -> Sheet:
     if not (found["cmdline"] != "").any():
         shown = shown.drop("command line")
     title = f"Address spaces: the largest {len(shown):,} of {len(found):,}"
-    return plain(shown, title, width, (*SHARES, "large anon", "large file"), PROCESSES_NOTE)
+    return plain(shown, title, width, (*SHARES, "large anon", "large file"), PROCESSES_NOTE, PROCESSES)

@@ -118,9 +118,10 @@ def parse_orders(text: str, page_size: int) -> list[int]:
 
     Raises `UsageError` for what is no order or size, or none that anonymous memory can have.
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UsageError("no order is named: give orders (3) or sizes (32k), separated by commas")
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        missing = "no order is named" if words == [""] else f"'{text}' has an empty value between its commas"
+        raise UsageError(f"{missing}: give orders (3) or sizes (32k), separated by commas")
     return sorted({_order(word, page_size) for word in words})
 
 
@@ -135,11 +136,11 @@ def _order(word: str, page_size: int) -> int:
         pages, rest = divmod(number << SUFFIXES[suffix], page_size)
         order = pages.bit_length() - 1
         if rest or pages <= 0 or 1 << order != pages:
-            raise UsageError(f"{word} is no folio size: give {_sizes(page_size)}")
+            raise UsageError(f"'{word}' is no folio size: give {_sizes(page_size)}")
     if not (order == 0 or MIN_ORDER <= order <= largest):
         raise UsageError(
-            f"with pages of {page_size >> 10}k anonymous memory has no folios of order {order}: give order 0 "
-            f"({_size(0, page_size)}), or {MIN_ORDER} to {largest} ({_size(MIN_ORDER, page_size)} to "
+            f"anonymous memory has no folios of order {order} (base pages of {page_size >> 10} KiB): give "
+            f"order 0 ({_size(0, page_size)}), or {MIN_ORDER} to {largest} ({_size(MIN_ORDER, page_size)} to "
             f"{_size(largest, page_size)})"
         )
     return order
@@ -176,7 +177,7 @@ def what_if(
     """
     if trace.meta.what_if:
         raise TraceError(
-            f"{trace.name} is a what-if already ({trace.meta.what_if}): start from the trace as captured"
+            f"'{trace.name}' is a what-if already ({trace.meta.what_if}): start from the trace as captured"
         )
     largest = pmd_order(trace.meta.page_size)
     if max_ptes_none is None:

@@ -67,7 +67,7 @@ def validate(
             done = watch(watching, argv, argv[0], drain=drain, progress=progress)
             if not done.verdicts:
                 why = ", ".join(done.missed) or "it executed no program"
-                raise ReplayError(f"no exit of {argv[0]} could be compared: {why}: try another command")
+                raise ReplayError(f"no exit of '{argv[0]}' could be compared: {why}: try another command")
             return Result(done.verdicts, done.missed, {}, done.status, watching.no_calls)
         for workload in chosen:
             try:
@@ -102,6 +102,6 @@ def _run(
         done = watch(watching, workload.argv, workload.name, ours=True, drain=drain, progress=progress)
     if done.status:
         raise ReplayError(
-            f"workload {workload.name} failed with exit status {done.status}: see its message above"
+            f"workload '{workload.name}' failed with exit status {done.status}: see its message above"
         )
     return done

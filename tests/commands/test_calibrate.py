@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.capture.processes import needs_root
@@ -20,6 +21,17 @@ def test_without_a_calibration(tmp_path: Path) -> None:
     done = call("run", REDIS, "--time", "-o", tmp_path / "out.csv", env=environment)
     assert "make one with 'replay calibrate'" in line(done)
     assert not (tmp_path / "out.csv").exists()
+
+
+@needs_root()
+def test_what_cannot_be_kept_is_not_measured(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert f"there is no folder {tmp_path / 'none'}: make it first" in line(
+        call("calibrate", "-o", tmp_path / "none" / "costs.json")
+    )
+    assert "unknown algorithm 'v3'" in line(call("calibrate", "--algorithm", "v3"), 2)
+    assert time.monotonic() - began < 30
+    assert not list(tmp_path.iterdir())
 
 
 WITH_SMALL_PROCESSES = """

@@ -5,15 +5,23 @@ from __future__ import annotations
 
 import json
 
-from replay.doctor import State, _sizes_on
+from replay.doctor import State, _failed, _sizes_on
+from replay.errors import ReplayError
 from tests.commands.running import call
 
 
 def test_sizes_that_inherit_say_what() -> None:
     sizes = {f"hugepages-{size}kB/enabled": "never" for size in (16, 64, 2048)}
-    assert _sizes_on(sizes, "always") == "3 sizes, all never"
+    assert _sizes_on(sizes, "always") == "3 sizes; enabled: none"
     sizes |= {"hugepages-64kB/enabled": "always", "hugepages-2048kB/enabled": "inherit"}
-    assert _sizes_on(sizes, "madvise") == "3 sizes, not never: 64kB (always), 2048kB (inherit: madvise)"
+    assert _sizes_on(sizes, "madvise") == "3 sizes; enabled: 64kB (always), 2048kB (inherit, so madvise)"
+
+
+def test_a_check_that_an_error_ended_has_one_remedy() -> None:
+    check = _failed("kpageflags", ReplayError("no right to read x: run replay as root"), "; or not")
+    assert (check.found, check.remedy) == ("no right to read x", "run replay as root; or not")
+    check = _failed("kpageflags", ReplayError("cannot read x: Input/output error"))
+    assert check.found == "cannot read x: Input/output error" and "as root" in check.remedy
 
 
 def test_what_it_says() -> None:

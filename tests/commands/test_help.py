@@ -63,7 +63,14 @@ def test_options_are_in_groups() -> None:
     groups = [help.ALGORITHMS, help.COMPARED, help.WHAT_IF_AND_TIME, help.OUTPUT]
     assert titles == ["Arguments", *groups, "Options"]
     assert "[default: all]" in shown("run")
-    assert "[default: drain where exit_mmap() empties" in " ".join(shown("validate").split())
+    said = " ".join(shown("validate").split())
+    assert "[default: on for kernels before v6.16, whose exit_mmap() empties" in said
+
+
+def test_the_smallest_number_is_told_in_words() -> None:
+    assert "[default: 20; at least 1]" in " ".join(shown("diff").split())
+    assert "[default: 20; at least 0]" in " ".join(shown("inspect").split())
+    assert "x>=" not in "".join(map(shown, NAMES))
 
 
 @pytest.mark.parametrize("command", NAMES)

@@ -15,7 +15,9 @@ import replay
 from replay.commands.naming import process_number
 from replay.errors import ReplayError
 from tests.capture.processes import needs_root
-from tests.commands.running import call, line
+from tests.commands.running import CAPTURES, call, line
+
+REDIS = CAPTURES / "redis.parquet"
 
 
 @pytest.fixture
@@ -46,6 +48,29 @@ def test_a_name_for_a_pid(sleeper: tuple[str, list[subprocess.Popen[bytes]]]) ->
     assert process_number(Path("/proc"), "123") == 123
     with pytest.raises(ReplayError, match="no process is called 'no-such-process': 'ps -e' lists"):
         process_number(Path("/proc"), "no-such-process")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["capture", "1", "-o"],
+        ["record", "-o", "t.csv", "--", "touch", "ran"],
+        ["whatif", REDIS, "--order", "3", "-o"],
+        ["trim", REDIS, "--vma", "anon", "-o"],
+        ["redact", REDIS],
+    ],
+)
+def test_a_trace_is_named_as_a_parquet_file_and_its_folder_is_there(
+    words: list[str | Path], tmp_path: Path
+) -> None:
+    for name, says, status in (
+        ("t.csv", "a trace is a Parquet file: let the name 't.csv' end in .parquet", 2),
+        ("none/t.parquet", "there is no folder none: make it first", 1),
+    ):
+        given = [name if word == "t.csv" else word for word in words]
+        done = call(*given, *([] if name in given else [name]), cwd=tmp_path)
+        assert says in line(done, status)
+    assert not list(tmp_path.iterdir())
 
 
 @needs_root()

@@ -29,13 +29,30 @@ def test_one_ranked_table() -> None:
     assert [locks[int(row[0])] for row in rows] == ranked[:3]
     assert f"all {len(locks)}" in shown
     assert f"{sum(locks.values()):,}" in shown
-    assert f"Not shown: {len(locks) - 3} address spaces" in shown
-    assert "rmap calls: PTE-level rmap removal calls" in shown
+    said = " ".join(shown.split())
+    assert f"Not shown: {len(locks) - 3} address spaces" in said
+    assert "rmap calls: PTE-level rmap removal calls" in said
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+@pytest.mark.parametrize("counter", ["locks", "lruvec_locks", "release_calls", "rmap_calls"])
+def test_what_ranks_the_table_is_in_it(counter: str, columns: int) -> None:
+    shown = on_terminal("run", MANY, "--per", "mm", "--sort", counter, "--top", "3", columns=columns)
+    heading = counter.replace("_", " ")
+    said = " ".join(shown.split())
+    assert f"under mainline, ranked by {heading} pid process PTEs" in said
+    if columns >= 80:
+        assert f"PTEs {heading}" in " ".join(shown.splitlines()[2].split())
+    most = max(counts(replay.read_trace(MANY), counter).values())
+    assert f" {most:,} (" in shown
+    left_out = said.partition("too narrow: ")[2].partition(" Counts of ")[0]
+    for name in filter(None, left_out.split(", ")):
+        assert f"; {name}: " not in said and f". {name}: " not in said
 
 
 def test_a_ranking_without_its_table_is_refused(tmp_path: Path) -> None:
     for words in (["--top", "3"], ["--per", "mm", "--sort", "locks", "-o", tmp_path / "x.csv"]):
-        assert "rank the table of --per mm" in line(call("run", MANY, *words), 2)
+        assert "they change nothing: add --per mm --format table" in line(call("run", MANY, *words), 2)
     assert "cannot sort by 'foo'" in line(
         call("run", MANY, "--per", "mm", "--sort", "foo", "--format", "md"), 2
     )

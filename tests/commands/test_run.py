@@ -164,6 +164,39 @@ def test_the_machine_without_a_cache(path: Path, tmp_path: Path):
     assert len(done.stdout.splitlines()) == 2
 
 
+def test_what_together_and_order_change_nothing_in(path: Path) -> None:
+    recorded = CAPTURES / "pipeline.parquet"
+    assert "--order names process 1, which 'pipeline' does not have" in line(
+        call("run", recorded, "--together", "--order", "1")
+    )
+    assert "names a process twice" in line(call("run", recorded, "--together", "--order", "12678,12678"), 2)
+    alone, together = (call("run", recorded, *options) for options in ([], ["--together"]))
+    assert together.stdout == alone.stdout
+    assert together.stderr.endswith(
+        "note: 'pipeline' was captured at its exits, one after the other: --together changes nothing\n"
+    )
+    assert "--together and --order change nothing" in (
+        call("run", recorded, "--together", "--order", "12678").stderr
+    )
+    assert "change" not in call("run", path, "--together").stderr
+
+
+def test_safe_csv(tmp_path: Path) -> None:
+    trace = trace_of([Piece(count=30)], 9)
+    bad = trace.write(tmp_path / "=1+1.parquet")
+    assert call("run", bad, "-a", "v2", "--csv-safe").stdout.splitlines()[1].startswith("'=1+1,")
+    out = tmp_path / "out.csv"
+    assert call("run", bad, "--what-if", "2", "--per", "trace", "-o", out, "--csv-safe").returncode == 0
+    assert "'=1+1" in out.read_text()
+    for words in (["--format", "json"], ["--format", "md"], ["-o", tmp_path / "out.json"]):
+        assert "--csv-safe changes only CSV" in line(call("run", bad, "--csv-safe", *words), 2)
+
+
+def test_an_empty_value_in_a_list_is_refused(path: Path) -> None:
+    for words in (["--vary", "bundle=8,,3"], ["-a", "v2,,v1"], ["--what-if", "0,,3"]):
+        assert "has an empty value between its commas" in line(call("run", path, *words), 2)
+
+
 def test_some_processes() -> None:
     trace = replay.read_trace(MANY)
     pids = [space.pid for space in trace.meta.address_spaces][:2]

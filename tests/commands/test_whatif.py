@@ -25,7 +25,10 @@ def test_writes_a_trace_that_is_marked(tmp_path: Path) -> None:
     path = tmp_path / "new.parquet"
     done = call("whatif", NUMPY, "--order", "32k", "-o", path)
     assert done.returncode == 0, done.stderr
-    assert "folios made: 8,645 of order 3, from 65,547 of 66,140 private anonymous pages" in done.stderr
+    assert (
+        "made: 8,645 folios of order 3; they hold 65,547 of the 66,140 private anonymous pages (256 MiB)"
+        in done.stderr
+    )
     assert "memory: +14.1 MiB (274 MiB resident before, 288 MiB after, +5.2 %)" in done.stderr
     assert "not changed: 2.1 MiB copies of file pages" in done.stderr
     assert "rmap calls" in done.stdout
@@ -34,7 +37,7 @@ def test_writes_a_trace_that_is_marked(tmp_path: Path) -> None:
     for command in (["inspect", path], ["run", path]):
         shown = call(*command)
         assert "note: a what-if, not memory as captured: folios of order 3" in shown.stderr
-    assert "is a what-if already" in line(
+    assert "'new' is a what-if already" in line(
         call("whatif", path, "--order", "4", "-o", tmp_path / "more.parquet")
     )
     assert not (tmp_path / "more.parquet").exists()
@@ -57,7 +60,7 @@ def test_default_name_and_json(tmp_path: Path) -> None:
     [
         (
             ["--order", "10"],
-            "with pages of 4k anonymous memory has no folios of order 10: give order 0 (4k), or 2 to 9 (16k",
+            "anonymous memory has no folios of order 10 (base pages of 4 KiB): give order 0 (4k), or",
         ),
         (["--order", "1"], "no folios of order 1"),
         (["--order", "many"], "'many' is no folio size"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +51,30 @@ def test_the_figures_of_a_replay_say_the_same_as_the_rows() -> None:
 
 
 def test_kept_and_read(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "c.json"
+    path = kept.target(tmp_path / "c.json")
     kept.write(MADE_UP, path)
     assert kept.read(path) == MADE_UP
+
+
+def test_only_our_own_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert kept.target(None).parent == tmp_path / "data" / "replay"
+    assert (tmp_path / "data" / "replay").is_dir()
+    with pytest.raises(ReplayError, match=r"there is no folder .*none: make it first"):
+        kept.target(tmp_path / "none" / "c.json")
+
+
+def test_errors_of_real_programs_are_those_that_readme_tells() -> None:
+    low, high = re.findall(r"\d+", kept.OFF_FOR_PROGRAMS)
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    assert f"between {low} and {high} % off in the median, nearly always too low" in readme
 
 
 def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     with pytest.raises(ReplayError, match=r"no calibration of this machine and kernel: .*replay calibrate"):
         kept.read()
-    kept.write(MADE_UP, kept.path_here().with_name(f"calibration-{kept.machine()}-6.1.0.json"))
+    kept.write(MADE_UP, kept.target(None).with_name(f"calibration-{kept.machine()}-6.1.0.json"))
     with pytest.raises(ReplayError, match="is of another kernel"):
         kept.read()
     damaged = tmp_path / "damaged.json"

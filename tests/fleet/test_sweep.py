@@ -121,6 +121,15 @@ def test_parts_of_other_options_are_refused_before_anything_is_written(traces: P
     assert content(out) == before
 
 
+def test_a_folder_that_takes_no_file_is_told_before_anything_is_replayed(
+    traces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "parts" / FAILURES).mkdir(parents=True)
+    with pytest.raises(ReplayError, match="it is a folder"):
+        sweep(sources.find([str(traces)]), tmp_path / "parts", OPTIONS, jobs=1)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [FAILURES]
+
+
 def test_a_folder_of_traces_is_no_folder_of_parts(traces: Path) -> None:
     with pytest.raises(ReplayError, match=r"name its traces \(.*\*\.parquet\)"):
         parts.read_all(traces)

@@ -47,7 +47,7 @@ def test_dask_gives_the_serial_result_though_a_worker_dies(traces: Path, tmp_pat
     for mark in traces.glob("worker-*"):
         mark.unlink()
     clustered: dict[str, bytes] = {}
-    for outcome in workers.dask(found, task, 2, ""):
+    for outcome in workers.dask(found, task, 2, workers.LOCAL):
         if not clustered:
             alive = [int(mark.name[7:]) for mark in traces.glob("worker-*")]
             os.kill(alive[0], signal.SIGKILL)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from replay.errors import UsageError
-from replay.report.compare import compare, total
+from replay.report.compare import compare, percent, total
 from replay.teardown.counters import COUNTERS
 from replay.teardown.replayer import run
 from tests.teardown.address_spaces import Piece, trace_of
@@ -54,3 +54,17 @@ def test_compare_against_nothing():
     assert rows == [(0, 0.0), (-3, None)]
     doubled = total(pl.concat([frame, frame]))
     assert doubled.select("address_spaces", "locks", "gather_pages_peak").rows() == [(2, 0, 0), (2, 6, 3)]
+
+
+@pytest.mark.parametrize(
+    ("count", "base", "told"),
+    [
+        (110, 100, "+10.0"),
+        (0, 9, "-100.0"),
+        (38, 90_609, "-99.96"),
+        (99_999, 100_000, "-0.001"),
+        (3, 1, "+200.0"),
+    ],
+)
+def test_no_change_is_rounded_away(count: int, base: int, told: str) -> None:
+    assert percent(count, base) == told

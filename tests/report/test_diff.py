@@ -35,12 +35,12 @@ def test_traces_and_results_say_the_same(tmp_path: Path) -> None:
     assert row["change_pct"] == pytest.approx((counts[1] - counts[0]) / counts[0] * 100)
 
 
-def test_kinds_of_vma() -> None:
+def test_kinds_of_pages() -> None:
     one, other = (replay.read_trace(path) for path in (SMALL, LARGE))
-    kinds = diff.vmas(one, other)
+    kinds = diff.kinds(one, other)
     assert kinds["before"].sum() == one.frame["pages"].sum()
     assert kinds["after"].sum() == other.frame["pages"].sum()
-    heap = kinds.filter(pl.col("kind_of_vma") == "heap").row(0, named=True)
+    heap = kinds.filter(pl.col("kind_of_page") == "heap").row(0, named=True)
     assert heap["large_before"] == 0
     assert heap["large_after"] == 24128
 
@@ -51,6 +51,8 @@ def test_absolute_thresholds() -> None:
     grown = changes.filter(pl.col("counter") == "ptes")["change"][0]
     assert diff.exceeded([diff.parse_threshold(f"ptes={grown}")], changes, *sides) == []
     [said] = diff.exceeded([diff.parse_threshold(f"ptes={grown - 1}")], changes, *sides)
-    assert said.startswith("ptes of v2 grew from")
-    [said] = diff.exceeded([diff.parse_threshold("rss=1000")], changes, *sides)
-    assert said.endswith(" bytes, more than rss=1000 bytes")
+    assert said == f"ptes of v2 grew by {grown:,}; the limit is {grown - 1:,}"
+    [said] = diff.exceeded([diff.parse_threshold("rss=4194304")], changes, *sides)
+    assert said.startswith("rss grew by 14,") and said.endswith(" bytes; the limit is 4,194,304")
+    [said] = diff.exceeded([diff.parse_threshold("ptes=5%")], changes, *sides)
+    assert said == f"ptes of v2 grew by {grown:,} (+5.1 %); the limit is 5 %"

@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 
 import replay
+from replay.cost import calibration
 from replay.report import folio_orders, page
 from replay.report.compare import total
 from replay.trace.frame import Trace
@@ -115,6 +116,28 @@ def test_says_what_was_counted(made: Path) -> None:
     assert f"{large['rmap_calls']:,}" in text
     assert "not modelled" in text
     assert trace.meta.kernel_release in text
+
+
+def test_changes_are_rounded_as_on_a_terminal_and_name_their_baseline(made: Path) -> None:
+    assert page._count(38, 90_609).endswith(">-99.96 %</small>")
+    assert page._label(38, 90_609) == "38 (-99.96 %)"
+    assert page._percent(40_000, 1_000) == "+3,900"
+    assert page._percent(5, 5) == "±0"
+    text = made.read_text()
+    assert "<h3>rmap removals, compared with baseline on the memory as captured</h3>" in text
+    assert "<h2>Algorithms, compared with baseline</h2>" in text
+
+
+def test_times_say_how_far_they_may_be_off() -> None:
+    costs = calibration.Calibration(
+        "m", "6.18", "mainline", {"ptes": 1e-9}, {}, {}, 0.104, 0.29, 40, 10, "2026-01-01"
+    )
+    times = page.Times({"baseline": 2e-3, "mainline": 1e-3}, "mainline", "6.18", calibration.off(costs), "")
+    assert (
+        "(Linux 6.18). 10 % off in the median over exits of test processes, 29 % or more for one in ten of "
+        "them; real programs: 5 to 40 %, nearly always too low. Costs were"
+    ) in page._time(times)
+    assert "-50.0 %" in page._time(times)
 
 
 def test_names_of_anybody_are_only_text() -> None:

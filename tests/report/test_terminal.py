@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import replay
-from replay.report import terminal
+from replay.report import diff, terminal
 from replay.report.compare import compare, total
 from tests.commands.running import CAPTURES, on_terminal
 
@@ -77,10 +77,30 @@ def test_cells_of_shown_columns_are_whole(width: int) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     drawn, _, rest = text.partition("Changes are against")
     assert rest
-    table = "\n".join(line for line in drawn.splitlines() if "too narrow for" not in line)
-    hidden = drawn.partition("too narrow for:")[2]
+    table = drawn.partition("Columns left out")[0]
+    hidden = " ".join(drawn.split()).partition("too narrow: ")[2]
     assert max(map(len, text.splitlines())) <= width
     for name, column in sheet.cells.items():
-        if name.replace("_", " ") not in " ".join(hidden.split()):
+        if name.replace("_", " ") not in hidden:
             lines = {line for cell in column for line in cell.split("\n")}
             assert [line for line in lines if line not in table] == [], name
+
+
+@pytest.mark.parametrize("width", range(60, 130, 7))
+def test_a_changed_counter_keeps_the_algorithms_that_name_its_row(width: int) -> None:
+    sides = diff.load(NUMPY), diff.load(LARGE)
+    *_, table = terminal.difference(*sides, diff.counters(*sides), 3, width)
+    console = Console(width=width, height=25, file=io.StringIO(), color_system=None)
+    console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    [row] = [line for line in text.splitlines() if line.startswith(" deferred_split_calls")]
+    assert row.split()[1] == "baseline," and "folio-batch" in text
+    hidden = " ".join(text.split()).partition("too narrow: ")[2].partition(" A row is")[0]
+    assert not hidden or "change" in hidden.split(", ")
+
+
+def test_where_nothing_changed_no_table_is_shown() -> None:
+    side = diff.load(NUMPY, ["v2"])
+    [said] = terminal.difference(side, side, diff.counters(side, side), 20, 80)
+    assert str(said) == "Nothing changed from 'numpy' to 'numpy'."

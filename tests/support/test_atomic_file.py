@@ -105,7 +105,7 @@ def test_a_name_too_long_is_noticed_before(name: str, tmp_path: Path):
 def test_nothing_is_recorded_under_a_name_too_long(tmp_path: Path):
     """Noticed before the command starts."""
     done = subprocess.run(
-        [sys.executable, "-m", "replay", "record", "-o", "a" * 300, "--", "touch", "ran"],
+        [sys.executable, "-m", "replay", "record", "-o", f"{'a' * 300}.parquet", "--", "touch", "ran"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

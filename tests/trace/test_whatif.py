@@ -396,10 +396,14 @@ def test_orders_that_are_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "page_size", "says"),
     [
-        ("3k", 4096, "3k is no folio size: give 4k, 16k, 32k ... 2m"),
-        ("128k", 65536, "no folios of order 1: give order 0 (64k), or 2 to 13 (256k to 512m)"),
-        ("1", 4096, "no folios of order 1: give order 0 (4k), or 2 to 9 (16k to 2m)"),
-        ("32k", 65536, "32k is no folio size: give 64k, 256k, 512k ... 512m"),
+        ("3k", 4096, "'3k' is no folio size: give 4k, 16k, 32k ... 2m"),
+        (
+            "128k",
+            65536,
+            "no folios of order 1 (base pages of 64 KiB): give order 0 (64k), or 2 to 13 (256k to 512m)",
+        ),
+        ("1", 4096, "no folios of order 1 (base pages of 4 KiB): give order 0 (4k), or 2 to 9 (16k to 2m)"),
+        ("32k", 65536, "'32k' is no folio size: give 64k, 256k, 512k ... 512m"),
     ],
 )
 def test_a_wrong_size_is_told_with_the_right_ones(text: str, page_size: int, says: str) -> None:

@@ -96,7 +96,7 @@ def test_a_command_of_which_nothing_is_seen_is_an_error(monkeypatch):
         raise ReplayError("it changes")
 
     monkeypatch.setattr(watch, "_read", unreadable)
-    with pytest.raises(ReplayError, match="no exit of sh could be compared: it could not be read"):
+    with pytest.raises(ReplayError, match="no exit of 'sh' could be compared: it could not be read"):
         exits.validate(["sh", "-c", "true"])
 
 
