@@ -301,7 +301,7 @@ def _capture_each(
             held_ms = together.held_ms()
             spaces = [(pid, captured._replace(held_ms=held_ms)) for pid, captured in spaces]
         if not spaces:
-            raise ReplayError(refused[0] if refused else "no process to capture: all have ended")
+            raise ReplayError(refused[0] if refused else "no process to capture: they have ended")
         how = together.how if together else ("ptrace" if options.held and tree.live else "none")
         meta = metadata(tree, spaces, options, held=how)
         found = [captured for _, captured in spaces]

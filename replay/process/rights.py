@@ -35,7 +35,9 @@ def why_not_traced(pid: int) -> str:
     label = _text(files.PROC / str(pid) / "attr" / "current").strip("\0\n ")
     if label and label != "unconfined":
         return f"a security module guards it (its label is {label}): allow ptrace there"
-    return "replay has CAP_SYS_PTRACE, so a security module or the kernel itself guards it"
+    return (
+        "replay has CAP_SYS_PTRACE, so a security module or the kernel itself guards it: allow ptrace there"
+    )
 
 
 def _text(path: Path) -> str:

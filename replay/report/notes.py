@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from replay.support.text import counted
-from replay.teardown.algorithms import NEWEST_TRACED, of_release, release_numbers
+from replay.teardown.algorithms import NEWEST_TRACED, UNTRACED, of_release, release_numbers
 from replay.teardown.counters import CHECKS
 from replay.trace.kpageflags import KPF_ANON, bit
 from replay.trace.metadata import FIGURES, AddressSpace, Metadata
@@ -149,15 +149,19 @@ def running(metas: Sequence[Metadata]) -> dict[str, str]:
 
 
 def kernels(metas: Sequence[Metadata], shown: Collection[str]) -> list[str]:
-    """Notes on which rows belong to the traces' kernels, and on kernels that are newer than any that was
-    traced.
-    """
+    """Notes on which rows belong to the traces' kernels, and on kernels that were not traced."""
     lines = [
-        f"* {name} is what Linux {releases}, the kernel of the trace, does by its release; a distribution "
-        "may have added later changes"
+        f"* The trace was taken on Linux {releases}, which by its release number runs {name}; a distribution "
+        "may have changed that"
         for name, releases in running(metas).items()
         if name in shown
     ]
+    untraced = {meta.kernel_release for meta in metas if release_numbers(meta.kernel_release) in UNTRACED}
+    if untraced:
+        lines.append(
+            f"note: nobody traced Linux {', '.join(sorted(untraced))}: the note of mainline in "
+            "'replay algorithms' says what is known of it"
+        )
     newest = ".".join(map(str, NEWEST_TRACED))
     newer = {
         meta.kernel_release

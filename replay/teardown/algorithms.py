@@ -427,6 +427,9 @@ def release_numbers(release: str) -> tuple[int, int] | None:
     return None if numbers is None else (int(numbers[1]), int(numbers[2]))
 
 
+UNTRACED: Final = ((6, 14), (6, 15))
+"""Releases that nobody traced, though older and newer ones were: see the note of `mainline`."""
+
 NEWEST_TRACED: Final = (7, 3)
 """The newest release whose teardown was traced and agreed with `mainline`."""
 

@@ -319,7 +319,8 @@ def _check(made: Algorithm, values: Mapping[str, Any]) -> None:
         slots = getattr(made, name)
         if 0 < slots < made.entry.most_slots:
             raise UsageError(
-                f"{name}={slots} with entry={made.entry.word}: a page and its count take two slots"
+                f"{name}={slots} with entry={made.entry.word}: a page and its count take two slots: "
+                f"give {name}=2 or more"
             )
     if "batch_pages" in values and values["batch_pages"].bit_count() != 1:
         raise UsageError(f"batch_pages={values['batch_pages']}: the kernel allocates powers of two")

@@ -52,7 +52,7 @@ def trim(
     said = _said(pids, mms, vmas, addresses)
     if rows.is_empty():
         raise TraceError(
-            f"nothing of {trace.name} is in the part asked for ({said}): 'replay inspect --json' lists all "
+            f"nothing of '{trace.name}' is in the part asked for ({said}): 'replay inspect --json' lists all "
             "processes and VMAs"
         )
     whole = not vmas and not addresses

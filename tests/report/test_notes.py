@@ -30,6 +30,8 @@ def test_the_kernel_of_the_trace_is_named_and_a_newer_one_too():
     assert len(lines) == 2
     assert "newer than any kernel that was traced (v7.3)" in lines[1]
     assert notes.kernels([meta], ["mainline"]) == []
+    between = notes.kernels([dataclasses.replace(meta, kernel_release="6.15.2")], ["mainline"])
+    assert between[1].startswith("note: nobody traced Linux 6.15.2")
 
 
 def test_a_long_list_of_address_spaces_is_a_count():
