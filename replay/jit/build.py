@@ -112,11 +112,13 @@ def object_of(module: str) -> bytes:
         linked.link_in(_llvm_module(function))
     # what is not called from outside can be dropped: numba's exceptions and reference counts
     wanted = compiled.functions_of(module)
+    # numba's names hold the length of each part before it, and a tag behind the last
+    seldom = {f"{len(each.__name__)}{each.__name__}B" for each in compiled.seldom_functions()}
     for each in linked.functions:
         if not each.is_declaration and each.name not in wanted:
             each.linkage = "internal"
             # a call would pass each array as nine words, and `Rules` as one for each field
-            if not each.name.startswith("NRT_"):
+            if not each.name.startswith("NRT_") and not any(name in each.name for name in seldom):
                 each.add_function_attribute("alwaysinline")
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(SPEED_LEVEL))
     builder.getModulePassManager().run(linked, builder)

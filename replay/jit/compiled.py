@@ -65,6 +65,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _functions: dict[str, dict[str, Compiled]] = {}
 """Compiled functions by module and name."""
 _inline: set[Callable[..., Any]] = {pread}
+_seldom: set[Callable[..., Any]] = set()
 _lock: Final = threading.RLock()
 
 
@@ -115,6 +116,15 @@ def inline(function: _Function) -> _Function:
     """Mark a function that compiled functions call. LLVM puts its code into each of them."""
     _inline.add(function)
     return function
+
+
+def seldom(function: _Function) -> _Function:
+    """Mark a function as `inline` does, but have it called: for what is seldom called, from several places.
+
+    Its code is in the object once, which takes less time to compile.
+    """
+    _seldom.add(function)
+    return inline(function)
 
 
 def functions_of(module: str) -> dict[str, Compiled]:
@@ -224,7 +234,8 @@ def content(module: str) -> str:
     """
     lines = [f"{function.name} takes {function.arguments}" for function in functions_of(module).values()]
     for function in _functions_in(module):
-        lines.append(f"{function.__module__}.{function.__qualname__} {_bytecode(function)}")
+        mark = "seldom" if function in _seldom else ""
+        lines.append(f"{function.__module__}.{function.__qualname__} {_bytecode(function)} {mark}")
         for name, value in _globals_of(function):
             if isinstance(value, Compiled):
                 lines.append(f"{name} calls {value.name} with {value.arguments}")
@@ -294,5 +305,10 @@ def _constant(function: Callable[..., Any], name: str, value: Any) -> str:
 
 
 def inline_functions() -> frozenset[Callable[..., Any]]:
-    """All functions that are marked `inline`, of the modules imported so far."""
+    """All functions that are marked `inline` or `seldom`, of the modules imported so far."""
     return frozenset(_inline)
+
+
+def seldom_functions() -> frozenset[Callable[..., Any]]:
+    """Those of them that are marked `seldom`."""
+    return frozenset(_seldom)

@@ -6,7 +6,7 @@ Names of arguments are those of `machine.py`.
 
 from __future__ import annotations
 
-from replay.jit.compiled import I64, inline
+from replay.jit.compiled import I64, inline, seldom
 from replay.teardown.algorithms import Entry
 from replay.teardown.large_folios import in_runs
 from replay.teardown.release import free_chunk
@@ -269,7 +269,7 @@ def tlb_flush(r: Rules, c: I64) -> None:
     c[FREED_TABLES] = 0
 
 
-@inline
+@seldom
 def flush_gather(e: ExtentTable, f: FolioTable, g: SegmentTable, r: Rules, c: I64) -> None:
     """tlb_flush_mmu_free(): hand every batch over, in chunks, and begin anew with the bundle."""
     segments = c[SEGMENTS]

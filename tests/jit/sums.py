@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from replay.jit.compiled import I32, I64, U8, I64s, compiled, inline
+from replay.jit.compiled import I32, I64, U8, I64s, compiled, inline, seldom
 
 FACTOR = 3
 
@@ -12,6 +12,12 @@ FACTOR = 3
 def times(value: int) -> int:
     """FACTOR times a value."""
     return value * FACTOR
+
+
+@seldom
+def quotient(value: int, divisor: int) -> int:
+    """The value, divided by the divisor if that is not 0."""
+    return value // max(divisor, 1)
 
 
 @compiled
@@ -24,7 +30,7 @@ def weighted(values: I64, table: I64s, small: I32, bits: U8, out: I64, more: int
         out[row] = total + more
     rest = 0
     for at in range(len(values)):
-        rest += values[at] // max(small[at], 1) - bits[at]
+        rest += quotient(values[at], small[at]) - bits[at]
     return rest
 
 
