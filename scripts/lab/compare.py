@@ -24,7 +24,7 @@ _OF_FREED = {"folios_freed", "pages_freed", "freed_in_order", "deferred_split_de
 
 
 UNEXPLAINED = "unexplained"
-AVERAGES = "kpagecount says averages of folios that other processes map too"
+AVERAGES = "kpagecount gives only averages for folios that other processes map too"
 
 
 class Row(NamedTuple):

@@ -98,7 +98,7 @@ def _counter_rows(results: list[Validated]) -> list[str]:
                 counts = found[name][result.kernel]
                 agreeing = sum(count["agrees"] for count in counts)
                 cells.append(
-                    f"{agreeing:,} of {len(counts):,}, {sum(count['observed'] != 0 for count in counts):,}"
+                    f"{agreeing:,} of {len(counts):,}; {sum(count['observed'] != 0 for count in counts):,}"
                 )
             rows.append(f"| `{name}` | {' | '.join(cells)} |")
     return rows
