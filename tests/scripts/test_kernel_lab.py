@@ -483,7 +483,7 @@ def test_what_replay_validate_said_in_the_guest_is_reported(tmp_path: Path):
     assert validate_report.totals(result) == f"{line}; tests: 4 passed in 3 s"
     text = validate_report.summary([result])
     assert "| v6.1 | sleep | 1 | 1 | 5 |  | 2 | 1 | free_calls (dirty rule): 1 |" in text
-    assert "| `rmap_calls` | 1 of 1, 1 |" in text
+    assert "| `rmap_calls` | 1 of 1; 1 |" in text
     assert "| v6.1 | sleep | sleep | `free_calls` | 7 | 8 | dirty rule |  |" in text
 
 
