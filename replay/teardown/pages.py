@@ -63,7 +63,7 @@ def claim(words: WordTable, used: I64, stamp: int, first: int, frames: int, colu
         number = frame >> WORD_BITS
         stop = min(end, (number + 1) << WORD_BITS)
         # -1 has all bits: those from the frame on, up to the end of the word, are a number with a sign
-        bits = -1 if stop & (WORD - 1) == 0 else (1 << (stop - frame)) - 1
+        bits = -1 if stop & (WORD - 1) == 0 else ~(-1 << (stop - frame))
         mask = bits << (frame & (WORD - 1))
         slot = word_slot(words, used, stamp, number)
         if words[slot, column] & mask:

@@ -67,7 +67,7 @@ def test_only_our_own_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_errors_of_real_programs_are_those_that_readme_tells() -> None:
     low, high = re.findall(r"\d+", kept.OFF_FOR_PROGRAMS)
     readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
-    assert f"between {low} and {high} % off in the median, nearly always too low" in readme
+    assert f"error of each program was between {low} and {high} %, nearly always too low" in readme
 
 
 def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
