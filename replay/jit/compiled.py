@@ -193,7 +193,7 @@ def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
                 and value.flags.c_contiguous
                 and array.columns in (0, value.shape[-1])
             ):
-                words.append(value.ctypes.data)
+                words.append(_address(value))
                 words.extend(value.shape)
             else:  # machine code would read what is not there
                 of = f" with {array.columns} columns" if array.columns else ""
@@ -208,6 +208,18 @@ def _machine_code(function: Compiled, address: int) -> Callable[..., int]:
 def arrays_of(argument: Array | Group | None) -> tuple[Array | None, ...]:
     """The arrays, or the integer, that an argument is passed as."""
     return argument.arrays if isinstance(argument, Group) else (argument,)
+
+
+_NOTHING: Final = ctypes.c_char * 0
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    """Where an array begins; in a fifth of the time that `ndarray.ctypes` takes."""
+    try:
+        return ctypes.addressof(_NOTHING.from_buffer(array.data))
+    except TypeError:
+        # it cannot be written to
+        return int(array.ctypes.data)
 
 
 def _int64(value: Any) -> int:
