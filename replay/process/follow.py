@@ -22,7 +22,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from replay.process import arguments, exec_gate, nested_tracers, ptrace
@@ -43,6 +42,9 @@ PATIENCE_SECONDS: Final = 1.0
 GIVE_WAY_SECONDS: Final = 1.0
 """How long a task that another tracer wants may take to stop; after that the other one's call fails, as it
 does under any tracer."""
+
+AUXV_BYTES: Final = 4096
+"""More than an auxiliary vector has."""
 
 SIGKILL_PENDING: Final = 1 << 8
 """SIGKILL in SigPnd of /proc/TID/status."""
@@ -566,9 +568,16 @@ def _is_shared(followed: Followed, process: Process, tid: int) -> bool:
 
 def _memory(tid: int) -> bytes:
     """The auxiliary vector of a task, whose addresses are those of one memory; zeros before there is one."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{tid}/auxv").read_bytes()
-    return b""
+    try:
+        auxv = os.open(f"/proc/{tid}/auxv", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(auxv, AUXV_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(auxv)
 
 
 def _has_memory_of_parent(tid: int) -> bool:

@@ -134,7 +134,7 @@ def _has_memory(folder: Path) -> bool:
 def threads(root: Path, pid: int) -> list[int]:
     """Thread ids of a process; empty if it is gone."""
     try:
-        return sorted(int(name) for name in os.listdir(root / str(pid) / "task"))  # noqa: PTH208 - fast
+        return sorted(int(name) for name in os.listdir(f"{root}/{pid}/task"))  # noqa: PTH208 - fast
     except (FileNotFoundError, ProcessLookupError):
         return []
 
