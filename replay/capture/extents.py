@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -102,15 +103,16 @@ class Owner(NamedTuple):
 
 def vma_facts(vmas: Sequence[Vma]) -> VmaFacts:
     """`VmaFacts` of a process."""
-    flags = [set(vma.flags.split()) for vma in vmas]
-    return VmaFacts(
-        # in a private mapping of frames, copied pages are anonymous and normal
-        raw_frames=np.array(
-            [bool(f & {"pf", "io"}) and v.perms[3] == "s" for f, v in zip(flags, vmas, strict=True)], bool
-        ),
-        hugetlb=np.array(["ht" in f for f in flags], bool),
-        writes_back=np.array([v.perms[1] == "w" and v.perms[3] == "s" for v in vmas], bool),
-    )
+    facts = np.array([_facts(vma.perms, vma.flags) for vma in vmas], bool).reshape(-1, 3)
+    return VmaFacts(*np.ascontiguousarray(facts.T))
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _facts(perms: str, flags: str) -> tuple[bool, bool, bool]:
+    """The columns of `VmaFacts` for one VMA. A few kinds of VMAs make up all processes."""
+    named, is_shared = set(flags.split()), perms[3] == "s"
+    # in a private mapping of frames, copied pages are anonymous and normal
+    return bool(named & {"pf", "io"}) and is_shared, "ht" in named, perms[1] == "w" and is_shared
 
 
 def maybe_mapped_again(some: Runs, facts: VmaFacts, entries: int, trust_exclusive: bool) -> I64:
