@@ -146,7 +146,7 @@ def _read_share(files: _Files, wanted_start: I64, wanted_end: I64, spare: int = 
     while True:
         room += room // 4 + SPARE_WORDS
         flags = np.empty(room + spare, np.int64)  # nothing is used of memory that is not written to
-        pieces = _read_flags(files.flags, wanted_start, wanted_end, start, end, flags)
+        pieces = read_flags(files.flags, wanted_start, wanted_end, start, end, flags)
         if pieces != NO_ROOM:
             break
         room *= 2
@@ -158,7 +158,7 @@ def _read_share(files: _Files, wanted_start: I64, wanted_end: I64, spare: int = 
     memcg = np.zeros(0, np.int64)
     if files.memcg >= 0:
         memcg = np.empty(words + spare, np.int64)
-        check_read(_read_heads(files.memcg, start, size, flags, memcg) >= 0, files.memcg)
+        check_read(read_heads(files.memcg, start, size, flags, memcg) >= 0, files.memcg)
     flags[:words] &= ~IDLE
     return Pages(start, end, np.cumsum(size) - size, flags[: words + spare].view(np.uint64), counts, memcg)
 
@@ -172,7 +172,7 @@ def _read_words(fd: int, start: I64, size: I64, words: int, spare: int) -> I64:
 
 
 @compiled
-def _read_heads(fd: int, start: I64, size: I64, flags: I64, out: I64) -> int:
+def read_heads(fd: int, start: I64, size: I64, flags: I64, out: I64) -> int:
     """Read the words of pieces into `out`, but for long runs of tails, which get the word of their head.
 
     flags: of the same frames. A word that the file does not have is 0. Returns 0; -1 - i if piece i could
@@ -206,7 +206,7 @@ def _read_heads(fd: int, start: I64, size: I64, flags: I64, out: I64) -> int:
 
 
 @compiled
-def _read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I64, flags: I64) -> int:
+def read_flags(fd: int, wanted_start: I64, wanted_end: I64, start: I64, end: I64, flags: I64) -> int:
     """Read wanted pieces, and on to both ends of the folios that they touch, as pieces [start, end).
 
     Returns the number of pieces, `NO_ROOM` or `UNREADABLE`.

@@ -104,25 +104,28 @@ def scanned(fd: int, places: Sequence[tuple[int, int]], page_size: int, pid: int
 
     places: the VMAs. The ioctl leaves VM_PFNMAP mappings out (pagemap_scan_test_walk()).
     """
+    begin, end = (places[0][0], places[-1][1]) if places else (0, 0)
+    start, stop, categories = regions(fd, begin * page_size, end * page_size, pid).T
+    return start // page_size, stop // page_size, categories & PAGE_IS_HUGE != 0
+
+
+def regions(fd: int, position: int, end: int, pid: int) -> I64:
+    """Populated regions of addresses [position, end) by PAGEMAP_SCAN: rows of `REGION`, as int64."""
     parts: list[npt.NDArray[np.void]] = []
-    position, end = (places[0][0], places[-1][1]) if places else (0, 0)
     while position < end:
         try:
             most = MANY_REGIONS if parts else FEW_REGIONS
-            regions, walked = _scan(fd, position * page_size, end * page_size, most)
+            found, position = _scan(fd, position, end, most)
         except OSError as error:
             if error.errno == errno.ESRCH:
                 raise ProcessGoneError(f"process {pid} ended while it was read") from None
             raise ReplayError(
                 f"PAGEMAP_SCAN of process {pid} failed ({error.strerror}): use --no-pagemap-scan"
             ) from None
-        parts.append(regions)
-        position = walked // page_size
-    if not parts:
-        return (none := np.zeros(0, np.int64)), none, none > 0
-    regions = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    start, stop, categories = regions.view(np.int64).reshape(-1, 3).T
-    return start // page_size, stop // page_size, categories & PAGE_IS_HUGE != 0
+        parts.append(found)
+    if len(parts) != 1:
+        parts = [np.concatenate([np.empty(0, REGION), *parts])]
+    return parts[0].view(np.int64).reshape(-1, 3)
 
 
 def unscanned(vmas: Sequence[Vma]) -> tuple[I64, I64]:

@@ -357,7 +357,7 @@ def _recording(out: Path, force: bool, options: Options) -> Iterator[_Recording]
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(atomic_file(out, force=force))
         tree = stack.enter_context(opened(files.PROC, os.getpid()))
-        loops.prepare()
+        loops.prepare(snapshot)
         # threads would not outlive the encoder's fork
         tree = tree._replace(pool=INLINE, writer=INLINE)
         work = functools.partial(_write_trace, target, tree, options)

@@ -15,9 +15,11 @@ from replay.capture.extents import Owner
 from replay.capture.live import capture_process
 from replay.procfs import files
 from replay.procfs.pagemap_scan import supported
+from replay.procfs.pagemap_words import read_pieces
 from replay.procfs.source import opened
 from replay.recording import snapshot
 from replay.trace.frame import frame_of
+from replay.trace.kpageflags import KPF_ANON, bit
 from tests.capture.processes import needs_root, program
 from tests.capture.trees import HEAD, TAIL
 
@@ -101,3 +103,50 @@ def test_no_room() -> None:
     with program(PROGRAMS["ordinary"]) as (pid, _), opened(files.PROC, pid) as tree:
         assert snapshot.read(tree, pid, np.zeros(100, np.uint64), lambda: None) is None
         assert snapshot.read(tree, pid, np.zeros(4000, np.uint64), lambda: None) is None
+
+
+SMAPS = """\
+1000-3000 r--p 00000000 08:01 7                          /tmp/a pf b
+Rss:                   8 kB
+VmFlags: rd mr mw me sd \n\
+7000-8000 r--s 00000000 00:05 9                          /dev/frames
+VmFlags: rd mr pf io de dd \n\
+9000-a000 r--p 00000000 00:00 0                          [vvar]
+VmFlags: pf rd mr \n\
+c000-e000 rw-p 00000000 00:00 0 \n\
+VmFlags: rd wr mr mw me ac \n\
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0  [vsyscall]
+VmFlags: ex pf \n\
+"""
+
+
+def test_bounds_and_raw_frames() -> None:
+    """Of all that smaps says, reading needs only this; vsyscall is in no page table of the process."""
+    assert snapshot._bounds(SMAPS) == (0x1000, 0xE000)
+    assert list(snapshot._raw_frames(SMAPS)) == [(0x7000, 0x8000), (0x9000, 0xA000)]
+    for nothing in ("", SMAPS[SMAPS.index("ffffffffff6") :]):
+        begin, end = snapshot._bounds(nothing)
+        assert begin == end and not snapshot._vmas(nothing, 4096)
+    names = ["/tmp/a pf b", "/dev/frames", "[vvar]", ""]
+    assert [vma.name for vma in snapshot._vmas(SMAPS, 4096)] == names
+
+
+@pytest.mark.parametrize("code", [PROGRAMS[name] for name in ("ordinary", "huge", "mapped twice", "forked")])
+def test_counts_that_were_not_asked_for(code: str) -> None:
+    """They are what kpagecount says, of all frames of large folios and all private ones that are mapped."""
+    room = np.zeros(1 << 18, np.uint64)
+    with program(code) as (pid, _), opened(files.PROC, pid) as tree:
+        taken = snapshot.read(tree, pid, room, lambda: None)
+        assert taken
+        start, end = snapshot._places(taken, room)[2:4]
+        expected = np.zeros(taken.frames, np.int64)
+        read_pieces(tree.counts_fd, start, end - start, expected)
+    flags, counts = (room[taken.pages + n * taken.frames :][: taken.frames] for n in (0, 1))
+    words = room[: taken.pages]
+    frames = np.concatenate([np.arange(*piece) for piece in zip(start, end, strict=True)])
+    mapped = np.isin(frames, words[words >= files.PM_PRESENT] & np.uint64(files.PM_PFRAME))
+    # other programs come and go, and map the same files
+    private = flags & np.uint64(bit(KPF_ANON)) != 0
+    looked_at = private & (mapped | (flags & np.uint64(HEAD | TAIL) != 0))
+    assert looked_at.sum() >= 256
+    assert np.array_equal(counts.view(np.int64)[looked_at], expected[looked_at])
